@@ -1,0 +1,47 @@
+# `make train` and `make test` need nothing but Python: they set up what is missing first.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+JOBS ?= 2
+CONFIG ?= configs/digit_scenes/uniperceiver_v2_tiny.yaml
+OUTPUT ?= output/digit_scenes_tiny
+ARGS ?=
+DATA := $(or $(DETECTRON2_DATASETS),datasets)/digit_scenes
+
+INSTALLED := $(VENV)/.uniperceiver_v2_installed
+PREPARED := $(DATA)/.prepared
+
+# Everything that the two commands use is on disk after the set-up; nothing may wait for a network.
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: setup train test lint
+.DELETE_ON_ERROR:
+
+setup: $(INSTALLED) $(PREPARED)
+
+# An environment that already holds upstream Detectron2 was compiled against its own torch: there we install
+# nothing but what is missing. Everywhere else the pinned versions and our own core of Detectron2's API go in.
+$(INSTALLED): setup.py pyproject.toml constraints.txt $(wildcard projects/detectron2_core/setup.py)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	if $(PY) -c 'import detectron2, sys; sys.exit("detectron2_core" in detectron2.__file__)' 2>/dev/null; then \
+	    packages="-e .[dev]"; \
+	else \
+	    packages="-c constraints.txt -e projects/detectron2_core -e .[dev]"; \
+	fi; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
+	touch $@
+
+$(PREPARED): datasets/prepare_digit_scenes.py | $(INSTALLED)
+	$(PY) datasets/prepare_digit_scenes.py
+	touch $@
+
+train: setup
+	$(OFFLINE) $(PY) projects/uniperceiver_v2/train_net.py --config-file $(CONFIG) $(ARGS) OUTPUT_DIR $(OUTPUT)
+
+# One thread a worker: two workers with two threads each on two cores get in each other's way.
+test: setup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .

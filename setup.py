@@ -1,0 +1,37 @@
+from setuptools import find_packages, setup
+
+PROJECT = "projects/uniperceiver_v2"
+
+setup(
+    name="uniperceiver-v2",
+    version="0.1.0",
+    description="An open implementation of Uni-Perceiver v2 as a Detectron2 project",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": PROJECT},
+    packages=find_packages(PROJECT, include=["uniperceiver_v2", "uniperceiver_v2.*"]),
+    # Detectron2 itself is left out on purpose: upstream is on no package index, so it is either there already
+    # or comes from projects/detectron2_core (see the Makefile).
+    install_requires=[
+        "torch>=2.4",
+        "transformers>=4.48",
+        "tokenizers",
+        "numpy",
+        "scipy",
+        "opencv-python",
+        "fvcore",
+        "iopath",
+        "pycocotools>=2.0.6",
+        "faster-coco-eval>=1.6",
+        "lvis>=0.5.3",
+        "scikit-learn",
+        "tensorboard",
+        "matplotlib",
+        "pillow",
+        "tabulate",
+        "termcolor",
+        "tqdm",
+        "pyyaml",
+    ],
+    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"]},
+)
