@@ -1,0 +1,11 @@
+"""The one place through which files are opened, so that a user may register more kinds of paths."""
+
+from iopath.common.file_io import HTTPURLHandler, PathHandler
+from iopath.common.file_io import PathManager as PathManagerBase
+
+__all__ = ["PathHandler", "PathManager"]
+
+PathManager = PathManagerBase()
+"""Detectron2's own iopath manager: local paths and http(s) URLs, which are downloaded once and cached."""
+
+PathManager.register_handler(HTTPURLHandler())

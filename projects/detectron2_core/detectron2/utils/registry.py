@@ -1,0 +1,26 @@
+"""Names to objects: registries that users fill, and dotted paths."""
+
+import importlib
+import pydoc
+from typing import Any
+
+from fvcore.common.registry import Registry
+
+__all__ = ["Registry", "locate"]
+
+
+def locate(name: str) -> Any:
+    """The object with the dotted path ``name``, such as "torch.optim.sgd.SGD".
+
+    Raises:
+        ImportError: there is none.
+    """
+    found = pydoc.locate(name)
+    if found is not None:
+        return found
+    # pydoc walks attributes, so it misses modules that their package hides behind another attribute.
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImportError(f"Cannot dynamically locate object {name}!") from error
