@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import logging
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+__all__ = ["DEFAULT_TIMEOUT", "launch"]
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+logger = logging.getLogger(__name__)
+
+
+def launch(
+    main_func,
+    num_gpus_per_machine,
+    num_machines=1,
+    machine_rank=0,
+    dist_url=None,
+    args=(),
+    timeout=DEFAULT_TIMEOUT,
+):
+    """Call ``main_func(*args)`` in every process of a distributed job; to be called once on every machine.
+
+    With one process in all, it is called right here. Otherwise processes are spawned, joined to a process
+    group (nccl with a GPU each where there are GPUs, else gloo) and waited for.
+
+    Args:
+        main_func: picklable.
+        num_gpus_per_machine: processes on each machine.
+        num_machines: machines of the job.
+        machine_rank: index of this machine.
+        dist_url: where the processes meet, such as "tcp://127.0.0.1:8686", or "auto" for a free port of this
+            machine, if it is the only one.
+        args: arguments of ``main_func``.
+        timeout: timedelta after which a collective call gives up.
+    """
+    world_size = num_machines * num_gpus_per_machine
+    if world_size <= 1:
+        main_func(*args)
+        return
+    if dist_url == "auto":
+        assert num_machines == 1, "dist_url=auto not supported in multi-machine jobs."
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    if num_machines > 1 and dist_url.startswith("file://"):
+        logger.warning("file:// is not reliable between machines, prefer tcp://")
+    mp.start_processes(
+        _worker,
+        args=(main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout),
+        nprocs=num_gpus_per_machine,
+        daemon=False,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _worker(
+    local_rank, main_func, world_size, processes_per_machine, machine_rank, dist_url, args, timeout
+) -> None:
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        assert processes_per_machine <= torch.cuda.device_count(), "more processes than GPUs"
+    try:
+        dist.init_process_group(
+            backend="nccl" if has_gpu else "gloo",
+            init_method=dist_url,
+            world_size=world_size,
+            rank=machine_rank * processes_per_machine + local_rank,
+            timeout=timeout,
+        )
+    except Exception:
+        logger.error("Process group URL: %s", dist_url)
+        raise
+    comm.create_local_process_group(processes_per_machine)
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    # Nobody may start with its first collective call while another still joins the group.
+    comm.synchronize()
+    main_func(*args)
