@@ -8,9 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fvcore.common.config import CfgNode as _CfgNode
-
 from detectron2.utils.file_io import PathManager
+from fvcore.common.config import CfgNode as _CfgNode
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ class CfgNode(_CfgNode):
 
         Args:
             cfg_filename: path of the YAML file; bases are looked for relative to it.
-            allow_unsafe: whether YAML tags that construct Python objects are accepted. They run code, so read a
-                stranger's file before loading it.
+            allow_unsafe: whether YAML tags that construct Python objects are accepted. They run code, so read
+                a stranger's file before loading it.
 
         Raises:
             AssertionError: the file is missing, or written for another version of the keys.
@@ -84,13 +83,13 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
         @configurable(from_config=lambda cfg: {"width": cfg.MODEL.WIDTH})
         def build_head(width, depth=2): ...
 
-    After that ``Head(cfg)``, ``Head(cfg, depth=3)`` and ``Head(width=8)`` are all valid. Arguments given beside
-    ``cfg`` go to ``from_config`` where its signature names them, and straight to the callee otherwise.
+    After that ``Head(cfg)``, ``Head(cfg, depth=3)`` and ``Head(width=8)`` are all valid. Arguments given
+    beside ``cfg`` go to ``from_config`` where its signature names them, and straight to the callee otherwise.
 
     Raises:
         AssertionError: it decorates something else than an ``__init__``, or ``from_config`` is no function.
-        AttributeError, TypeError: at the call, if the class has no ``from_config``, it is no classmethod, or its
-            first argument is not ``cfg``.
+        AttributeError, TypeError: at the call, if the class has no ``from_config``, it is no classmethod, or
+            its first argument is not ``cfg``.
     """
     if init_func is not None:
         is_init = inspect.isfunction(init_func) and init_func.__name__ == "__init__"

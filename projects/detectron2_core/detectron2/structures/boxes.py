@@ -17,9 +17,9 @@ RawBox = TypeVar("RawBox", list, tuple, np.ndarray, Tensor)
 class BoxMode(IntEnum):
     """How the numbers of a box are read. Integers, so that dataset dicts stay plain data.
 
-    ``XYXY_ABS`` is (x0, y0, x1, y1) and ``XYWH_ABS`` (x0, y0, width, height), both in pixels. ``XYXY_REL`` and
-    ``XYWH_REL`` are the same in shares of the image's size, ``XYWHA_ABS`` a rotated box (centre x, centre y, width,
-    height, degrees counter-clockwise); upstream names them, and datasets may carry them, but nothing here converts them.
+    ``XYXY_ABS`` is (x0, y0, x1, y1) and ``XYWH_ABS`` (x0, y0, width, height), both in pixels. ``XYXY_REL``
+    and ``XYWH_REL`` are the same in shares of the image's size, ``XYWHA_ABS`` a rotated box (centre x, centre
+    y, width, height, degrees counter-clockwise); these have their numbers, but nothing here converts them.
     """
 
     XYXY_ABS = 0
@@ -133,7 +133,7 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
-        """The chosen boxes: an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
+        """The boxes of an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
         chosen = self.tensor[item]
         if isinstance(item, int):
             chosen = chosen[None]

@@ -12,7 +12,7 @@ from torch import Tensor
 class Instances:
     """A table with one row an instance, its columns ("fields") read and written as attributes.
 
-    A field is anything with a length and an index: a tensor, ``Boxes``, masks, a list. All have the same length.
+    A field is anything with a length and an index: a tensor, ``Boxes``, masks, a list. All are equally long.
     Names with a leading underscore are ordinary attributes::
 
         found = Instances((480, 640), pred_boxes=Boxes(...), scores=torch.tensor([0.9, 0.2]))

@@ -54,7 +54,7 @@ class BitMasks:
         return self.tensor.device
 
     def __getitem__(self, item: int | slice | Tensor) -> BitMasks:
-        """The chosen masks: an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
+        """The masks of an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
         chosen = self.tensor[item]
         if isinstance(item, int):
             chosen = chosen[None]
@@ -84,7 +84,7 @@ class BitMasks:
         return BitMasks(np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=bool))
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes on the CPU, from the first pixel's left and top to the last one's right and bottom border.
+        """Tight boxes on the CPU, from the first pixel's left and top to the last one's right and bottom.
 
         A mask without pixels has the box (0, 0, 0, 0).
         """
@@ -134,9 +134,11 @@ class PolygonMasks:
         return torch.device("cpu")
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes around each instance's corners."""
+        """Tight boxes around each instance's corners; (0, 0, 0, 0) where there are none."""
         boxes = torch.zeros(len(self), 4)
         for row, polygons in zip(boxes, self.polygons, strict=True):
+            if not polygons:
+                continue
             corners = torch.from_numpy(np.concatenate(polygons)).reshape(-1, 2)
             row[:2], row[2:] = corners.amin(dim=0), corners.amax(dim=0)
         return Boxes(boxes)

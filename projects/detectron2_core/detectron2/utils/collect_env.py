@@ -1,4 +1,4 @@
-"""A description of this machine and its software for logs and bug reports: ``python -m detectron2.utils.collect_env``."""
+"""What this machine and its software are, for bug reports: ``python -m detectron2.utils.collect_env``."""
 
 from __future__ import annotations
 

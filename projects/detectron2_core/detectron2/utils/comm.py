@@ -1,4 +1,4 @@
-"""Talking between the processes of a distributed run. All of it also works without one, as a run of one process."""
+"""Talking between the processes of a distributed run. A process without one counts as a run of one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def get_rank() -> int:
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Makes the group of the processes on this machine. ``launch`` does it; otherwise call it in every process.
+    """Makes the group of the processes on this machine. ``launch`` does it; else call it in every process.
 
     Args:
         num_workers_per_machine: the same on each machine.

@@ -1,4 +1,4 @@
-"""Numbers and pictures that training leaves behind: a storage they are put into, and writers that take them out."""
+"""What training reports: a storage that numbers and pictures are put into, and writers that take them out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
 from fvcore.common.history_buffer import HistoryBuffer
 from torch import Tensor
-
-from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "CommonMetricPrinter",
@@ -51,8 +50,8 @@ def has_event_storage() -> bool:
 class EventStorage:
     """The history of every scalar by name, and pictures and histograms until a writer has taken them.
 
-    Used as a context: inside of it ``get_event_storage()`` gives this object, so that any module can report numbers
-    without being handed anything.
+    Used as a context: inside of it ``get_event_storage()`` gives this object, so that any module can report
+    numbers without being handed anything.
     """
 
     def __init__(self, start_iter: int = 0):
@@ -71,7 +70,7 @@ class EventStorage:
         """Adds a number to the history of ``name``.
 
         Args:
-            smoothing_hint: whether it is noisy, so that writers show a median. The same at every call for a name.
+            smoothing_hint: whether it is noisy, so that writers show a median. The same at every call.
             cur_iter: the iteration it belongs to; by default the current one.
 
         Raises:
@@ -95,7 +94,7 @@ class EventStorage:
         self._vis_data.append((img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
-        """Adds a histogram of a tensor's elements for TensorBoard, with ``bins`` equal bins over their range."""
+        """Adds a histogram of a tensor's elements for TensorBoard: ``bins`` equal bins over their range."""
         values = hist_tensor.detach().flatten().float()
         low, high = values.min().item(), values.max().item()
         edges = torch.linspace(low, high, steps=bins + 1)
@@ -231,10 +230,8 @@ class JSONWriter(EventWriter):
             self._file_handle.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
         self._last_write = max(lines, default=self._last_write)
         self._file_handle.flush()
-        try:
+        with suppress(AttributeError):  # a file that is not on this machine
             os.fsync(self._file_handle.fileno())
-        except AttributeError:  # a file that is not on this machine
-            pass
 
     def close(self) -> None:
         self._file_handle.close()

@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from termcolor import colored
-
-from detectron2.utils.file_io import PathManager
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
 
@@ -57,11 +56,11 @@ def setup_logger(
     """Gives a logger its handlers, with everything from DEBUG on let through.
 
     Args:
-        output: a file ending in .txt or .log, or a folder, in which it is log.txt; None: no file. Lines are appended.
+        output: a file ending in .txt or .log, or a folder for a log.txt; None: no file. Lines are appended.
         distributed_rank: only rank 0 writes to stdout; the others' files end in ".rank<number>".
         color: for terminals.
         name: of the logger; the loggers below it are served as well.
-        abbrev_name: what colored lines show in place of ``name``; by default "d2" for detectron2, else ``name``.
+        abbrev_name: what coloured lines show for ``name``; by default "d2" for detectron2, else ``name``.
         enable_propagation: whether records also reach the handlers of the loggers above.
         configure_stdout: whether to write to stdout at all.
     """
@@ -88,7 +87,7 @@ def setup_logger(
     return logger
 
 
-@functools.lru_cache(maxsize=None)  # loggers of different names share one stream into the same file
+@functools.cache  # loggers of different names share one stream into the same file
 def _open_log(path: str):
     stream = PathManager.open(path, "a")
     atexit.register(stream.close)
@@ -113,8 +112,8 @@ def log_first_n(
     Args:
         lvl: a level of ``logging``.
         name: of the logger; by default the calling module.
-        key: what counts as the same: the line that calls ("caller"), the text ("message"), or both together, given
-            as a tuple.
+        key: what counts as the same: the line that calls ("caller"), the text ("message"), or both together,
+            given as a tuple.
     """
     keys = (key,) if isinstance(key, str) else key
     assert len(keys) > 0
