@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, the same random numbers, an empty configuration of the machine."""
+"""What holds for every test: no network, one thread, the same random numbers."""
 
 import os
 

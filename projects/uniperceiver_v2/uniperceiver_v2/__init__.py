@@ -1,4 +1,4 @@
-"""Uni-Perceiver v2: one set of weights that detects, segments, classifies, captions, retrieves and models language."""
+"""Uni-Perceiver v2: one set of weights for every task that picks the most likely of its candidates."""
 
 from .config import add_uniperceiver_v2_config
 

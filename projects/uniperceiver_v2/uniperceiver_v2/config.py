@@ -1,10 +1,316 @@
-"""The settings that Uni-Perceiver v2 adds to Detectron2's."""
+"""The settings that Uni-Perceiver v2 adds to Detectron2's, and how a run's settings are read and checked.
 
+A run is described by a YAML file (with ``_BASE_`` as in Detectron2) and ``KEY VALUE`` pairs. Both are
+checked key by key as they are merged, so that a slip of the pen ends the run at once and names the key
+that was meant.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+from ast import literal_eval
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+COMMON_TASK_SETTINGS: dict[str, Any] = {
+    "KIND": "",
+    "DATASETS": [],
+    # Images (or texts) of one iteration, over all ranks.
+    "IMS_PER_BATCH": 16,
+    # s_k of paper.md's equation (7); the ratios of all tasks are scaled to sum to 1.
+    "SAMPLING_RATIO": 1.0,
+    # w_k of equation (7). Task-balanced normalisation cancels it, AdamW does not.
+    "LOSS_WEIGHT": 1.0,
+    # ω_k of Task-Balanced Gradient Normalization: the norm of the task's gradient after normalisation.
+    "GRADIENT_WEIGHT": 1.0,
+}
+
+# What a task node may hold beside the common settings, by its KIND. A new kind of task adds its line here.
+TASK_SETTINGS: dict[str, dict[str, Any]] = {
+    "detection": {},
+    "classification": {
+        "LABEL_SMOOTHING": 0.0,
+        "IMAGE_SIZE": 224,
+        "CROP_SCALE": [0.08, 1.0],
+        "FLIP": True,
+        "PROMPT": "{}",
+    },
+}
+
+OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 
 
 def add_uniperceiver_v2_config(cfg: CN) -> None:
     """Add this project's keys to ``cfg`` in place, beside Detectron2's own."""
-    cfg.MODEL.UNIPERCEIVER_V2 = CN()
+    _add_model_config(cfg)
+
+    # Tasks are nodes of the user's own naming, so that the command line can override one number of one task.
     cfg.TASKS = CN(new_allowed=True)
     cfg.TASKS.NAMES = []
+
+    cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
+    cfg.SOLVER.BETAS = [0.9, 0.999]
+    cfg.SOLVER.EPS = 1e-8
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
+    # Decay of the exponential average of the weights that is evaluated and saved as "model"; 0 turns it off.
+    cfg.SOLVER.WEIGHT_AVERAGING = 0.0
+
+    # Unreadable images are skipped and counted; past this share of those seen, training stops.
+    cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.01
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.UNIPERCEIVER_V2 = CN()
+
+
+def load_config(
+    config_file: str = "", overrides: Sequence[str] = (), *, training: bool = True, world_size: int = 1
+) -> CN:
+    """Read, merge and check the settings of a run.
+
+    Args:
+        config_file: YAML file, may name another one as ``_BASE_``; empty for the defaults.
+        overrides: ``["KEY", "VALUE", ...]`` as on the command line.
+        training: whether the tasks will be trained, so that there has to be one.
+        world_size: the number of processes among which a task's batch is divided.
+
+    Returns:
+        the frozen configuration, each node of ``TASKS`` filled up with its kind's defaults.
+
+    Raises:
+        UserError: unknown key, task, kind or dataset, a value of the wrong type or outside its range.
+    """
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    from_file = _read_yaml(config_file) if config_file else {}
+    from_command_line = _nest(overrides)
+    # A task's kind decides which keys it may have, wherever they are given.
+    kinds = _task_kinds(_overlay(from_file, from_command_line).get("TASKS"))
+    for name, kind in kinds.items():
+        cfg.TASKS[name] = CN(task_defaults(name, kind))
+    for settings, where in ((from_file, f"in {config_file}"), (from_command_line, "on the command line")):
+        _merge(settings, cfg, (), where)
+    _fall_back_to_cpu(cfg)
+    check_config(cfg, training=training, world_size=world_size)
+    cfg.freeze()
+    return cfg
+
+
+def task_defaults(name: str, kind: str) -> dict[str, Any]:
+    """All settings of a task of this kind with their defaults.
+
+    Raises:
+        UserError: no such kind.
+    """
+    if kind not in TASK_SETTINGS:
+        raise UserError(f"TASKS.{name}.KIND: unknown kind of task '{kind}'{nearest(kind, TASK_SETTINGS)}")
+    return copy.deepcopy({**COMMON_TASK_SETTINGS, "KIND": kind, **TASK_SETTINGS[kind]})
+
+
+def sampling_ratios(cfg: CN) -> dict[str, float]:
+    """s_k of every task in ``TASKS.NAMES``, in that order, scaled to sum to 1."""
+    ratios = {name: float(cfg.TASKS[name].SAMPLING_RATIO) for name in cfg.TASKS.NAMES}
+    total = math.fsum(ratios.values())
+    return {name: ratio / total for name, ratio in ratios.items()}
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if not PathManager.isfile(path):
+        raise UserError(f"configuration file not found: {path}")
+    try:
+        # Without unsafe tags: a configuration from elsewhere must not be able to run code.
+        settings = CN.load_yaml_with_base(path, allow_unsafe=False)
+    except (yaml.YAMLError, OSError, AttributeError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{path} cannot be read as a configuration: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} cannot be read as a configuration: it holds no KEY: VALUE pairs")
+    return settings
+
+
+def _nest(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["A.B", "1", ...]`` as ``{"A": {"B": "1"}, ...}``."""
+    for option in overrides:
+        if option.startswith("--"):
+            raise UserError(f"the option {option} must stand before the KEY VALUE pairs")
+    if len(overrides) % 2:
+        raise UserError(f"overrides are KEY VALUE pairs, but '{overrides[-1]}' has no value")
+    nested: dict[str, Any] = {}
+    for key, value in zip(overrides[0::2], overrides[1::2]):
+        *parents, last = key.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"on the command line, '{key}' and a key above it are both given a value")
+        node[last] = value
+    return nested
+
+
+def _overlay(base: Any, top: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(top, dict)):
+        return top
+    return {**base, **{key: _overlay(base.get(key), value) for key, value in top.items()}}
+
+
+def _task_kinds(tasks: Any) -> dict[str, str]:
+    """KIND of each task node."""
+    if not isinstance(tasks, dict):
+        return {}
+    kinds = {}
+    for name, node in tasks.items():
+        if name == "NAMES" or not isinstance(node, dict):
+            continue
+        if "KIND" not in node:
+            # Either a task without a kind, or the name of one that exists with a slip in it.
+            with_kind = [
+                other for other, value in tasks.items() if isinstance(value, dict) and "KIND" in value
+            ]
+            raise UserError(f"the task 'TASKS.{name}' has no KIND{nearest(name, with_kind)}")
+        kinds[name] = str(node["KIND"])
+    return kinds
+
+
+def _merge(settings: dict[str, Any], node: CN, path: tuple[str, ...], where: str) -> None:
+    for key, value in settings.items():
+        full_key = ".".join((*path, str(key)))
+        if key not in node:
+            if node.is_new_allowed() and path != ("TASKS",):
+                node[key] = CN(value, new_allowed=True) if isinstance(value, dict) else value
+                continue
+            raise UserError(
+                f"unknown configuration key '{full_key}' {where}{_nearest_key(str(key), node, path)}"
+            )
+        if isinstance(node[key], CN) != isinstance(value, dict):
+            expected = "a section of keys" if isinstance(node[key], CN) else "a value, not a section"
+            raise UserError(f"configuration key '{full_key}' {where} expects {expected}")
+        if isinstance(value, dict):
+            _merge(value, node[key], (*path, key), where)
+        else:
+            node[key] = _coerce(value, node[key], full_key, where)
+
+
+def _nearest_key(key: str, node: CN, path: tuple[str, ...]) -> str:
+    """The closest key of the same section; else where in the whole configuration that very name stands."""
+    hint = nearest(key, [str(name) for name in node])
+    if "did you mean" in hint:
+        prefix = "".join(f"{part}." for part in path)
+        return hint.replace("did you mean '", f"did you mean '{prefix}")
+    defaults = get_cfg()
+    add_uniperceiver_v2_config(defaults)
+    elsewhere = [full_key for full_key in _leaves(defaults) if full_key.rsplit(".", 1)[-1] == key]
+    return f"; did you mean '{elsewhere[0]}'?" if elsewhere else hint
+
+
+def _leaves(node: CN, path: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield path + key
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{path}{key}.")
+
+
+def _coerce(value: Any, default: Any, full_key: str, where: str) -> Any:
+    """``value`` as the type of ``default``, by yacs' rules and two more: an integer will do for a float, and
+    a text stays one where a text is expected, even if it looks like a number."""
+    if isinstance(value, str) and not isinstance(default, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = literal_eval(value)
+    if isinstance(value, type(default)) and not (isinstance(value, bool) and not isinstance(default, bool)):
+        return value
+    if default is None or value is None:
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return type(default)(value)
+    raise UserError(
+        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, "
+        f"not {value!r}"
+    )
+
+
+def _fall_back_to_cpu(cfg: CN) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("no CUDA device is available: MODEL.DEVICE is set to cpu")
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def check_config(cfg: CN, *, training: bool, world_size: int = 1) -> None:
+    """Check what can be known before any work: names that have to exist and numbers that have to make sense.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    _check_choice(
+        "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
+    )
+    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
+    _check_tasks(cfg, world_size)
+    if training:
+        _check_training(cfg)
+
+
+def _check_tasks(cfg: CN, world_size: int) -> None:
+    names = list(cfg.TASKS.NAMES)
+    for name in names:
+        _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
+        if names.count(name) > 1:
+            raise UserError(f"TASKS.NAMES names the task '{name}' more than once")
+        task, prefix = cfg.TASKS[name], f"TASKS.{name}"
+        if not task.DATASETS:
+            raise UserError(f"{prefix}.DATASETS is empty")
+        _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
+        for key in ("SAMPLING_RATIO", "LOSS_WEIGHT", "GRADIENT_WEIGHT", "IMS_PER_BATCH"):
+            if not (math.isfinite(task[key]) and task[key] > 0):
+                raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
+        if task.IMS_PER_BATCH % world_size:
+            raise UserError(
+                f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally"
+            )
+
+
+def _check_training(cfg: CN) -> None:
+    solver = cfg.SOLVER
+    if not cfg.TASKS.NAMES:
+        raise UserError("TASKS.NAMES is empty: there is no task to train")
+    if solver.REFERENCE_WORLD_SIZE:
+        raise UserError("SOLVER.REFERENCE_WORLD_SIZE is not supported: each task has its own IMS_PER_BATCH")
+    _check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    for key in ("MAX_ITER", "BASE_LR", "CHECKPOINT_PERIOD"):
+        if not solver[key] > 0:
+            raise UserError(f"SOLVER.{key} must be above 0, not {solver[key]}")
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+        raise UserError(
+            f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}"
+        )
+    if not 0 <= solver.WEIGHT_AVERAGING < 1:
+        raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
+
+
+def _check_datasets(where: str, names: Sequence[str]) -> None:
+    from detectron2.data import DatasetCatalog
+
+    for name in names:
+        if name not in DatasetCatalog:
+            hint = nearest(name, DatasetCatalog.list())
+            raise UserError(f"{where}: unknown dataset '{name}'{hint}")
+
+
+def _check_choice(where: str, name: str, valid: Sequence[str]) -> None:
+    if name not in valid:
+        raise UserError(f"{where}: unknown name '{name}'{nearest(name, valid)}")

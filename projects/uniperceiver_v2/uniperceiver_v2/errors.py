@@ -7,8 +7,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A setting, a dataset or a file of weights that cannot be used.
 
-    The message stands alone: it names what is wrong and, where there is one, the way out. ``train_net.py`` prints
-    it as ``error: <message>`` and exits with code 1, without a traceback.
+    The message stands alone: it names what is wrong and, where there is one, the way out. ``train_net.py``
+    prints it as ``error: <message>`` and exits with code 1, without a traceback.
     """
 
 
@@ -20,8 +20,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         valid: what could have been written.
 
     Returns:
-        ``"; did you mean 'X'?"`` with the closest valid name, the valid names where none comes close, or ``""``
-        where there are none.
+        ``"; did you mean 'X'?"`` with the closest valid name, the valid names where none comes close, or
+        ``""`` where there are none.
     """
     candidates = sorted(set(valid))
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}

@@ -1,0 +1,92 @@
+"""Optimizers from a configuration. Rates come from Detectron2: ``detectron2.solver.build_lr_scheduler``."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+from ..config import sampling_ratios
+from .task_balanced import TaskBalancedAdamW
+
+NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """``SOLVER.OPTIMIZER`` over :func:`parameter_groups`.
+
+    TaskBalancedAdamW takes s_k and ω_k from ``TASKS``. AdamW is the paper's other arm (its Table 4), with
+    ``SOLVER.CLIP_GRADIENTS`` as in Detectron2; normalised gradients leave nothing to clip.
+    """
+    settings = {
+        "lr": cfg.SOLVER.BASE_LR,
+        "betas": tuple(cfg.SOLVER.BETAS),
+        "eps": cfg.SOLVER.EPS,
+        "weight_decay": cfg.SOLVER.WEIGHT_DECAY,
+    }
+    groups = parameter_groups(cfg, model)
+    if cfg.SOLVER.OPTIMIZER == "TaskBalancedAdamW":
+        ratios = sampling_ratios(cfg)
+        tasks = {name: (ratio, cfg.TASKS[name].GRADIENT_WEIGHT) for name, ratio in ratios.items()}
+        return TaskBalancedAdamW(groups, **settings, tasks=tasks)
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **settings, foreach=True)
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters, grouped by learning rate and weight decay.
+
+    - ``SOLVER.BACKBONE_MULTIPLIER`` and ``SOLVER.TEXT_ENCODER_MULTIPLIER`` scale the rate of modules that
+      are called ``backbone`` and ``text_encoder``: both start from pre-trained weights.
+    - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM``,
+      biases by ``SOLVER.WEIGHT_DECAY_BIAS`` (by default not at all). Embeddings, learned tokens and queries,
+      and τ never decay: pulled towards zero they would stand for something else.
+
+    Returns:
+        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and a ``name`` for people.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            part, multiplier = _learning_rate(cfg, module_name)
+            decay = _weight_decay(cfg, module, name, parameter)
+            group = groups.setdefault(
+                (multiplier, decay),
+                {
+                    "params": [],
+                    "lr": cfg.SOLVER.BASE_LR * multiplier,
+                    "weight_decay": decay,
+                    "name": f"{part}, {'decayed' if decay else 'not decayed'}",
+                },
+            )
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _learning_rate(cfg: CfgNode, module_name: str) -> tuple[str, float]:
+    path = module_name.split(".")
+    if "backbone" in path:
+        return "backbone", cfg.SOLVER.BACKBONE_MULTIPLIER
+    if "text_encoder" in path:
+        return "text encoder", cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
+    return "rest", 1.0
+
+
+def _weight_decay(cfg: CfgNode, module: nn.Module, name: str, parameter: nn.Parameter) -> float:
+    if isinstance(module, NORMS):
+        return cfg.SOLVER.WEIGHT_DECAY_NORM
+    if name.endswith("bias"):
+        return cfg.SOLVER.WEIGHT_DECAY_BIAS or 0.0
+    if parameter.ndim < 2 or "weight" not in name or isinstance(module, nn.Embedding):
+        return 0.0
+    return cfg.SOLVER.WEIGHT_DECAY

@@ -1,0 +1,141 @@
+"""Task-Balanced Gradient Normalization (paper.md, "Training"): AdamW for one task per step.
+
+In each step, g below is the gradient of the drawn task k over all parameters, scaled to the norm ω_k:
+
+    m ← β1·m + (1-β1)/s_k · g        n ← β2·n + (1-β2)/s_k · g²        θ ← θ - α · m̂ / (√n̂ + ε)
+
+with PyTorch's meaning of the betas, and the bias correction and decoupled weight decay of torch.optim.AdamW.
+The factor 1/s_k makes E[m], over the draw of the tasks, track Σ_k g_k, however rarely a task is drawn.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """Euclidean norm of the whole gradient; parameters without a gradient count as zero."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(gradients)
+    # In double precision: the squares of many large parts must not overflow.
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float64) for n in norms])).item()
+
+
+class TaskBalancedAdamW(torch.optim.Optimizer):
+    """AdamW with Task-Balanced Gradient Normalization, multi-tensor.
+
+    A parameter that the drawn task does not reach has gradient zero, not no gradient: its moments decay and
+    it moves on, as E[m] = Σ_k g_k needs.
+
+    Args:
+        params: parameters or groups of them, as for torch.optim.AdamW; a group may set its own ``lr``,
+            ``betas``, ``eps`` and ``weight_decay``.
+        lr, betas, eps, weight_decay: as in torch.optim.AdamW.
+        tasks: task name -> (s_k, ω_k): its sampling ratio, which is the probability of its being drawn, and
+            the norm of its gradient after normalisation.
+        norm_floor: gradients with a smaller norm are scaled as if they had this one, so that a gradient of
+            zero stays zero and rounding errors are not blown up.
+
+    Attributes:
+        last_gradient_norm: norm of the last step's gradient before normalisation.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        tasks: Mapping[str, tuple[float, float]],
+        norm_floor: float = 1e-12,
+    ):
+        if lr < 0 or eps < 0 or weight_decay < 0:
+            raise ValueError(f"lr, eps and weight_decay must not be negative: {lr}, {eps}, {weight_decay}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1): {betas}")
+        if not tasks:
+            raise ValueError("there must be at least one task")
+        for name, (ratio, weight) in tasks.items():
+            if not 0 < ratio <= 1 or not 0 < weight < math.inf:
+                raise ValueError(
+                    f"task {name!r}: sampling ratio {ratio} not in (0, 1] or weight {weight} not > 0"
+                )
+        if not norm_floor > 0:
+            raise ValueError(f"norm_floor must be above 0: {norm_floor}")
+        self.tasks = dict(tasks)
+        self.norm_floor = norm_floor
+        self.last_gradient_norm = 0.0
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "step": 0}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, task: str) -> Any:
+        """Update all parameters by the gradient of the drawn task.
+
+        Args:
+            closure: computes the loss again and returns it; optional, as in every optimizer.
+            task: the name of the task whose gradient the parameters hold.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing has been changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ratio, weight = self.tasks[task]
+        norm = gradient_norm(p for group in self.param_groups for p in group["params"])
+        self.last_gradient_norm = norm
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of task {task!r} is not finite")
+        scale = weight / max(norm, self.norm_floor)
+        for group in self.param_groups:
+            self._update(group, scale, ratio)
+        return loss
+
+    def _update(self, group: dict[str, Any], scale: float, ratio: float) -> None:
+        parameters = [p for p in group["params"] if p.requires_grad]
+        if not parameters:
+            return
+        m, n = self._moments(parameters)
+        reached = [i for i, p in enumerate(parameters) if p.grad is not None]
+        gradients = [parameters[i].grad for i in reached]
+        beta1, beta2 = group["betas"]
+        group["step"] += 1
+        root_correction2 = math.sqrt(1 - beta2 ** group["step"])
+        step_size = group["lr"] / (1 - beta1 ** group["step"])
+
+        # The scaled gradient is never formed: its scale goes into the coefficients of both sums.
+        torch._foreach_mul_(m, beta1)
+        torch._foreach_mul_(n, beta2)
+        if gradients:
+            torch._foreach_add_([m[i] for i in reached], gradients, alpha=(1 - beta1) / ratio * scale)
+            torch._foreach_addcmul_(
+                [n[i] for i in reached], gradients, gradients, value=(1 - beta2) / ratio * scale**2
+            )
+        if group["weight_decay"] and group["lr"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # m̂ / (√n̂ + ε) with both sides times the root of n's correction, which spares a pass over n.
+        denominators = torch._foreach_sqrt(n)
+        torch._foreach_add_(denominators, group["eps"] * root_correction2)
+        torch._foreach_addcdiv_(parameters, m, denominators, value=-step_size * root_correction2)
+
+    def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        for p in parameters:
+            if p not in self.state:
+                self.state[p] = {
+                    "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+                }
+        states = [self.state[p] for p in parameters]
+        return [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]

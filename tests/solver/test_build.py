@@ -1,0 +1,122 @@
+"""Optimizers, parameter groups and learning rates from a configuration."""
+
+import math
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.solver import build_lr_scheduler
+from torch import nn
+
+from uniperceiver_v2 import add_uniperceiver_v2_config
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.solver import TaskBalancedAdamW, build_optimizer
+from uniperceiver_v2.solver.build import parameter_groups
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image_encoder = nn.ModuleDict(
+            {"backbone": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "query": nn.Embedding(5, 4)}
+        )
+        self.text_encoder = nn.Linear(4, 4)
+        self.decoder = nn.MultiheadAttention(4, 2)
+        self.norm = nn.LayerNorm(4)
+        self.spe_token = nn.Parameter(torch.zeros(1, 4))
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.tied = self.text_encoder
+        self.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    cfg.SOLVER.BASE_LR = 1e-3
+    cfg.SOLVER.WEIGHT_DECAY = 0.05
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.5
+    cfg.TASKS.NAMES = ["scenes", "digits"]
+    cfg.TASKS.scenes = CfgNode({**task_defaults("scenes", "detection"), "SAMPLING_RATIO": 3.0})
+    cfg.TASKS.digits = CfgNode({**task_defaults("digits", "classification"), "GRADIENT_WEIGHT": 0.5})
+    return cfg
+
+
+def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay(cfg):
+    model = Toy()
+    groups = parameter_groups(cfg, model)
+    found = {p: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(found)
+    assert set(found) == {p for p in model.parameters() if p.requires_grad}
+
+    backbone, query = model.image_encoder["backbone"], model.image_encoder["query"]
+    assert found[backbone[0].weight] == (1e-4, 0.05)
+    assert found[backbone[0].bias] == (1e-4, 0.0)
+    assert found[backbone[1].weight] == (1e-4, 0.0)
+    assert found[model.text_encoder.weight] == (5e-4, 0.05)
+    assert found[model.decoder.in_proj_weight] == (1e-3, 0.05)
+    assert found[model.decoder.out_proj.weight] == (1e-3, 0.05)
+    for undecayed in (
+        query.weight,
+        model.decoder.in_proj_bias,
+        model.norm.weight,
+        model.spe_token,
+        model.log_temperature,
+    ):
+        assert found[undecayed] == (1e-3, 0.0)
+
+
+def test_detectron2s_keys_for_norms_and_biases_are_followed(cfg):
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.01
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.02
+    model = Toy()
+    found = {p: g["weight_decay"] for g in parameter_groups(cfg, model) for p in g["params"]}
+    assert found[model.norm.weight] == 0.01
+    assert found[model.norm.bias] == 0.01
+    assert found[model.text_encoder.bias] == 0.02
+
+
+def test_task_balanced_adamw_takes_its_tasks_from_the_configuration(cfg):
+    cfg.SOLVER.BETAS = [0.8, 0.9]
+    optimizer = build_optimizer(cfg, Toy())
+    assert isinstance(optimizer, TaskBalancedAdamW)
+    assert optimizer.tasks == {"scenes": (0.75, 1.0), "digits": (0.25, 0.5)}
+    assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+
+
+def test_plain_adamw_clips_gradients_if_asked(cfg):
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    model = nn.Linear(3, 3, bias=False)
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    model.weight.grad = torch.full((3, 3), 7.0)
+    optimizer.step()
+    assert model.weight.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_cosine_with_a_rescaled_interval_is_a_one_cycle_rate(cfg):
+    """Linear to BASE_LR, then half a cosine over all that is left; every group keeps its multiplier."""
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    cfg.SOLVER.RESCALE_INTERVAL = True
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 100, 20, 0.01
+    cfg.SOLVER.BASE_LR_END = 1e-5
+    optimizer = build_optimizer(cfg, Toy())
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    backbone = next(i for i, g in enumerate(optimizer.param_groups) if g["lr"] < 2e-6)
+    rest = next(i for i, g in enumerate(optimizer.param_groups) if g["lr"] == pytest.approx(1e-5))
+    for t in range(100):
+        if t < 20:
+            expected = 1e-3 * (0.01 + 0.99 * t / 20)
+        else:
+            expected = 1e-5 + (1e-3 - 1e-5) * 0.5 * (1 + math.cos(math.pi * (t - 20) / 80))
+        assert optimizer.param_groups[rest]["lr"] == pytest.approx(expected, rel=1e-6)
+        assert optimizer.param_groups[backbone]["lr"] == pytest.approx(0.1 * expected, rel=1e-6)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        optimizer.step(task="scenes")
+        scheduler.step()
