@@ -1,0 +1,175 @@
+"""Detectron2's checkpoints, written atomically and read without unpickling code."""
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import IO, Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+# How many differing keys a message lists before it only counts.
+LISTED_DIFFERENCES = 12
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` whose files are whole or absent, and tensors alone.
+
+    - A file is written beside its final name, synced and renamed; ``last_checkpoint`` follows only then. Whenever
+      the process dies, the last checkpoint is one that can be read.
+    - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code.
+    - Weights have to fit the model key by key: a part left at random would only show in the results.
+
+    Args:
+        model, save_dir, save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
+        averaging: a :class:`~uniperceiver_v2.engine.WeightAveraging` whose averages are to be saved as "model".
+            It keeps the weights in training beside them, under "averaging".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        averaging: Any = None,
+        **checkpointables: Any,
+    ):
+        if averaging is not None:
+            checkpointables["averaging"] = averaging
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._averaging = averaging
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write model, checkpointables and ``kwargs`` as ``<save_dir>/<name>.pth``, and name it the last one.
+
+        Raises:
+            UserError: the file cannot be written; older checkpoints are untouched.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
+            data = {"model": self.model.state_dict()}
+            data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+            data.update(kwargs)
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            self.logger.info("Saving checkpoint to %s", path)
+            self._write(path, lambda file: torch.save(data, file))
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that ``--resume`` goes on from."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        self._write(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _write(self, path: str, write: Callable[[IO[bytes]], Any]) -> None:
+        try:
+            write_atomically(path, write)
+        # torch.save turns a failed write into a RuntimeError of its own.
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot write {path}: {error}; older checkpoints are untouched") from error
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As in ``DetectionCheckpointer``.
+
+        Raises:
+            UserError: no such file, a file that is cut short or holds more than tensors and plain values,
+                weights of another architecture, or a state of other settings.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise UserError(f"checkpoint not found: {path}")
+        try:
+            return super().load(path, checkpointables=checkpointables)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} does not fit these settings: {error}") from error
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        loaded = read_tensors(filename)
+        return loaded if "model" in loaded else {"model": loaded}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state = checkpoint["model"]
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise UserError("the checkpoint's 'model' is not a dict of tensors")
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+        differences = state_differences(state, self.model.state_dict())
+        if differences:
+            listed = "\n  ".join(differences[:LISTED_DIFFERENCES])
+            more = len(differences) - LISTED_DIFFERENCES
+            raise UserError(
+                f"the weights are of another architecture; {len(differences)} keys differ:\n  {listed}"
+                + (f"\n  and {more} more" if more > 0 else "")
+            )
+        return super()._load_model(checkpoint)
+
+
+def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """One line for each key that is missing, is unknown or has another shape; ``own``: what the model has."""
+    lines = []
+    for key in sorted(state.keys() | own.keys()):
+        if key not in own:
+            lines.append(f"{key}: {list(state[key].shape)} in the checkpoint, not in the model")
+        elif key not in state:
+            lines.append(f"{key}: {list(own[key].shape)} in the model, not in the checkpoint")
+        elif state[key].shape != own[key].shape:
+            lines.append(
+                f"{key}: {list(state[key].shape)} in the checkpoint, {list(own[key].shape)} in the model"
+            )
+    return lines
+
+
+def read_tensors(path: str) -> dict[str, Any]:
+    """A dict saved by ``torch.save``, on the CPU, without running anything that the file may hold.
+
+    Raises:
+        UserError: the file is cut short or holds more than tensors and plain values.
+    """
+    with open(path, "rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and not zipfile.is_zipfile(path):
+        # An archive's directory stands at its end.
+        raise UserError(f"{path} is cut short: copy it again or take an older checkpoint")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds code, "
+            "none of which was run"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
+    return loaded
+
+
+def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let ``write`` fill a file that appears under ``path`` whole, or not at all.
+
+    Raises:
+        OSError: or whatever ``write`` raises; then ``path`` is as it was.
+    """
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # The rename itself is on disk only once the folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

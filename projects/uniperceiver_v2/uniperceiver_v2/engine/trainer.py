@@ -1,0 +1,149 @@
+"""The trainer: Detectron2's, with several tasks, averaged weights and atomic checkpoints."""
+
+import contextlib
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+
+from ..checkpoint import AtomicCheckpointer
+from ..config import sampling_ratios
+from ..data import build_task_train_loader, build_test_loader
+from ..data.sampling import TaskSchedule
+from ..evaluation import build_evaluator
+from ..solver import build_optimizer
+from .progress import TaskProgressPrinter
+from .task_trainer import TaskTrainer
+from .weight_averaging import WeightAveraging
+
+logger = logging.getLogger(__name__)
+
+# Iterations between two progress lines, and between two rows of metrics.json and TensorBoard.
+WRITE_PERIOD = 20
+
+
+class UniPerceiverTrainer(DefaultTrainer):
+    """Trains all tasks of ``TASKS.NAMES`` jointly, one drawn per iteration, with Detectron2's hooks.
+
+    ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and the rest of ``SOLVER`` mean what they
+    mean in Detectron2. Evaluation and the "model" of a checkpoint are the averaged weights where
+    ``SOLVER.WEIGHT_AVERAGING`` is set.
+
+    Args:
+        cfg: from :func:`uniperceiver_v2.config.load_config`.
+
+    Raises:
+        UserError: weights or data that cannot be used (:meth:`resume_or_load`, :meth:`train`).
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own set-up is for one loader; all that follows from the parts built here is kept.
+        super(DefaultTrainer, self).__init__()
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.averaging = (
+            WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
+        )
+        seed = max(cfg.SEED, 0)
+        self._trainer = TaskTrainer(
+            self._distribute(cfg, model),
+            optimizer,
+            schedule=TaskSchedule(sampling_ratios(cfg), seed),
+            build_loader=lambda task, start_batch: self.build_task_loader(cfg, task, start_batch),
+            loss_weights={name: cfg.TASKS[name].LOSS_WEIGHT for name in cfg.TASKS.NAMES},
+            seed=seed,
+            autocast=torch.bfloat16 if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.checkpointer = AtomicCheckpointer(
+            model, cfg.OUTPUT_DIR, averaging=self.averaging, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.last_results: dict[str, Any] | None = None
+        self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def _distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
+        # Tasks reach different parts of the model, which DistributedDataParallel has to search for in each step.
+        kwargs = {"broadcast_buffers": False, "find_unused_parameters": True}
+        if not cfg.MODEL.DEVICE.startswith("cuda"):
+            kwargs["device_ids"] = None
+        return create_ddp_model(model, **kwargs)
+
+    def train(self) -> dict[str, Any] | None:
+        """Train to ``SOLVER.MAX_ITER``.
+
+        Returns:
+            the last evaluation's results by dataset, on the main process, or None without ``DATASETS.TEST``.
+        """
+        self._trainer.open_loaders(self.start_iter)
+        super().train()
+        return self.last_results
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Timing, learning rate, averaging, checkpoints, evaluation and writers, in this order: a checkpoint holds this
+        iteration's average, stands before an evaluation that may fail, and writers find the results of that."""
+        cfg = self.cfg
+        chain: list[hooks.HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler(), self.averaging]
+        if comm.is_main_process():
+            chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        if cfg.DATASETS.TEST:
+            chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
+        if comm.is_main_process():
+            chain.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
+        return chain
+
+    def build_writers(self) -> list[EventWriter]:
+        """The progress line, ``metrics.json`` and TensorBoard."""
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        return [
+            TaskProgressPrinter(self.cfg.TASKS.NAMES, self.max_iter),
+            JSONWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``."""
+        with self.averaging.applied() if self.averaging is not None else contextlib.nullcontext():
+            self.last_results = self.test(self.cfg, self.model)
+        return self.last_results
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """As in Detectron2, but results are always by dataset, also where there is only one."""
+        results = super().test(cfg, model, evaluators)
+        return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """:func:`uniperceiver_v2.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_task_loader(cls, cfg: CfgNode, task: str, start_batch: int) -> Iterable[list[dict[str, Any]]]:
+        """This rank's batches of a task, from its ``start_batch``-th on."""
+        return build_task_train_loader(cfg, task, start_batch)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Batches of a test dataset."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The dataset's evaluator, which writes into ``OUTPUT_DIR/inference/<dataset>``."""
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))

@@ -1,0 +1,74 @@
+"""An exponential average of the weights, which is what is evaluated and delivered."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+
+
+class WeightAveraging(HookBase):
+    """Averages the model's parameters after every iteration: a ← d·a + (1-d)·θ.
+
+    The decay of update t is min(d, (1+t)/(10+t)), so that early averages forget the random initial weights as quickly
+    as training leaves them. Buffers are not averaged: the average goes with the current ones.
+
+    Args:
+        model: not wrapped for several processes; all ranks hold the same weights, so each averages its own.
+        decay: d in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must be in (0, 1), not {decay}")
+        self._named = dict(model.named_parameters())
+        self._decay = decay
+        self._updates = 0
+        self._averages: list[Tensor] | None = None
+        # The weights in training, while the averages stand in for them.
+        self._raw: list[Tensor] | None = None
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [p.detach() for p in self._named.values()]
+
+    def before_train(self) -> None:
+        if self._averages is None:
+            self._averages = [p.clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
+        self._updates += 1
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model's parameters hold the averages; the weights in training come back afterwards.
+
+        Values are copied in place, so that whoever caches by a parameter's version sees both changes.
+        """
+        if self._averages is None or self._raw is not None:
+            yield
+            return
+        self._raw = [p.clone() for p in self._parameters]
+        torch._foreach_copy_(self._parameters, self._averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self._parameters, self._raw)
+            self._raw = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights in training, to go on from; the averages are the checkpoint's "model"."""
+        raw = self._parameters if self._raw is None else self._raw
+        return {"updates": self._updates, "weights": dict(zip(self._named, raw))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the model's present parameters for the averages and put the saved weights in their place."""
+        self._updates = state["updates"]
+        self._averages = [p.clone() for p in self._parameters]
+        weights = [state["weights"][name].to(p.device) for name, p in self._named.items()]
+        torch._foreach_copy_(self._parameters, weights)
