@@ -11,7 +11,6 @@ from fvcore.common.param_scheduler import (
     CosineParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
-    StepWithFixedGammaParamScheduler,
 )
 from torch import nn
 
@@ -163,7 +162,7 @@ def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """The schedule that ``cfg.SOLVER.LR_SCHEDULER_NAME`` names, with ``cfg.SOLVER``'s warm-up before it.
 
     Raises:
-        ValueError: the name is none of WarmupMultiStepLR, WarmupCosineLR, WarmupStepWithFixedGammaLR.
+        ValueError: the name is neither WarmupMultiStepLR nor WarmupCosineLR.
     """
     solver = cfg.SOLVER
     schedule = WarmupParamScheduler(
@@ -191,8 +190,4 @@ def _schedule_after_warmup(solver) -> ParamScheduler:
         end = solver.BASE_LR_END / solver.BASE_LR
         assert 0.0 <= end <= 1.0, f"SOLVER.BASE_LR_END is outside of 0..BASE_LR: {solver.BASE_LR_END}"
         return CosineParamScheduler(1, end)
-    if name == "WarmupStepWithFixedGammaLR":
-        return StepWithFixedGammaParamScheduler(
-            base_value=1.0, gamma=solver.GAMMA, num_decays=solver.NUM_DECAYS, num_updates=solver.MAX_ITER
-        )
     raise ValueError(f"Unknown LR scheduler: {name}")

@@ -27,7 +27,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
     def padding_constraints(self) -> dict[str, int]:
         """How inputs must be padded, as :meth:`ImageList.from_tensors` takes it.
 
-        Optional keys: ``size_divisibility``, and ``square_size``, the side of the square to pad to if positive.
+        Optional keys: ``size_divisibility``; ``square_size``, the side of a square to pad to if positive.
         """
         return {}
 
