@@ -162,6 +162,6 @@ def make_scenes():
 @pytest.fixture
 def metadata(request):
     """The metadata of a dataset of this test's own, forgotten afterwards."""
-    name = request.node.nodeid
+    name = request.node.name
     yield MetadataCatalog.get(name)
     MetadataCatalog.pop(name)

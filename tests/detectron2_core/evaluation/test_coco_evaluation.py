@@ -1,6 +1,7 @@
 """COCOEvaluator against pycocotools itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,10 +86,9 @@ def test_crowd_regions_count(coco, metadata):
     """The test above would not see crowds if ignoring them made no difference."""
     _, scenes = coco(0)
     with_crowds = mean(reference(metadata.json_file, scenes.results(), "bbox")[..., 0])
-    content = json.loads(open(metadata.json_file).read())
+    content = json.loads(Path(metadata.json_file).read_text())
     content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
-    with open(metadata.json_file, "w") as file:
-        json.dump(content, file)
+    Path(metadata.json_file).write_text(json.dumps(content))
     assert abs(mean(reference(metadata.json_file, scenes.results(), "bbox")[..., 0]) - with_crowds) > 0.1
 
 
@@ -181,10 +181,9 @@ def test_class_out_of_range(coco):
 
 def test_without_ground_truth_writes_only(coco, metadata, tmp_path):
     name, scenes = coco(0)
-    content = json.loads(open(metadata.json_file).read())
+    content = json.loads(Path(metadata.json_file).read_text())
     del content["annotations"]
-    with open(metadata.json_file, "w") as file:
-        json.dump(content, file)
+    Path(metadata.json_file).write_text(json.dumps(content))
     evaluator = COCOEvaluator(name, distributed=False, output_dir=str(tmp_path / "out"))
     scenes.feed(evaluator)
     assert evaluator.evaluate() == {}
@@ -214,13 +213,9 @@ def dicts_dataset(metadata):
     DatasetCatalog.remove(metadata.name)
 
 
-def test_dataset_without_json_is_converted(dicts_dataset, metadata, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    metadata_name = dicts_dataset
-    # the cache's file name is the dataset's, which here has slashes
-    (tmp_path / "out" / metadata_name).parent.mkdir(parents=True)
-    evaluator = COCOEvaluator(metadata_name, distributed=False, output_dir="out")
-    (annotation,) = json.loads(open(metadata.json_file).read())["annotations"]
+def test_dataset_without_json_is_converted(dicts_dataset, metadata, tmp_path):
+    evaluator = COCOEvaluator(dicts_dataset, distributed=False, output_dir=str(tmp_path / "out"))
+    (annotation,) = json.loads(Path(metadata.json_file).read_text())["annotations"]
     assert annotation["bbox"] == [2, 4, 10, 10] and annotation["area"] == 50
     instances = Instances((20, 30))
     instances.pred_boxes = Boxes(torch.tensor([[2.0, 4.0, 12.0, 14.0]]))

@@ -1,13 +1,14 @@
 """LVISEvaluator against the lvis API itself.
 
-lvis 0.5.3 asks for ``np.float``, which NumPy no longer has. detectron2-core copes; upstream does not, so there
-its evaluator, like the reference everywhere, is run while the module ``lvis.eval`` sees a NumPy that has it.
+lvis 0.5.3 asks for ``np.float``, which NumPy no longer has. detectron2-core copes; upstream does not, so that
+there its evaluator, like the reference everywhere, runs while the module ``lvis.eval`` sees a NumPy with it.
 """
 
 import contextlib
 import copy
 import importlib.util
 import json
+from pathlib import Path
 
 import lvis.eval
 import numpy as np
@@ -162,10 +163,9 @@ def test_nothing_processed_is_empty(lvis_dataset):
 
 def test_without_ground_truth_writes_only(lvis_dataset, metadata, tmp_path):
     name, scenes = lvis_dataset(0)
-    content = json.loads(open(metadata.json_file).read())
+    content = json.loads(Path(metadata.json_file).read_text())
     content["annotations"] = []
-    with open(metadata.json_file, "w") as file:
-        json.dump(content, file)
+    Path(metadata.json_file).write_text(json.dumps(content))
     evaluator = LVISEvaluator(name, distributed=False, output_dir=str(tmp_path / "out"))
     scenes.feed(evaluator)
     assert evaluator.evaluate() == {}
