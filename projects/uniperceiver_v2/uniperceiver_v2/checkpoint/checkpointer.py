@@ -20,15 +20,15 @@ LISTED_DIFFERENCES = 12
 class AtomicCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` whose files are whole or absent, and tensors alone.
 
-    - A file is written beside its final name, synced and renamed; ``last_checkpoint`` follows only then. Whenever
-      the process dies, the last checkpoint is one that can be read.
+    - A file is written beside its final name, synced and renamed; ``last_checkpoint`` follows only then.
+      Whenever the process dies, the last checkpoint is one that can be read.
     - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code.
     - Weights have to fit the model key by key: a part left at random would only show in the results.
 
     Args:
         model, save_dir, save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
-        averaging: a :class:`~uniperceiver_v2.engine.WeightAveraging` whose averages are to be saved as "model".
-            It keeps the weights in training beside them, under "averaging".
+        averaging: the trainer's :class:`~uniperceiver_v2.engine.WeightAveraging`, whose averages are saved as
+            "model". The weights in training are part of its own state, with the trainer's.
     """
 
     def __init__(
@@ -40,8 +40,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         averaging: Any = None,
         **checkpointables: Any,
     ):
-        if averaging is not None:
-            checkpointables["averaging"] = averaging
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._averaging = averaging
 
@@ -138,8 +136,8 @@ def read_tensors(path: str) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds code, "
-            "none of which was run"
+            f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds "
+            "code, none of which was run"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error

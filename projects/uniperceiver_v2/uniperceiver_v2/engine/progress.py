@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 class TaskProgressPrinter(EventWriter):
     """Logs iteration, time left, speed and, for each task, its total loss and the parts of it.
 
-    A loss is the mean over the task's last ``window`` iterations, however many of other tasks lie between them.
+    A loss is the mean over the task's last ``window`` iterations, however many of other tasks lie between;
+    times are means over ten times as many iterations of all tasks, since tasks take turns and differ.
 
     Args:
         tasks: names, in the order of the line.
@@ -38,12 +39,12 @@ class TaskProgressPrinter(EventWriter):
     def _progress(self, storage: EventStorage) -> str:
         done = storage.iter + 1
         text = f"{done}/{self._max_iter}"
-        seconds = self._mean(storage, "time")
+        seconds = self._mean(storage, "time", 10 * self._window)
         if not math.isnan(seconds):
             left = seconds * (self._max_iter - done)
             storage.put_scalar("eta_seconds", left, smoothing_hint=False)
             text += f" eta {datetime.timedelta(seconds=round(left))} {seconds:.3f} s/it"
-            text += f" (data {self._mean(storage, 'data_time'):.3f})"
+            text += f" (data {self._mean(storage, 'data_time', 10 * self._window):.3f})"
         if "lr" in storage.histories():
             text += f" lr {storage.history('lr').latest():.2e}"
         if torch.cuda.is_available():
@@ -59,8 +60,8 @@ class TaskProgressPrinter(EventWriter):
         parts = " ".join(f"{name[len(prefix) :]} {self._mean(storage, name):.3g}" for name in names)
         return f"{task} {total:.4g} ({parts})"
 
-    def _mean(self, storage: EventStorage, name: str) -> float:
+    def _mean(self, storage: EventStorage, name: str, window: int | None = None) -> float:
         if name not in storage.histories():
             return math.nan
         history = storage.history(name)
-        return history.avg(min(self._window, len(history.values())))
+        return history.avg(min(window or self._window, len(history.values())))

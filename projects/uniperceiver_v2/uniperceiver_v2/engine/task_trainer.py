@@ -21,8 +21,9 @@ LoaderBuilder = Callable[[str, int], Iterable[list[dict[str, Any]]]]
 class TaskTrainer(SimpleTrainer):
     """Draws a task, takes its next batch, and steps by the gradient of its weighted loss.
 
-    Which task iteration t draws and which batch is its next follow from the seed and t alone, and so do the random
-    numbers of the forward pass. A resumed run therefore goes on exactly where it was, with nothing saved about either.
+    Which task iteration t draws and which batch is its next follow from the seed and t alone, and so do the
+    random numbers of the forward pass. A resumed run therefore goes on exactly where it was, with nothing
+    saved about either.
 
     Args:
         model: batch -> dict of scalar losses, each weighted inside its task.
@@ -95,8 +96,8 @@ class TaskTrainer(SimpleTrainer):
     def _step(self, task: str, losses: Mapping[str, Tensor]) -> float:
         """Update the parameters; the gradient's norm before normalisation.
 
-        A loss that is not finite has a gradient that is not finite, on all ranks alike once it is averaged over them:
-        so all of them stop here together, before any harm is done.
+        A loss that is not finite has a gradient that is not finite, on all ranks alike once it is averaged
+        over them: so all of them stop here together, before any harm is done.
         """
         balanced = isinstance(self.optimizer, TaskBalancedAdamW)
         try:
@@ -111,8 +112,8 @@ class TaskTrainer(SimpleTrainer):
         except FloatingPointError:
             values = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
             raise FloatingPointError(
-                f"task '{task}' has a loss or a gradient that is not finite in iteration {self.iter} ({values}); "
-                "a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
+                f"task '{task}' has a loss or a gradient that is not finite in iteration {self.iter} "
+                f"({values}); a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
             ) from None
 
     def _write_task_metrics(

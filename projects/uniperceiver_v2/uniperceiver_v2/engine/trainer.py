@@ -1,7 +1,6 @@
 """The trainer: Detectron2's, with several tasks, averaged weights and atomic checkpoints."""
 
 import contextlib
-import logging
 import os
 import weakref
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -25,8 +25,6 @@ from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
 
-logger = logging.getLogger(__name__)
-
 # Iterations between two progress lines, and between two rows of metrics.json and TensorBoard.
 WRITE_PERIOD = 20
 
@@ -34,9 +32,9 @@ WRITE_PERIOD = 20
 class UniPerceiverTrainer(DefaultTrainer):
     """Trains all tasks of ``TASKS.NAMES`` jointly, one drawn per iteration, with Detectron2's hooks.
 
-    ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and the rest of ``SOLVER`` mean what they
-    mean in Detectron2. Evaluation and the "model" of a checkpoint are the averaged weights where
-    ``SOLVER.WEIGHT_AVERAGING`` is set.
+    ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and the like mean what they do in
+    Detectron2. With ``SOLVER.WEIGHT_AVERAGING``, the averaged weights are evaluated and are a checkpoint's
+    "model".
 
     Args:
         cfg: from :func:`uniperceiver_v2.config.load_config`.
@@ -75,7 +73,7 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @staticmethod
     def _distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
-        # Tasks reach different parts of the model, which DistributedDataParallel has to search for in each step.
+        # Tasks reach different parts of the model, which has to be searched for them in each step.
         kwargs = {"broadcast_buffers": False, "find_unused_parameters": True}
         if not cfg.MODEL.DEVICE.startswith("cuda"):
             kwargs["device_ids"] = None
@@ -88,12 +86,17 @@ class UniPerceiverTrainer(DefaultTrainer):
             the last evaluation's results by dataset, on the main process, or None without ``DATASETS.TEST``.
         """
         self._trainer.open_loaders(self.start_iter)
+        for name in self.cfg.DATASETS.TEST:
+            DatasetCatalog.get(name)  # a missing test set must not come out only after days of training
         super().train()
         return self.last_results
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """Timing, learning rate, averaging, checkpoints, evaluation and writers, in this order: a checkpoint holds this
-        iteration's average, stands before an evaluation that may fail, and writers find the results of that."""
+        """Timing, learning rate, averaging, checkpoints, evaluation and writers.
+
+        In this order, a checkpoint holds its iteration's average and is safe before an evaluation that may
+        fail, and the writers find the evaluation's results.
+        """
         cfg = self.cfg
         chain: list[hooks.HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler(), self.averaging]
         if comm.is_main_process():
@@ -116,9 +119,13 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``."""
-        with self.averaging.applied() if self.averaging is not None else contextlib.nullcontext():
+        with self.averaged_weights():
             self.last_results = self.test(self.cfg, self.model)
         return self.last_results
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager:
+        """Within, the model has the weights that are delivered: the averages, where there are any."""
+        return contextlib.nullcontext() if self.averaging is None else self.averaging.applied()
 
     @classmethod
     def test(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class WeightAveraging(HookBase):
     """Averages the model's parameters after every iteration: a ← d·a + (1-d)·θ.
 
-    The decay of update t is min(d, (1+t)/(10+t)), so that early averages forget the random initial weights as quickly
-    as training leaves them. Buffers are not averaged: the average goes with the current ones.
+    The decay of update t is min(d, (1+t)/(10+t)), so that early averages forget the random initial weights as
+    quickly as training leaves them. Buffers are not averaged: the average goes with the current ones.
 
     Args:
         model: not wrapped for several processes; all ranks hold the same weights, so each averages its own.

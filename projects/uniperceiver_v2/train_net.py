@@ -1,0 +1,97 @@
+"""Train and evaluate Uni-Perceiver v2.
+
+    python train_net.py --config-file configs/digit_scenes/uniperceiver_v2_tiny.yaml [--eval-only] [--resume]
+        [--num-gpus N] [KEY VALUE ...]
+
+Results go to OUTPUT_DIR: model_final.pth, metrics.json (the course of training), results.json (the last
+evaluation), inference/<dataset>/ (each evaluator's files) and visualization/<dataset>/ (detections, drawn).
+"""
+
+import json
+import os
+import sys
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from uniperceiver_v2.checkpoint import AtomicCheckpointer
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.engine import UniPerceiverTrainer
+from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.evaluation import format_results_table
+from uniperceiver_v2.visualization import draw_test_scenes
+
+
+def main(args: Namespace) -> None:
+    """One process of a run."""
+    cfg = configuration(args)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="uniperceiver_v2")
+    if args.eval_only:
+        model = UniPerceiverTrainer.build_model(cfg)
+        load_weights(cfg, model, args.resume)
+        report(cfg, model, UniPerceiverTrainer.test(cfg, model))
+        return
+    trainer = UniPerceiverTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    with trainer.averaged_weights():
+        report(cfg, trainer.model, results)
+
+
+def configuration(args: Namespace) -> CfgNode:
+    """The checked settings of this run."""
+    processes = args.num_gpus * args.num_machines
+    gpus = torch.cuda.device_count()
+    if args.num_gpus > max(gpus, 1):
+        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
+    return load_config(args.config_file, args.opts, training=not args.eval_only, world_size=max(processes, 1))
+
+
+def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
+    """MODEL.WEIGHTS, or with --resume the last checkpoint of OUTPUT_DIR."""
+    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
+    if resume and not checkpointer.has_checkpoint():
+        raise UserError(f"--resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
+    if not resume and not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            "nothing to evaluate: name the weights by MODEL.WEIGHTS, or give --resume for the last "
+            f"checkpoint in {cfg.OUTPUT_DIR}"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+
+
+def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> None:
+    """Print and keep the last evaluation's figures, and draw what the model sees."""
+    if not results or not comm.is_main_process():
+        return
+    with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as file:
+        json.dump(results, file, indent=1)
+    for dataset in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(dataset).evaluator_type == "coco":
+            loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
+            folder = os.path.join(cfg.OUTPUT_DIR, "visualization", dataset)
+            draw_test_scenes(model, loader, dataset, folder)
+    print(format_results_table(results), flush=True)
+
+
+def run() -> int:
+    """The program: the exit code."""
+    args = default_argument_parser().parse_args()
+    try:
+        configuration(args)  # here, so that a mistake is told once and not by every process
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    except (UserError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

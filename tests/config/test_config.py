@@ -1,0 +1,177 @@
+"""Reading and checking a run's settings."""
+
+import logging
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from uniperceiver_v2.config import load_config, sampling_ratios
+from uniperceiver_v2.errors import UserError, nearest
+
+if "ConfigTestModel" not in META_ARCH_REGISTRY:
+
+    @META_ARCH_REGISTRY.register()
+    class ConfigTestModel(torch.nn.Module):
+        """Only its name is needed."""
+
+
+@pytest.fixture(autouse=True)
+def datasets():
+    names = ("config_scenes_train", "config_scenes_test", "config_digits_train")
+    for name in names:
+        DatasetCatalog.register(name, list)
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+
+
+BASE = """
+MODEL: {META_ARCHITECTURE: ConfigTestModel}
+SOLVER: {MAX_ITER: 10}
+"""
+RUN = """
+_BASE_: base.yaml
+TASKS:
+  NAMES: [scenes, digits]
+  scenes: {KIND: detection, DATASETS: [config_scenes_train], IMS_PER_BATCH: 8, SAMPLING_RATIO: 3}
+  digits: {KIND: classification, DATASETS: [config_digits_train], IMAGE_SIZE: 32}
+DATASETS: {TEST: [config_scenes_test]}
+SOLVER: {BASE_LR: 1e-4}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return str(path)
+
+
+def message(*overrides: str, config_file: str = "", **kwargs) -> str:
+    with pytest.raises(UserError) as info:
+        load_config(config_file, list(overrides), **kwargs)
+    return str(info.value)
+
+
+def test_file_base_and_command_line_are_merged_and_tasks_filled_up(config_file):
+    cfg = load_config(config_file, ["SOLVER.MAX_ITER", "20", "TASKS.digits.IMAGE_SIZE", "48"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (20, 1e-4)
+    assert cfg.MODEL.META_ARCHITECTURE == "ConfigTestModel"
+    assert cfg.DATASETS.TEST == ("config_scenes_test",)
+    assert (cfg.TASKS.digits.IMAGE_SIZE, cfg.TASKS.digits.PROMPT) == (48, "{}")
+    assert cfg.TASKS.scenes.GRADIENT_WEIGHT == 1.0
+    assert "IMAGE_SIZE" not in cfg.TASKS.scenes
+    assert sampling_ratios(cfg) == {"scenes": 0.75, "digits": 0.25}
+    assert cfg.is_frozen()
+
+
+def test_a_task_can_be_added_on_the_command_line(config_file):
+    task = ["TASKS.more.KIND", "detection", "TASKS.more.DATASETS", "['config_scenes_train']"]
+    cfg = load_config(config_file, [*task, "TASKS.NAMES", "['more']"])
+    assert cfg.TASKS.more.DATASETS == ["config_scenes_train"]
+    assert sampling_ratios(cfg) == {"more": 1.0}
+
+
+def test_two_configurations_share_no_defaults(config_file):
+    first = load_config(config_file)
+    first.defrost()
+    first.TASKS.digits.CROP_SCALE.append(7)
+    assert load_config(config_file).TASKS.digits.CROP_SCALE == [0.08, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["SOLVER.BASE_LRR", "1"],
+            ["'SOLVER.BASE_LRR'", "on the command line", "did you mean 'SOLVER.BASE_LR'"],
+        ),
+        (["SOLVR.BASE_LR", "1"], ["'SOLVR'", "did you mean 'SOLVER'"]),
+        (["BASE_LR", "1"], ["'BASE_LR'", "did you mean 'SOLVER.BASE_LR'"]),
+        (["TASKS.scenes.IMS_PER_BACH", "1"], ["did you mean 'TASKS.scenes.IMS_PER_BATCH'"]),
+        (["TASKS.scenes.IMAGE_SIZE", "32"], ["unknown configuration key 'TASKS.scenes.IMAGE_SIZE'"]),
+        (["TASKS.scens.IMS_PER_BATCH", "1"], ["'TASKS.scens' has no KIND", "did you mean 'scenes'"]),
+        (["TASKS.scenes.KIND", "detektion"], ["TASKS.scenes.KIND", "did you mean 'detection'"]),
+        (["TASKS.NAMES", "['scene']"], ["TASKS.NAMES", "'scene'", "did you mean 'scenes'"]),
+        (["TASKS.NAMES", "['scenes', 'scenes']"], ["more than once"]),
+        (["TASKS.NAMES", "[]"], ["no task to train"]),
+        (["TASKS.scenes.DATASETS", "['config_scenes_trian']"], ["did you mean 'config_scenes_train'"]),
+        (["TASKS.scenes.DATASETS", "[]"], ["TASKS.scenes.DATASETS is empty"]),
+        (["TASKS.scenes.SAMPLING_RATIO", "0"], ["TASKS.scenes.SAMPLING_RATIO must be above 0"]),
+        (["TASKS.scenes.LOSS_WEIGHT", "-1"], ["TASKS.scenes.LOSS_WEIGHT must be above 0"]),
+        (["TASKS.scenes.IMS_PER_BATCH", "0"], ["TASKS.scenes.IMS_PER_BATCH must be above 0"]),
+        (["DATASETS.TEST", "('config_scenes_tst',)"], ["DATASETS.TEST", "did you mean 'config_scenes_test'"]),
+        (["DATASETS.TEST", "config_scenes_test"], ["DATASETS.TEST", "expects tuple"]),
+        (["MODEL.META_ARCHITECTURE", "ConfigTestModl"], ["did you mean 'ConfigTestModel'"]),
+        (["SOLVER.OPTIMIZER", "TaskBalancedAdam"], ["did you mean 'TaskBalancedAdamW'"]),
+        (["SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR", "expects float", "'fast'"]),
+        (["SOLVER.MAX_ITER", "2.5"], ["SOLVER.MAX_ITER", "expects int"]),
+        (["SOLVER.MAX_ITER", "True"], ["SOLVER.MAX_ITER", "expects int"]),
+        (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER must be above 0"]),
+        (["SOLVER.BASE_LR_END", "0.1"], ["SOLVER.BASE_LR_END"]),
+        (["SOLVER.WEIGHT_AVERAGING", "1.0"], ["SOLVER.WEIGHT_AVERAGING"]),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "8"], ["REFERENCE_WORLD_SIZE is not supported"]),
+        (["SOLVER", "1"], ["'SOLVER'", "expects a section of keys"]),
+        (["SOLVER.MAX_ITER.NOW", "1"], ["'SOLVER.MAX_ITER'", "expects a value"]),
+        (["SOLVER.MAX_ITER"], ["'SOLVER.MAX_ITER' has no value"]),
+        (["SOLVER.MAX_ITER", "5", "--resume"], ["--resume must stand before"]),
+        (["SOLVER.MAX_ITER", "5", "SOLVER.MAX_ITER.NOW", "1"], ["SOLVER.MAX_ITER.NOW"]),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_meant(config_file, overrides, expected):
+    text = message(*overrides, config_file=config_file)
+    for part in expected:
+        assert part in text
+
+
+def test_a_mistake_in_the_file_names_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("SOLVER: {MAX_ITR: 5}")
+    assert message(config_file=str(path)) == (
+        f"unknown configuration key 'SOLVER.MAX_ITR' in {path}; did you mean 'SOLVER.MAX_ITER'?"
+    )
+
+
+@pytest.mark.parametrize("text", ["SOLVER: {MAX_ITER: 5", "just words", "- a\n- b", "_BASE_: nowhere.yaml"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert f"{path} cannot be read as a configuration" in message(config_file=str(path))
+
+
+def test_a_missing_file_is_named():
+    assert message(config_file="nowhere.yaml") == "configuration file not found: nowhere.yaml"
+
+
+def test_a_configuration_cannot_run_code(tmp_path):
+    proof = tmp_path / "proof"
+    path = tmp_path / "run.yaml"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:builtins.open ['{proof}', 'w']")
+    assert "cannot be read" in message(config_file=str(path))
+    assert not proof.exists()
+
+
+def test_a_batch_must_divide_among_the_processes(config_file):
+    assert "3 processes cannot share 8 equally" in message(config_file=config_file, world_size=3)
+    load_config(config_file, world_size=4)
+
+
+def test_evaluation_needs_no_tasks(config_file):
+    cfg = load_config(config_file, ["TASKS.NAMES", "[]"], training=False)
+    assert cfg.DATASETS.TEST
+
+
+def test_without_cuda_the_cpu_is_used_and_said(config_file, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.INFO, "uniperceiver_v2"):
+        assert load_config(config_file, ["MODEL.DEVICE", "cuda:0"]).MODEL.DEVICE == "cpu"
+    assert "MODEL.DEVICE is set to cpu" in caplog.text
+
+
+def test_nearest_lists_what_is_valid_where_nothing_is_close():
+    assert nearest("zzz", ["b", "a"]) == "; valid: a, b"
+    assert nearest("Scenes", ["scenes", "digits"]) == "; did you mean 'scenes'?"
+    assert nearest("x", []) == ""
