@@ -1,0 +1,18 @@
+import logging
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers():
+    """Training sets up loggers of the whole process; the next test finds them as this one did."""
+    names = ("detectron2", "fvcore")
+    before = {
+        name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names
+    }
+    yield
+    for name, (handlers, propagate) in before.items():
+        logger = logging.getLogger(name)
+        for handler in [handler for handler in logger.handlers if handler not in handlers]:
+            logger.removeHandler(handler)
+        logger.propagate = propagate
