@@ -1,6 +1,6 @@
 """Containers for what is known about one image (boxes, masks, fields of instances) and for image batches."""
 
-from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise_iou
+from .boxes import Boxes, BoxMode, pairwise_ioa, pairwise_iou
 from .image_list import ImageList
 from .instances import Instances
 from .masks import BitMasks, PolygonMasks, polygons_to_bitmask
@@ -12,7 +12,6 @@ __all__ = [
     "ImageList",
     "Instances",
     "PolygonMasks",
-    "pairwise_intersection",
     "pairwise_ioa",
     "pairwise_iou",
     "polygons_to_bitmask",

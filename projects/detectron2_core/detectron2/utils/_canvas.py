@@ -1,4 +1,4 @@
-"""A picture that anti-aliased shapes and text are blended into. Serves ``visualizer``, which exports ``VisImage``."""
+"""A picture that shapes and text are blended into. Serves ``visualizer``, which exports ``VisImage``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from detectron2.utils.file_io import PathManager
-
 Color = str | Sequence[float] | np.ndarray
-"""A triple in 0..1, "#rrggbb", a CSS name such as "orange", or one of the letters of matplotlib such as "g"."""
+"""A triple in 0..1, "#rrggbb", a CSS name such as "orange", or one of matplotlib's letters such as "g"."""
 
 _LETTERS = {
     "b": (0, 0, 1),
@@ -24,8 +23,8 @@ _LETTERS = {
     "k": (0, 0, 0),
     "w": (1, 1, 1),
 }
-# On and off lengths of a line in multiples of its width.
-_DASHES = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1.0, 1.6), ":": (1.0, 1.65)}
+# On and off lengths of a line in multiples of its width, to which OpenCV's round ends add one and take one.
+_DASHES = {"-": (), "--": (2.7, 2.6), "-.": (5.4, 2.6, 0.0, 2.6), ":": (0.0, 2.65)}
 _PIXELS_PER_POINT = 100 / 72  # widths and font sizes are given in points, at upstream's 100 dots an inch
 _SHIFT = 4  # OpenCV takes coordinates as integers, here in units of 1/16 pixel
 _TEXT_BACKGROUND = (0, 0, 0, 204)
@@ -192,7 +191,7 @@ def _blend(window: np.ndarray, rgb: np.ndarray, opacity: np.ndarray) -> None:
 
 
 def _dashes(points: np.ndarray, pattern: np.ndarray) -> list[np.ndarray]:
-    """Cuts the closed line through points [K,2] into dashes [2,2], by on and off lengths that repeat on each side."""
+    """Cuts the closed line through points [K,2] into dashes [2,2]; on and off lengths repeat on each side."""
     dashes = []
     for start, end in zip(points, np.roll(points, -1, axis=0)):
         length = float(np.linalg.norm(end - start))

@@ -43,8 +43,8 @@ class GenericMask:
     def polygons(self) -> list[np.ndarray]:
         """[x0,y0,x1,y1,...] each.
 
-        Those made from a bitmap run through the centres of its border pixels, around holes as well as around parts;
-        parts of one or two pixels have none.
+        Those made from a bitmap run through the centres of its border pixels, around holes as well as around
+        parts; parts of one or two pixels have none.
         """
         return self._given if self._from_polygons else self._outlines[0]
 

@@ -14,7 +14,7 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 def _palette(size: int) -> np.ndarray:
     """[size,3] in 0..1. Steps of the golden ratio keep neighbours in the list far apart in hue."""
-    saturations, values = (0.9, 0.55), (1.0, 0.75, 0.5)
+    saturations, values = (0.9, 0.55), (1.0, 0.85, 0.7)
     hsv = [(i * _GOLDEN_RATIO % 1, saturations[i % 2], values[i % 3]) for i in range(size)]
     return np.array([colorsys.hsv_to_rgb(*color) for color in hsv], dtype=np.float32)
 

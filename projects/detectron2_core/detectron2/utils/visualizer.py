@@ -58,11 +58,11 @@ def _create_text_labels(
 
 
 class Visualizer:
-    """Draws on an image: whole predictions or annotations (``draw_instance_predictions``, ``draw_dataset_dict``,
-    ``overlay_instances``), or single shapes (``draw_box``, ``draw_text``, ``draw_polygon``, ``draw_binary_mask``).
+    """Draws on an image, either whole predictions or annotations or single shapes.
 
-    Every method returns the picture, a ``VisImage``. Source: ``detectron2.utils.visualizer.Visualizer``; keypoints,
-    rotated boxes, semantic and panoptic segmentation are not drawn. Colours are names or triples in 0..1.
+    Every method returns the picture, a ``VisImage``. Colours are names or triples in 0..1. Source:
+    ``detectron2.utils.visualizer.Visualizer``, of which keypoints, rotated boxes, semantic and panoptic
+    segmentation are left out.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Visualizer:
         """
         Args:
             img_rgb: RGB [H,W,3] in 0..255.
-            metadata: of the dataset; ``thing_classes`` and ``thing_colors`` (0..255) are used where they are set.
+            metadata: of the dataset; its ``thing_classes`` and ``thing_colors`` (0..255) are used if set.
             scale: output pixels per image pixel.
             instance_mode: how instances are told apart.
             font_size_scale: a factor on the size of all text.
@@ -97,7 +97,7 @@ class Visualizer:
         """Draws what a model found.
 
         Args:
-            predictions: on the CPU; of the fields pred_boxes, scores, pred_classes and pred_masks those it has.
+            predictions: on the CPU, with any of the fields pred_boxes, scores, pred_classes, pred_masks.
             jittering: in the mode SEGMENTATION, whether instances of a category differ a little in colour.
         """
         boxes, scores, masks, classes = (
