@@ -1,0 +1,219 @@
+"""UniPerceiverTrainer from the first iteration to the last file, on a toy model of two tasks."""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniperceiver_v2.data.sampling import TaskSchedule
+from uniperceiver_v2.errors import UserError
+
+
+def train(trainer_class, cfg, resume=False, **changes):
+    cfg = cfg.clone()
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    torch.manual_seed(0)
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=resume)
+    results = trainer.train()
+    return trainer, results
+
+
+def rows(cfg):
+    return [json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()]
+
+
+def test_training_learns_evaluates_and_leaves_detectron2s_files(toy_trainer, cfg):
+    torch.manual_seed(0)
+    untrained = toy_trainer.test(cfg, toy_trainer.build_model(cfg))["toy_lines_test"]["lines"]["error"]
+    _, results = train(toy_trainer, cfg, SOLVER__MAX_ITER=300, SOLVER__WARMUP_ITERS=20)
+    assert results["toy_lines_test"]["lines"]["error"] < 0.3 * untrained
+
+    files = set(os.listdir(cfg.OUTPUT_DIR))
+    assert {"model_final.pth", "last_checkpoint", "metrics.json"} <= files
+    assert any(name.startswith("events.out.tfevents") for name in files)
+    assert Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text() == "model_final.pth"
+    evaluated = [row for row in rows(cfg) if "lines/error" in row or "toy_lines_test/lines/error" in row]
+    assert len(evaluated) == 1
+
+
+def test_every_task_has_its_losses_gradient_norm_and_scalars_in_metrics(toy_trainer, cfg):
+    train(toy_trainer, cfg)
+    seen = {key for row in rows(cfg) for key in row}
+    assert {"lines/loss_square", "lines/loss_size", "lines/total_loss", "lines/grad_norm"} <= seen
+    assert {"signs/loss_sign", "signs/total_loss", "signs/grad_norm", "signs/temperature"} <= seen
+    assert {"total_loss", "data_time", "time", "lr", "eta_seconds", "iteration"} <= seen
+    assert "signs/loss_square" not in seen
+
+
+def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, cfg):
+    drawn = []
+
+    class Spy(toy_trainer):
+        @classmethod
+        def build_task_loader(cls, cfg, task, start_batch):
+            for batch in super().build_task_loader(cfg, task, start_batch):
+                drawn.append((task, batch[0]["x"]))
+                yield batch
+
+    train(Spy, cfg)
+    schedule = TaskSchedule({"lines": 2 / 3, "signs": 1 / 3}, seed=3)
+    assert [task for task, _ in drawn] == [schedule.task_at(t) for t in range(60)]
+    for task in ("lines", "signs"):
+        inputs = [x for name, x in drawn if name == task]
+        expected = toy_trainer.build_task_loader(cfg, task, 0)
+        assert inputs
+        for x in inputs:
+            assert torch.equal(x, next(expected)[0]["x"])
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_resumed_run_ends_in_the_same_bytes(toy_trainer, cfg, tmp_path, averaging):
+    cfg.SOLVER.WEIGHT_AVERAGING = averaging
+    cfg.SOLVER.CHECKPOINT_PERIOD = 23
+    train(toy_trainer, cfg, OUTPUT_DIR=str(tmp_path / "whole"))
+
+    halved = cfg.clone()
+    halved.OUTPUT_DIR = str(tmp_path / "resumed")
+
+    class Killed(toy_trainer):
+        def after_step(self):
+            super().after_step()
+            if self.iter == 30:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Killed, halved)
+    assert Path(halved.OUTPUT_DIR, "last_checkpoint").read_text() == "model_0000022.pth"
+    trainer, _ = train(toy_trainer, halved, resume=True)
+    assert trainer.start_iter == 23
+
+    final = [
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("whole", "resumed")
+    ]
+    assert_same(final[0]["model"], final[1]["model"])
+    assert_same(final[0]["trainer"]["hooks"], final[1]["trainer"]["hooks"])
+    assert_same(final[0]["trainer"]["_trainer"]["optimizer"], final[1]["trainer"]["_trainer"]["optimizer"])
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_evaluation_and_model_final_have_the_averaged_weights(toy_trainer, cfg):
+    seen = []
+
+    class Spy(toy_trainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            seen.append(model.shared.weight.detach().clone())
+            return super().test(cfg, model, evaluators)
+
+    trainer, _ = train(Spy, cfg)
+    final = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+    average, raw = final["model"]["shared.weight"], trainer.model.shared.weight
+    assert torch.equal(seen[-1], average)
+    assert not torch.equal(average, raw)
+    assert torch.equal(final["trainer"]["hooks"]["WeightAveraging"]["weights"]["shared.weight"], raw)
+    with trainer.averaged_weights():
+        assert torch.equal(trainer.model.shared.weight, average)
+
+
+def test_a_tasks_loss_weight_scales_its_gradient(toy_trainer, cfg):
+    """With plain AdamW; task-balanced normalisation cancels it by design."""
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.TASKS.NAMES = ["signs"]
+    cfg.SOLVER.MAX_ITER = 1
+    gradients = []
+    for weight in (1.0, 3.0):
+        cfg.TASKS.signs.LOSS_WEIGHT = weight
+        trainer, _ = train(toy_trainer, cfg)
+        gradients.append(trainer.model.shared.weight.grad)
+    torch.testing.assert_close(gradients[1], 3 * gradients[0])
+
+
+def test_a_loss_that_is_not_finite_stops_with_task_and_iteration(toy_trainer, cfg):
+    class Poisoned(toy_trainer):
+        @classmethod
+        def build_task_loader(cls, cfg, task, start_batch):
+            for n, batch in enumerate(super().build_task_loader(cfg, task, start_batch)):
+                if task == "signs" and n == 5:
+                    batch[0]["x"][0] = math.nan
+                yield batch
+
+    schedule = TaskSchedule({"lines": 2 / 3, "signs": 1 / 3}, seed=3)
+    iteration = [t for t in range(60) if schedule.task_at(t) == "signs"][5]
+    for optimizer in ("TaskBalancedAdamW", "AdamW"):
+        cfg.SOLVER.OPTIMIZER = optimizer
+        trainer = Poisoned(cfg)
+        with pytest.raises(
+            FloatingPointError, match=rf"task 'signs'.* in iteration {iteration} \(loss_sign nan"
+        ):
+            trainer.train()
+        assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_bf16_autocast_is_a_setting(toy_trainer, cfg):
+    dtypes = []
+
+    class Spy(toy_trainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            model.shared.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+            return model
+
+    train(Spy, cfg, SOLVER__MAX_ITER=2, DATASETS__TEST=())
+    train(Spy, cfg, SOLVER__MAX_ITER=2, DATASETS__TEST=(), SOLVER__AMP__ENABLED=True)
+    assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_a_missing_test_set_is_found_before_training(toy_trainer, cfg):
+    from detectron2.data import DatasetCatalog
+
+    def missing():
+        raise UserError("no such file")
+
+    DatasetCatalog.register("toy_missing_test", missing)
+    try:
+        trainer = toy_trainer(cfg.clone())
+        trainer.cfg.DATASETS.TEST = ("toy_missing_test",)
+        with pytest.raises(UserError, match="no such file"):
+            trainer.train()
+        assert trainer.iter == 0
+        assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()
+    finally:
+        DatasetCatalog.remove("toy_missing_test")
+
+
+def test_the_progress_line_tells_time_left_and_each_tasks_losses(toy_trainer, cfg, caplog):
+    with caplog.at_level(logging.INFO, "uniperceiver_v2"):
+        train(toy_trainer, cfg)
+    lines = [r.getMessage() for r in caplog.records if r.name == "uniperceiver_v2.engine.progress"]
+    assert [line.split()[0] for line in lines] == ["20/60", "40/60", "60/60"]
+    for part in (
+        "eta 0:00:0",
+        "s/it (data 0.0",
+        "lr ",
+        "| lines ",
+        "(square ",
+        " size ",
+        "| signs ",
+        "(sign ",
+    ):
+        assert part in lines[-1]
