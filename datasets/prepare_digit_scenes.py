@@ -1,0 +1,294 @@
+"""Prepares digit_scenes, the default training data: real handwriting composed into scenes.
+
+    python datasets/prepare_digit_scenes.py [--output DIR] [--seed S]
+                                            [--train-scenes 4000] [--test-scenes 500]
+
+Writes the tree that datasets/README.md describes, in some seconds and without a network. The same arguments
+give the same bytes. A tree that is whole already is left alone; it is written beside its place and moved
+there when it is whole, so that an interrupted run leaves nothing that looks finished.
+
+Handwriting: scikit-learn's bundled UCI digits, 1,797 samples. The first 1,297 go into training files and
+the last 500 into test files, never the other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from digit_scenes_drawing import (
+    CLASS_NAMES,
+    NUM_TRAIN_SAMPLES,
+    SCENE_SIZE,
+    Instance,
+    draw_scene,
+    draw_single_digit,
+    handwriting,
+)
+from digit_scenes_texts import Thing, write_captions, write_corpus
+
+FORMAT_VERSION = 1  # raise it when the same arguments begin to give other bytes
+MANIFEST = "manifest.json"
+SPLITS = ("train", "test")
+FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
+# LVIS calls a category rare, common or frequent by the number of training images that show it: up to 10, up
+# to 100, more, of 100,000 images. At this data set's size the same three groups are told apart by shares of
+# the training scenes: with digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
+RARE_BELOW, COMMON_BELOW = 0.13, 0.30
+_TEXT_STREAM = 2  # seeds: (seed, split) draws scenes, (seed, _TEXT_STREAM) the corpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "digit_scenes"
+    parser.add_argument("--output", type=Path, default=default, help=f"folder to write (default: {default})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train-scenes", type=int, default=4000)
+    parser.add_argument("--test-scenes", type=int, default=500)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        written = prepare(args.output, args.seed, args.train_scenes, args.test_scenes)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    done = f"written in {time.perf_counter() - started:.1f} s" if written else "already there"
+    print(f"digit_scenes: {args.output} ({args.train_scenes} + {args.test_scenes} scenes, {done})")
+
+
+def prepare(output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: int = 500) -> bool:
+    """Makes `output` a whole digit_scenes tree.
+
+    Returns:
+        False where it was one already, with the same arguments.
+
+    Raises:
+        ValueError: fewer than one scene in a split, or a negative seed.
+        FileExistsError: `output` holds something that this program did not write.
+    """
+    if train_scenes < 1 or test_scenes < 1 or seed < 0:
+        raise ValueError("--train-scenes and --test-scenes must be positive, --seed not negative")
+    output = Path(os.path.abspath(output))
+    arguments = {
+        "seed": seed,
+        "train_scenes": train_scenes,
+        "test_scenes": test_scenes,
+        "version": FORMAT_VERSION,
+    }
+    manifest = _read_manifest(output)
+    if manifest is None and output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty and has no {MANIFEST} of this program; remove it first")
+    if manifest is not None and manifest["arguments"] == arguments and _is_whole(output, manifest):
+        return False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(output)
+    staging = output.parent / f".{output.name}.{os.getpid()}"
+    try:
+        _write_tree(staging, seed, {"train": train_scenes, "test": test_scenes})
+        _write_json(staging / MANIFEST, {"arguments": arguments, "files": _file_sizes(staging)})
+        if output.exists():
+            shutil.rmtree(output)
+        os.rename(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+def _read_manifest(output: Path) -> dict | None:
+    try:
+        manifest = json.loads((output / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"arguments", "files"} <= manifest.keys() else None
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _is_whole(output: Path, manifest: dict) -> bool:
+    found = _file_sizes(output)
+    return all(found.get(name) == size for name, size in manifest["files"].items())
+
+
+def _remove_abandoned(output: Path) -> None:
+    """Deletes what killed runs left beside `output`; such a folder's name ends in its process's id."""
+    for staging in output.parent.glob(f".{output.name}.*"):
+        pid = staging.name.rsplit(".", 1)[-1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tree(root: Path, seed: int, num_scenes: dict[str, int]) -> None:
+    for folder in ("annotations", "corpus", *(f"images/{split}" for split in SPLITS)):
+        (root / folder).mkdir(parents=True)
+    scenes = {split: _write_scenes(root, seed, split, num_scenes[split]) for split in SPLITS}
+    for split in SPLITS:
+        _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
+        _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
+        _write_json(
+            root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"])
+        )
+    _write_single_digits(root / "digits")
+    rng = np.random.default_rng([seed, _TEXT_STREAM])
+    corpus = dict(zip(SPLITS, write_corpus(rng), strict=True))
+    captions = {caption for scene in scenes["train"] for caption in scene["captions"]}
+    corpus["test"] = [line for line in corpus["test"] if line not in captions]
+    for split in SPLITS:
+        (root / f"corpus/{split}.txt").write_text("\n".join(corpus[split]) + "\n")
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")))
+
+
+def _write_png(path: Path, image_rgb: np.ndarray) -> None:
+    _, encoded = cv2.imencode(".png", image_rgb[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    path.write_bytes(encoded.tobytes())
+
+
+def _write_scenes(root: Path, seed: int, split: str, count: int) -> list[dict]:
+    draw = partial(_write_scene, root / "images" / split, seed, split)
+    workers = min(os.cpu_count() or 1, 8)
+    # OpenCV's own threads would only fight with the other processes over pictures this small.
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        return list(pool.map(draw, range(count), chunksize=50))
+
+
+def _write_scene(folder: Path, seed: int, split: str, index: int) -> dict:
+    """Draws, describes and writes one scene; what comes back is all that the annotation files need of it."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    # The first ten scenes show every class once, so that even a tiny data set has no category without images.
+    scene = draw_scene(rng, split, first_label=index if index < len(CLASS_NAMES) else None)
+    image_id = FIRST_IMAGE_ID[split] + index
+    file_name = f"{image_id:012d}.png"
+    _write_png(folder / file_name, scene.image)
+    things = [Thing(CLASS_NAMES[i.label], i.colour, i.box, i.is_crowd) for i in scene.instances]
+    return {
+        "id": image_id,
+        "file_name": file_name,
+        "instances": scene.instances,
+        "captions": write_captions(things, rng),
+    }
+
+
+def _coco_image(scene: dict) -> dict:
+    return {"id": scene["id"], "file_name": scene["file_name"], "height": SCENE_SIZE, "width": SCENE_SIZE}
+
+
+def _info() -> dict:
+    return {
+        "description": "digit_scenes: UCI handwritten digits composed into scenes",
+        "version": str(FORMAT_VERSION),
+    }
+
+
+def _annotation(instance: Instance, annotation_id: int, image_id: int) -> dict:
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": instance.label + 1,
+        "bbox": list(instance.box),
+        "area": instance.area,
+        "segmentation": instance.segmentation,
+        # Ours, beyond the format: what is drawn there, and with whose handwriting.
+        "color": instance.colour,
+        "sample_ids": list(instance.sample_ids),
+    }
+
+
+def coco_instances(scenes: list[dict]) -> dict:
+    """COCO's instances format; crowds are uncompressed RLE with iscrowd 1."""
+    annotations = []
+    for scene in scenes:
+        for instance in scene["instances"]:
+            annotation = _annotation(instance, len(annotations) + 1, scene["id"])
+            annotations.append({**annotation, "iscrowd": int(instance.is_crowd)})
+    categories = [{"id": i + 1, "name": n, "supercategory": "digit"} for i, n in enumerate(CLASS_NAMES)]
+    images = [_coco_image(scene) for scene in scenes]
+    return {"info": _info(), "images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_captions(scenes: list[dict]) -> dict:
+    """COCO's captions format, five captions an image."""
+    annotations = []
+    for scene in scenes:
+        for caption in scene["captions"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": scene["id"], "caption": caption})
+    return {"info": _info(), "images": [_coco_image(scene) for scene in scenes], "annotations": annotations}
+
+
+def lvis_instances(scenes: list[dict], split: str, train_scenes: list[dict]) -> dict:
+    """LVIS v1's format, which knows no crowds.
+
+    A class that an image shows as a crowd is listed in its `not_exhaustive_category_ids`, the classes that
+    it does not show in its `neg_category_ids`. Frequencies and counts of a category are those of the
+    training scenes in both splits, as in LVIS.
+    """
+    images, annotations = [], []
+    for scene in scenes:
+        crowds = {i.label + 1 for i in scene["instances"] if i.is_crowd}
+        shown = {i.label + 1 for i in scene["instances"]}
+        images.append(
+            {
+                **_coco_image(scene),
+                # Readers of the format find the file by the last two parts of this address.
+                "coco_url": f"http://digit-scenes.invalid/images/{split}/{scene['file_name']}",
+                "neg_category_ids": [i + 1 for i in range(len(CLASS_NAMES)) if i + 1 not in shown],
+                "not_exhaustive_category_ids": sorted(crowds),
+            }
+        )
+        for instance in scene["instances"]:
+            if not instance.is_crowd:
+                annotations.append(_annotation(instance, len(annotations) + 1, scene["id"]))
+    categories = _lvis_categories(train_scenes)
+    return {"info": _info(), "images": images, "annotations": annotations, "categories": categories}
+
+
+def _lvis_categories(train_scenes: list[dict]) -> list[dict]:
+    instance_count: Counter[int] = Counter()
+    image_count: Counter[int] = Counter()
+    for scene in train_scenes:
+        labels = [i.label for i in scene["instances"] if not i.is_crowd]
+        instance_count.update(labels)
+        image_count.update(set(labels))
+    categories = []
+    for label, name in enumerate(CLASS_NAMES):
+        share = image_count[label] / len(train_scenes)
+        categories.append(
+            {
+                "id": label + 1,
+                "name": name,
+                "synset": f"{name}.n.01",
+                "synonyms": [name],
+                "def": f"the handwritten digit {name}",
+                "frequency": "r" if share < RARE_BELOW else "c" if share < COMMON_BELOW else "f",
+                "image_count": image_count[label],
+                "instance_count": instance_count[label],
+            }
+        )
+    return categories
+
+
+def _write_single_digits(root: Path) -> None:
+    """An ImageNet-style tree, root/<split>/<class name>/<handwriting sample>.png."""
+    for split in SPLITS:
+        for name in CLASS_NAMES:
+            (root / split / name).mkdir(parents=True)
+    for sample_id, label in enumerate(handwriting()[1]):
+        split = "train" if sample_id < NUM_TRAIN_SAMPLES else "test"
+        _write_png(root / split / CLASS_NAMES[label] / f"{sample_id:04d}.png", draw_single_digit(sample_id))
+
+
+if __name__ == "__main__":
+    main()
