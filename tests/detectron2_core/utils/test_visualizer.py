@@ -322,7 +322,9 @@ class TestOverlay:
     def test_label_beside_the_box(self):
         drawn = [
             Visualizer(GREY)
-            .overlay_instances(boxes=Boxes([[40, 20, 60, 40]]), labels=labels, assigned_colors=["r"])
+            .overlay_instances(
+                boxes=Boxes([[40, 20, 60, 40]]), labels=labels, keypoints=None, assigned_colors=["r"]
+            )
             .get_image()
             for labels in (None, ["name"])
         ]

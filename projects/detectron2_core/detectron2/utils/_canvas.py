@@ -55,7 +55,8 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 class VisImage:
     """A picture under construction, in the coordinates of the image it starts from.
 
-    The top left pixel covers (0, 0) to (1, 1), whatever the scale.
+    The top left pixel covers (0, 0) to (1, 1), whatever the scale. ``Visualizer`` draws through the methods
+    with an underscore, which stand in for upstream's matplotlib figure.
 
     Attributes:
         img: the image it starts from.
@@ -99,30 +100,30 @@ class VisImage:
         with PathManager.open(filepath, "wb") as file:
             Image.fromarray(self.get_image()).save(file, format=image_format)
 
-    def fill_coverage(self, coverage: np.ndarray, color: Color, alpha: float) -> None:
+    def _fill_coverage(self, coverage: np.ndarray, color: Color, alpha: float) -> None:
         """Blends a colour in by ``alpha`` times a uint8 coverage of the whole canvas, 255 being full."""
         left, top, width, height = cv2.boundingRect(coverage)
         self._blend_coverage(coverage[top : top + height, left : left + width], left, top, color, alpha)
 
-    def fill_mask(
+    def _fill_mask(
         self, mask: np.ndarray, color: Color, edge_color: Color, alpha: float, linewidth: float
     ) -> None:
         """Fills the pixels of a mask [H,W] of 0 and 1, holes left out, and outlines them."""
         coverage = cv2.resize(mask * np.uint8(255), self._shape[::-1], interpolation=cv2.INTER_LINEAR)
-        self.fill_coverage(coverage, color, alpha)
+        self._fill_coverage(coverage, color, alpha)
         inside = (coverage >= 128).astype(np.uint8)
         contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         outline = np.zeros_like(coverage)
         cv2.drawContours(outline, contours, -1, 255, self._pixels(linewidth), cv2.LINE_AA)
-        self.fill_coverage(outline, edge_color, 1.0)
+        self._fill_coverage(outline, edge_color, 1.0)
 
-    def fill_polygon(self, points: np.ndarray, color: Color, alpha: float) -> None:
+    def _fill_polygon(self, points: np.ndarray, color: Color, alpha: float) -> None:
         """Fills the polygon with corners [K,2]."""
         left, top, coverage = self._window(points, margin=2)
         cv2.fillPoly(coverage, [self._fixed_point(points, left, top)], 255, cv2.LINE_AA, _SHIFT)
         self._blend_coverage(coverage, left, top, color, alpha)
 
-    def draw_outline(
+    def _draw_outline(
         self, points: np.ndarray, color: Color, alpha: float, linewidth: float, line_style: str = "-"
     ) -> None:
         """Draws the closed line through points [K,2], ``linewidth`` points (1/72 inch) wide.
@@ -144,7 +145,7 @@ class VisImage:
             cv2.polylines(coverage, [fixed], closed, 255, thickness, cv2.LINE_AA, _SHIFT)
         self._blend_coverage(coverage, left, top, color, alpha)
 
-    def draw_label(
+    def _draw_label(
         self, text: str, x: float, y: float, color: Color, size: float, alignment: str, rotation: float
     ) -> None:
         """Writes text on dark ground with its upper border at ``y``, moved so far that it lies inside.

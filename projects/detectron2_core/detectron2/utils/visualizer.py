@@ -138,6 +138,7 @@ class Visualizer:
         boxes: Boxes | np.ndarray | Sequence | None = None,
         labels: Sequence[str] | None = None,
         masks: PolygonMasks | BitMasks | Tensor | Sequence | None = None,
+        keypoints: None = None,
         assigned_colors: Sequence[Color] | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
@@ -147,12 +148,16 @@ class Visualizer:
             boxes: N boxes (x0, y0, x1, y1).
             labels: N texts, written at the box or else in the middle of the mask.
             masks: N masks: one of our types, or for each instance a bitmap, polygons or COCO run lengths.
+            keypoints: None; scripts written for upstream pass it on from images that have none.
             assigned_colors: N colours; by default random ones.
             alpha: opacity of masks.
 
         Raises:
             AssertionError: the numbers of boxes, masks and labels differ.
+            NotImplementedError: there are keypoints.
         """
+        if keypoints is not None:
+            raise NotImplementedError("detectron2-core does not draw keypoints")
         if boxes is not None:
             boxes = boxes.tensor.detach().numpy() if isinstance(boxes, Boxes) else np.asarray(boxes)
             boxes = boxes.reshape(-1, 4)
@@ -201,7 +206,7 @@ class Visualizer:
         rgb = np.maximum(to_rgb(color), 0.2)
         rgb[rgb.argmax()] = max(0.8, rgb.max())
         size = (font_size or self._default_font_size) * self.output.scale
-        self.output.draw_label(text, *position, rgb, size, horizontal_alignment, rotation)
+        self.output._draw_label(text, *position, rgb, size, horizontal_alignment, rotation)
         return self.output
 
     def draw_box(
@@ -217,7 +222,7 @@ class Visualizer:
         x0, y0, x1, y1 = (float(coordinate) for coordinate in box_coord)
         corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
         width = max(self._default_font_size / 4, 1) * self.output.scale
-        self.output.draw_outline(corners, edge_color, alpha, width, line_style)
+        self.output._draw_outline(corners, edge_color, alpha, width, line_style)
         return self.output
 
     def draw_polygon(
@@ -231,8 +236,10 @@ class Visualizer:
             alpha: opacity of the inside.
         """
         segment = np.asarray(segment, dtype=np.float64)
-        self.output.fill_polygon(segment, color, alpha)
-        self.output.draw_outline(segment, self._edge_color(color, edge_color, alpha), 1.0, self._edge_width())
+        self.output._fill_polygon(segment, color, alpha)
+        self.output._draw_outline(
+            segment, self._edge_color(color, edge_color, alpha), 1.0, self._edge_width()
+        )
         return self.output
 
     def draw_binary_mask(
@@ -273,7 +280,7 @@ class Visualizer:
                 self.draw_polygon(polygon.reshape(-1, 2), color, edge_color, alpha)
         else:
             edge_color = self._edge_color(color, edge_color, alpha)
-            self.output.fill_mask(mask.mask, color, edge_color, alpha, self._edge_width())
+            self.output._fill_mask(mask.mask, color, edge_color, alpha, self._edge_width())
 
     def _draw_instance_label(
         self, text: str, box: np.ndarray | None, mask: GenericMask | None, color: Color
