@@ -38,7 +38,7 @@ COMMON_TASK_SETTINGS: dict[str, Any] = {
 
 # What a task node may hold beside the common settings, by its KIND. A new kind of task adds its line here.
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
-    "detection": {},
+    "detection": {"CATEGORY_WEIGHT": 2.0, "PROMPT": "{}"},
     "classification": {
         "LABEL_SMOOTHING": 0.0,
         "IMAGE_SIZE": 224,
@@ -72,7 +72,46 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 
 
 def _add_model_config(cfg: CN) -> None:
-    cfg.MODEL.UNIPERCEIVER_V2 = CN()
+    """Sizes as the paper and Mask DINO have them."""
+    cfg.MODEL.UNIPERCEIVER_V2 = node = CN()
+    node.EMBED_DIM = 768  # d, the width of the unified decoder and of all that enters it
+    node.ATTENTION_POOLS = 8  # M' of equation (3)
+    node.TEMPERATURE = 0.07  # τ at the start
+
+    # A Hugging Face backbone: a directory with its configuration (and weights), or the configuration's fields.
+    node.BACKBONE = CN()
+    node.BACKBONE.PATH = ""
+    node.BACKBONE.CONFIG = CN(new_allowed=True)
+    node.BACKBONE.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    node.BACKBONE.NORM = ""  # what replaces batch normalisation: "" (nothing), "FrozenBN" or "GN"
+
+    node.TEXT_ENCODER = CN()
+    node.TEXT_ENCODER.PATH = ""  # directory of a Hugging Face text encoder and its tokenizer
+
+    node.DECODER = CN()
+    node.DECODER.LAYERS = 6
+    node.DECODER.HEADS = 12
+    node.DECODER.FFN_DIM = 3072
+
+    node.REGION = CN()
+    node.REGION.DIM = 256
+    node.REGION.HEADS = 8
+    node.REGION.POINTS = 4  # sampling points of a head at a scale
+    node.REGION.FFN_DIM = 2048
+    node.REGION.ENCODER_LAYERS = 6
+    node.REGION.DECODER_LAYERS = 9
+    node.REGION.NUM_QUERIES = 300  # O
+    node.REGION.ANCHOR_SIZE = 0.05  # side of a token's anchor at the finest scale, as a share of the image
+    node.REGION.DENOISING_GROUPS = 5
+    node.REGION.BOX_NOISE = 0.4
+
+    node.CRITERION = CN()
+    node.CRITERION.WEIGHTS = CN({"OBJECTNESS": 4.0, "BOX": 5.0, "GIOU": 2.0, "MASK": 5.0, "DICE": 5.0})
+    node.CRITERION.COSTS = CN({"OBJECTNESS": 4.0, "BOX": 5.0, "GIOU": 2.0, "MASK": 5.0, "DICE": 5.0})
+    node.CRITERION.NUM_POINTS = 12544  # of the mask losses, for each mask
+    node.CRITERION.OVERSAMPLING = 3.0
+    node.CRITERION.UNCERTAIN_SHARE = 0.75
+    node.CRITERION.ONE_TO_MANY = 9  # tokens of the encoder that answer for an object
 
 
 def load_config(

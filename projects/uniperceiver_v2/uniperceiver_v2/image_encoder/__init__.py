@@ -1,0 +1,13 @@
+from .backbone import HuggingFaceBackbone, build_huggingface_backbone
+from .image_encoder import ImageEncoder, RegionSupervision
+from .structures import ImageEncoding, Proposals, RegionTargets
+
+__all__ = [
+    "HuggingFaceBackbone",
+    "ImageEncoder",
+    "ImageEncoding",
+    "Proposals",
+    "RegionSupervision",
+    "RegionTargets",
+    "build_huggingface_backbone",
+]

@@ -1,0 +1,78 @@
+"""From a backbone's maps to the L scales of the region network, and to the pixel embeddings of its masks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import group_norm, map_position_encoding
+from .structures import FeatureMaps, resize_valid
+
+
+class FeatureProjection(nn.Module):
+    """Projects backbone maps to one width and adds the last scale by a strided convolution (Deformable DETR, 4.1).
+
+    Args:
+        channels: of the backbone maps that become scales, finest first; L is one more.
+        dim: width of the region network.
+    """
+
+    def __init__(self, channels: list[int], dim: int):
+        super().__init__()
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, dim, kernel_size=1), group_norm(dim)) for width in channels
+        )
+        self.projections.append(
+            nn.Sequential(nn.Conv2d(channels[-1], dim, kernel_size=3, stride=2, padding=1), group_norm(dim))
+        )
+        self.scale_embedding = nn.Parameter(torch.randn(len(channels) + 1, dim) * 0.02)
+
+    def forward(self, maps: list[Tensor], valid: Tensor) -> tuple[FeatureMaps, Tensor]:
+        """
+        Args:
+            maps: [B,C_l,h_l,w_l] backbone maps, finest first.
+            valid: [B,H,W] bool of the batch of images.
+        Returns:
+            the L scales, and F_L, the coarsest of them as a map [B,dim,h_L,w_L].
+        """
+        scales = [project(x) for project, x in zip(self.projections, [*maps, maps[-1]], strict=True)]
+        shapes = [tuple(x.shape[-2:]) for x in scales]
+        valids = [resize_valid(valid, shape) for shape in shapes]
+        dim = scales[0].shape[1]
+        positions = [
+            map_position_encoding(v, dim).flatten(1, 2) + embedding
+            for v, embedding in zip(valids, self.scale_embedding, strict=True)
+        ]
+        ratios = [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in valids]
+        features = FeatureMaps(
+            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in scales], dim=1),
+            positions=torch.cat(positions, dim=1),
+            valid=torch.cat([v.flatten(1) for v in valids], dim=1),
+            spatial_shapes=shapes,
+            valid_ratios=torch.stack(ratios, dim=1),
+        )
+        return features, scales[-1]
+
+
+class PixelEmbedding(nn.Module):
+    """Embeds each pixel of the finest backbone map for the masks: lateral map plus the encoder's finest scale,
+    upsampled, then smoothed (Mask DINO's pixel decoder).
+
+    Args:
+        channels: of the finest backbone map.
+        dim: width of the region network and of the embeddings.
+    """
+
+    def __init__(self, channels: int, dim: int):
+        super().__init__()
+        self.lateral = nn.Sequential(nn.Conv2d(channels, dim, kernel_size=1, bias=False), group_norm(dim))
+        self.smooth = nn.Sequential(
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), group_norm(dim), nn.ReLU()
+        )
+        self.embed = nn.Conv2d(dim, dim, kernel_size=1)
+
+    def forward(self, finest: Tensor, encoded: Tensor) -> Tensor:
+        """[B,C,h,w] backbone map and [B,dim,h',w'] finest encoded scale to [B,dim,h,w]."""
+        encoded = F.interpolate(encoded, size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        return self.embed(self.smooth(self.lateral(finest) + encoded))

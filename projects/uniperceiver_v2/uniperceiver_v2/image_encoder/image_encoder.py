@@ -1,0 +1,121 @@
+"""The image encoder: images to the tokens of equation (1), whatever the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import Backbone, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from .criterion import RegionCriterion
+from .matcher import MatchCosts
+from .region_network import RegionNetwork
+from .structures import ImageEncoding, RegionTargets, valid_pixels
+from .tokens import GlobalTokens, ProposalFusion
+
+
+@dataclass
+class RegionSupervision:
+    """What training on boxes and masks gives beside the encoding.
+
+    Attributes:
+        losses: of the region network.
+        image, query, target: [K] indices, the last layer's matches; queries index the encoding's proposals.
+        denoised_tokens: [B,D,d] proposal tokens of the denoising queries, None without denoising.
+        denoised_image, denoised_query, denoised_target: [K'] indices of those that stand for an object.
+    """
+
+    losses: dict[str, Tensor]
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    denoised_tokens: Tensor | None = None
+    denoised_image: Tensor | None = None
+    denoised_query: Tensor | None = None
+    denoised_target: Tensor | None = None
+
+
+class ImageEncoder(nn.Module):
+    """f_image of equation (1).
+
+    Args:
+        backbone: a Detectron2 backbone; its outputs, finest first, are the maps.
+        regions: the region proposal network.
+        fusion, global_tokens: equations (2) and (3).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        regions: RegionNetwork,
+        fusion: ProposalFusion,
+        global_tokens: GlobalTokens,
+    ):
+        super().__init__()
+        self.backbone, self.regions = backbone, regions
+        self.fusion, self.global_tokens = fusion, global_tokens
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        node = cfg.MODEL.UNIPERCEIVER_V2
+        backbone = build_backbone(cfg)
+        shapes = sorted(backbone.output_shape().values(), key=lambda shape: shape.stride)
+        region, criterion = node.REGION, node.CRITERION
+        regions = RegionNetwork(
+            channels=[shape.channels for shape in shapes],
+            dim=region.DIM,
+            heads=region.HEADS,
+            points=region.POINTS,
+            ffn_dim=region.FFN_DIM,
+            encoder_layers=region.ENCODER_LAYERS,
+            decoder_layers=region.DECODER_LAYERS,
+            num_queries=region.NUM_QUERIES,
+            anchor_size=region.ANCHOR_SIZE,
+            denoising_groups=region.DENOISING_GROUPS,
+            box_noise=region.BOX_NOISE,
+            criterion=RegionCriterion(
+                weights={name.lower(): value for name, value in criterion.WEIGHTS.items()},
+                costs=MatchCosts(**{name.lower(): value for name, value in criterion.COSTS.items()}),
+                num_points=criterion.NUM_POINTS,
+                oversampling=criterion.OVERSAMPLING,
+                uncertain_share=criterion.UNCERTAIN_SHARE,
+                one_to_many=criterion.ONE_TO_MANY,
+            ),
+        )
+        return {
+            "backbone": backbone,
+            "regions": regions,
+            "fusion": ProposalFusion(region.DIM, node.EMBED_DIM),
+            "global_tokens": GlobalTokens(region.DIM, node.EMBED_DIM, region.HEADS, node.ATTENTION_POOLS),
+        }
+
+    def forward(
+        self, images: ImageList, targets: RegionTargets | None = None
+    ) -> tuple[ImageEncoding, RegionSupervision | None]:
+        """Encodes a batch; with targets, also the region network's losses and matches."""
+        shapes = self.backbone.output_shape()
+        maps = self.backbone(images.tensor)
+        ordered = [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]
+        output = self.regions(ordered, valid_pixels(images), targets)
+        proposals = output.proposals(slice(output.num_denoising, None))
+        global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
+        encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
+        if targets is None:
+            return encoding, None
+
+        losses, matches = self.regions.losses(output, targets)
+        last = matches.layer == len(output.hidden) - 1
+        supervision = RegionSupervision(
+            losses, matches.image[last], matches.query[last], matches.target[last]
+        )
+        if output.denoising is not None:
+            near = output.denoising.positive
+            image, query = near.nonzero(as_tuple=True)
+            supervision.denoised_tokens = self.fusion(output.proposals(slice(0, output.num_denoising)))
+            supervision.denoised_image, supervision.denoised_query = image, query
+            supervision.denoised_target = output.denoising.targets[image, query]
+        return encoding, supervision

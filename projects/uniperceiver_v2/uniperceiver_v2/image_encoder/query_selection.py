@@ -1,0 +1,79 @@
+"""Two-stage query selection: every encoded token proposes a box, the most promising ones become queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import MLP
+from .deformable_encoder import grid_centres
+from .region_decoder import inverse_sigmoid
+from .structures import FeatureMaps
+
+
+@dataclass
+class DensePredictions:
+    """What every encoded token predicts.
+
+    Attributes:
+        objectness: [B,S] logits, very low where a token lies in padding.
+        boxes: [B,S,4].
+        centres: [B,S,2] the tokens' own places.
+        valid: [B,S] bool.
+    """
+
+    objectness: Tensor
+    boxes: Tensor
+    centres: Tensor
+    valid: Tensor
+
+
+@dataclass
+class Queries:
+    """The O selected queries: contents [B,O,dim] and initial boxes [B,O,4]."""
+
+    contents: Tensor
+    boxes: Tensor
+
+
+class QuerySelection(nn.Module):
+    """Scores every token as foreground or background, corrects its anchor box, and keeps the best `num_queries`
+    (Deformable DETR, A.4; Mask DINO's classifier made binary, as the paper has it).
+
+    A token's anchor is a square around it, `anchor_size`·2^l of the image wide at scale l.
+    """
+
+    def __init__(self, dim: int, num_queries: int, anchor_size: float):
+        super().__init__()
+        self.num_queries, self.anchor_size = num_queries, anchor_size
+        self.project = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.objectness = nn.Linear(dim, 1)
+        self.box_head = MLP(dim, dim, 4, depth=3)
+        self.content = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        nn.init.constant_(self.objectness.bias, -4.0)  # few tokens are foreground
+        nn.init.zeros_(self.box_head.layers[-1].weight)
+        nn.init.zeros_(self.box_head.layers[-1].bias)
+
+    def forward(self, memory: Tensor, features: FeatureMaps) -> tuple[DensePredictions, Queries]:
+        """From encoded tokens [B,S,dim]. Gradients of the later layers reach the tokens through the contents only."""
+        tokens = self.project(memory)
+        centres = grid_centres(features.spatial_shapes, features.valid_ratios)
+        sizes = torch.cat(
+            [
+                centres.new_full((h * w, 2), min(self.anchor_size * 2.0**level, 0.9))
+                for level, (h, w) in enumerate(features.spatial_shapes)
+            ]
+        )
+        anchors = torch.cat((centres, sizes.expand_as(centres)), dim=-1)
+        dense = DensePredictions(
+            objectness=self.objectness(tokens).squeeze(-1).float().masked_fill(~features.valid, -1e4),
+            boxes=torch.sigmoid(self.box_head(tokens).float() + inverse_sigmoid(anchors, eps=1e-3)),
+            centres=centres,
+            valid=features.valid,
+        )
+        count = min(self.num_queries, tokens.shape[1])
+        best = dense.objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)
+        contents = self.content(tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])))
+        return dense, Queries(contents, dense.boxes.detach().gather(1, best.expand(-1, -1, 4)))

@@ -1,0 +1,163 @@
+"""The class-agnostic region proposal network (paper.md, "Image encoder"): Mask DINO with one foreground class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..layers import MLP
+from .criterion import RegionCriterion, RegionPredictions
+from .deformable_encoder import DeformableEncoder
+from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
+from .feature_maps import FeatureProjection, PixelEmbedding
+from .matcher import Matches
+from .query_selection import DensePredictions, QuerySelection
+from .region_decoder import RegionDecoder
+from .structures import Proposals, RegionTargets
+
+
+@dataclass
+class RegionOutput:
+    """What one pass of the network leaves for its losses and for the rest of the image encoder.
+
+    Attributes:
+        coarsest: [B,dim,h_L,w_L], F_L, and coarsest_valid [B,h_L,w_L].
+        hidden: [layers,B,D+O,dim] decoder states, the D denoising queries first.
+        predictions: of the same queries.
+        pixel_embeddings: [B,dim,h,w].
+        dense: the encoder's own predictions.
+        denoising: the denoising queries, in training with targets.
+    """
+
+    coarsest: Tensor
+    coarsest_valid: Tensor
+    hidden: Tensor
+    predictions: RegionPredictions
+    pixel_embeddings: Tensor
+    dense: DensePredictions
+    denoising: DenoisingQueries | None
+
+    @property
+    def num_denoising(self) -> int:
+        return 0 if self.denoising is None else self.denoising.boxes.shape[1]
+
+    def proposals(self, part: slice) -> Proposals:
+        """The last layer's proposals of some of the queries."""
+        return Proposals(
+            semantics=self.hidden[-1][:, part],
+            boxes=self.predictions.boxes[-1][:, part],
+            masks=torch.einsum(
+                "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, part], self.pixel_embeddings
+            ),
+            objectness=self.predictions.objectness[-1][:, part],
+        )
+
+
+class RegionNetwork(nn.Module):
+    """Deformable encoder, two-stage query selection, decoder with iterative box refinement and denoising, masks.
+
+    Args:
+        channels: of all backbone maps, finest first; the finest serves the masks alone.
+        dim, heads, points, ffn_dim: of both Transformers.
+        encoder_layers, decoder_layers: their depths.
+        num_queries: O.
+        anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
+        denoising_groups, box_noise: of denoising training; no groups turn it off.
+        criterion: the losses.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        dim: int,
+        heads: int,
+        points: int,
+        ffn_dim: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        num_queries: int,
+        anchor_size: float,
+        denoising_groups: int,
+        box_noise: float,
+        criterion: RegionCriterion,
+    ):
+        super().__init__()
+        levels = len(channels)
+        self.project = FeatureProjection(channels[1:], dim)
+        self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
+        self.pixel_embedding = PixelEmbedding(channels[0], dim)
+        self.select = QuerySelection(dim, num_queries, anchor_size)
+        self.decoder = RegionDecoder(decoder_layers, dim, heads, levels, points, ffn_dim)
+        self.norm = nn.LayerNorm(dim)
+        self.objectness = nn.Linear(dim, 1)
+        self.mask_embedding = MLP(dim, dim, dim, depth=3)
+        self.denoising_content = nn.Parameter(torch.randn(dim) * 0.02)
+        self.denoising_groups, self.box_noise = denoising_groups, box_noise
+        self.criterion = criterion
+        nn.init.constant_(self.objectness.bias, -2.0)
+
+    def forward(self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None) -> RegionOutput:
+        """
+        Args:
+            maps: [B,C,h,w] backbone maps, finest first.
+            valid: [B,H,W] bool of the batch of images.
+            targets: in training; they add denoising queries.
+        """
+        features, coarsest = self.project(maps[1:], valid)
+        memory = self.encoder(features)
+        height, width = features.spatial_shapes[0]
+        finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
+        pixel_embeddings = self.pixel_embedding(maps[0], finest)
+        dense, queries = self.select(memory, features)
+
+        contents, boxes, mask, denoising = queries.contents, queries.boxes, None, None
+        if targets is not None and self.denoising_groups > 0:
+            denoising = make_denoising_queries(targets, self.denoising_groups, self.box_noise)
+            mask = denoising_attention_mask(denoising.groups, contents.shape[1])
+            known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
+            contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
+        hidden, boxes = self.decoder(contents, boxes, memory, features, mask)
+        normalised = self.norm(hidden)
+        return RegionOutput(
+            coarsest=coarsest,
+            coarsest_valid=features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :],
+            hidden=normalised,
+            predictions=RegionPredictions(
+                self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)
+            ),
+            pixel_embeddings=pixel_embeddings,
+            dense=dense,
+            denoising=denoising,
+        )
+
+    def losses(self, output: RegionOutput, targets: RegionTargets) -> tuple[dict[str, Tensor], Matches]:
+        """All losses, summed over the encoder, the decoder's layers and denoising, and the matches of all layers."""
+        num_objects = max(average_over_ranks(targets.valid.sum()), 1.0)
+        ordinary = output.predictions.queries(slice(output.num_denoising, None))
+        matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
+        pixels = output.pixel_embeddings
+        parts = [
+            self.criterion.losses(ordinary, matches, None, pixels, targets, num_objects),
+            self.criterion.dense_losses(output.dense, targets),
+        ]
+        if output.denoising is not None:
+            known = output.predictions.queries(slice(0, output.num_denoising))
+            parts.append(
+                self.criterion.denoising_losses(known, output.denoising, pixels, targets, num_objects)
+            )
+        losses: dict[str, Tensor] = {}
+        for part in parts:
+            for name, value in part.items():
+                losses[f"loss_{name}"] = losses.get(f"loss_{name}", 0) + value
+        return losses, matches
+
+
+def average_over_ranks(count: Tensor) -> float:
+    """Mean of a count over all ranks, so that every rank divides by the same number."""
+    total = count.detach().float().clone()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return float(total) / comm.get_world_size()

@@ -1,0 +1,119 @@
+"""What flows out of the image encoder, and the targets it is trained on.
+
+Boxes are (cx, cy, w, h) in 0..1 of each image's own size throughout, padding not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from .boxes import xyxy_to_cxcywh
+
+
+@dataclass
+class FeatureMaps:
+    """Several scales of feature maps, flattened row by row, the finest first.
+
+    Attributes:
+        tokens: [B,S,dim].
+        positions: [B,S,dim], their sine and scale encodings.
+        valid: [B,S] bool, False at padding.
+        spatial_shapes: (height, width) of each of the L scales.
+        valid_ratios: [B,L,2], the share (x, y) of each padded map that the image covers.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    valid: Tensor
+    spatial_shapes: list[tuple[int, int]]
+    valid_ratios: Tensor
+
+
+@dataclass
+class Proposals:
+    """The region network's O proposals of each image (paper.md, "Image encoder").
+
+    Attributes:
+        semantics: [B,O,region width].
+        boxes: [B,O,4].
+        masks: [B,O,h,w] logits at the stride of the pixel embeddings; padding included.
+        objectness: [B,O] logits.
+    """
+
+    semantics: Tensor
+    boxes: Tensor
+    masks: Tensor
+    objectness: Tensor
+
+
+@dataclass
+class ImageEncoding:
+    """f_image(x) of equation (1); a function of the images alone, whatever the task.
+
+    Attributes:
+        global_tokens: [B,M,d].
+        global_valid: [B,M] bool, False where a token of the flattened map lies in padding.
+        proposal_tokens: [B,O,d], q^proposal of equation (2).
+        proposals: what the proposal tokens were made of.
+    """
+
+    global_tokens: Tensor
+    global_valid: Tensor
+    proposal_tokens: Tensor
+    proposals: Proposals
+
+
+@dataclass
+class RegionTargets:
+    """Ground truth of a batch, padded to the largest number N of objects in an image.
+
+    Attributes:
+        boxes: [B,N,4]; padding boxes are zero.
+        masks: [B,N,H,W] bool, of the padded batch of images.
+        labels: [B,N] int64, indices into the candidates.
+        valid: [B,N] bool, False at padding.
+    """
+
+    boxes: Tensor
+    masks: Tensor
+    labels: Tensor
+    valid: Tensor
+
+    @classmethod
+    def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
+        """Pads Detectron2 `Instances` (gt_boxes, gt_classes, gt_masks as BitMasks) of a batch of images."""
+        device = images.tensor.device
+        batch, count = len(instances), max(1, max(len(x) for x in instances))
+        padded_size = images.tensor.shape[-2:]
+        boxes = torch.zeros(batch, count, 4)
+        masks = torch.zeros(batch, count, *padded_size, dtype=torch.bool)
+        labels = torch.zeros(batch, count, dtype=torch.int64)
+        valid = torch.zeros(batch, count, dtype=torch.bool)
+        for i, (item, (height, width)) in enumerate(zip(instances, images.image_sizes, strict=True)):
+            n = len(item)
+            if n == 0:
+                continue
+            scale = torch.tensor([width, height, width, height])
+            boxes[i, :n] = xyxy_to_cxcywh(item.gt_boxes.tensor.cpu() / scale)
+            masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
+            labels[i, :n] = item.gt_classes.cpu()
+            valid[i, :n] = True
+        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device))
+
+
+def valid_pixels(images: ImageList) -> Tensor:
+    """[B,H,W] bool, False at the padding that made a batch of images of different sizes."""
+    valid = torch.zeros(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)
+    for i, (height, width) in enumerate(images.image_sizes):
+        valid[i, :height, :width] = True
+    return valid
+
+
+def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B,H,W] bool to a feature map's size, by nearest neighbour as in DETR."""
+    return F.interpolate(valid[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5

@@ -1,0 +1,71 @@
+"""From regions to tokens of the unified decoder: proposal fusion, equation (2), and global tokens, equation (3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import MultiHeadAttention, box_position_encoding, map_position_encoding
+from .structures import Proposals
+
+
+class ProposalFusion(nn.Module):
+    """q^proposal = q^sem + B(q^box) + M(q^mask), equation (2); the semantics are projected to the decoder's width.
+
+    B is the sine encoding of the box and a linear projection; M the mask probabilities, average-pooled to
+    28×28, and a linear projection.
+    """
+
+    MASK_SIZE = 28
+    BOX_ENCODING = 64  # sines and cosines per coordinate
+
+    def __init__(self, region_dim: int, dim: int):
+        super().__init__()
+        self.semantics = nn.Linear(region_dim, dim)
+        self.box = nn.Linear(4 * self.BOX_ENCODING, dim)
+        self.mask = nn.Linear(self.MASK_SIZE**2, dim)
+
+    def forward(self, proposals: Proposals) -> Tensor:
+        """[B,O,dim]"""
+        box = box_position_encoding(proposals.boxes, self.BOX_ENCODING)
+        mask = F.adaptive_avg_pool2d(proposals.masks.sigmoid(), self.MASK_SIZE).flatten(2)
+        return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
+
+
+class AttentionPools(nn.Module):
+    """M' attention pools of a map (CLIP's parametrised pooling: the query is the mean of the map plus a learned one).
+
+    All M' pools are one attention with M' queries.
+    """
+
+    def __init__(self, dim: int, heads: int, count: int):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
+        self.attention = MultiHeadAttention(dim, heads)
+
+    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        """[B,S,dim] tokens and positions, [B,S] bool valid, to [B,M',dim]."""
+        weight = valid.unsqueeze(-1).to(tokens.dtype)
+        mean = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        query = mean + self.queries
+        return self.attention(query, tokens + positions, tokens, valid[:, None, None])
+
+
+class GlobalTokens(nn.Module):
+    """q^global = Concat({AttnPool_i(F_L)}, Flatten(F_L)), equation (3)."""
+
+    def __init__(self, region_dim: int, dim: int, heads: int, pools: int):
+        super().__init__()
+        self.pools = AttentionPools(region_dim, heads, pools)
+        self.project = nn.Linear(region_dim, dim)
+
+    def forward(self, coarsest: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """F_L [B,region dim,h,w], valid [B,h·w]: tokens [B,M'+h·w,dim] and their validity."""
+        positions = map_position_encoding(valid.unflatten(1, coarsest.shape[-2:]), coarsest.shape[1]).flatten(
+            1, 2
+        )
+        tokens = coarsest.flatten(2).transpose(1, 2)
+        pooled = self.pools(tokens, positions, valid)
+        tokens = self.project(torch.cat((pooled, tokens + positions), dim=1))
+        return tokens, torch.cat((valid.new_ones(pooled.shape[:2]), valid), dim=1)

@@ -1,0 +1,52 @@
+"""Replacing batch normalisation, whose statistics the batches of different tasks would mix."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and affine parameters (detectron2.layers.FrozenBatchNorm2d).
+
+    Holds them as buffers under BatchNorm2d's names, so that its checkpoints load.
+    """
+
+    def __init__(self, source: nn.BatchNorm2d):
+        super().__init__()
+        self.eps = source.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(source, name).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 32 groups, or fewer where that would leave less than four channels to a group."""
+    groups = min(32, max(1, channels // 4))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+def replace_batch_norm(model: nn.Module, norm: str) -> nn.Module:
+    """Replaces every BatchNorm2d below `model`, in place.
+
+    Args:
+        norm: "" (leave it), "FrozenBN" or "GN".
+    Raises:
+        ValueError: another value of norm.
+    """
+    if norm == "":
+        return model
+    if norm not in ("FrozenBN", "GN"):
+        raise ValueError(f'unknown normalisation {norm!r}, expected "", "FrozenBN" or "GN"')
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            new = FrozenBatchNorm2d(child) if norm == "FrozenBN" else group_norm(child.num_features)
+            setattr(model, name, new)
+        else:
+            replace_batch_norm(child, norm)
+    return model

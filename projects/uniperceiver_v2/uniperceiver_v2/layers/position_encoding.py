@@ -1,0 +1,47 @@
+"""Sine position encodings: of the pixels of a feature map, and of boxes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_encoding(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Sines and cosines of each coordinate at geometrically spaced frequencies ("Attention is all you need", 3.5).
+
+    Args:
+        coordinates: [..., n], in 0..1.
+        dim: width per coordinate, even.
+    Returns:
+        [..., n·dim]: per coordinate sin, cos, sin, cos, ... from the highest frequency to the lowest.
+    Raises:
+        ValueError: dim is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"the width of a sine encoding must be even, got {dim}")
+    exponents = torch.arange(dim // 2, dtype=torch.float32, device=coordinates.device) * (2 / dim)
+    angles = coordinates.unsqueeze(-1) * (2 * math.pi) / temperature**exponents
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
+
+
+def map_position_encoding(valid: Tensor, dim: int) -> Tensor:
+    """Position encoding of a feature map's pixels, as DETR's with `normalize=True`.
+
+    Args:
+        valid: [B,h,w] bool, False at padding; positions are normalised by each image's own extent.
+        dim: width of the encoding, a multiple of 4.
+    Returns:
+        [B,h,w,dim]: y in the first half, x in the second.
+    """
+    counts = torch.stack((valid.cumsum(1), valid.cumsum(2)), dim=-1).float()  # (y, x), 1 at the first pixel
+    extents = torch.stack(
+        (counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)), dim=-1
+    )
+    return sine_encoding((counts - 0.5) / (extents + 1e-6), dim // 2)
+
+
+def box_position_encoding(boxes: Tensor, dim: int) -> Tensor:
+    """Sine encoding of boxes [..., 4] in 0..1: [..., 4·dim], `dim` for each of the four coordinates."""
+    return sine_encoding(boxes, dim)

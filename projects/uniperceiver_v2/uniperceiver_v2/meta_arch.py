@@ -1,0 +1,120 @@
+"""UniPerceiverV2: assembles the encoders, the decoder and the likelihood, and hands each batch to its task."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+import torch
+
+from .config import task_defaults
+from .decoder import Attributes, Segment, UnifiedDecoder
+from .image_encoder import ImageEncoder, ImageEncoding
+from .likelihood import CandidateCache, Likelihood
+from .tasks import TASK_REGISTRY, Task
+from .text_encoder import TextEncoder
+
+
+@META_ARCH_REGISTRY.register()
+class UniPerceiverV2(nn.Module):
+    """A generalist model without task heads (Li et al., CVPR 2023).
+
+    `model(inputs)` takes Detectron2's list of dicts. In training mode it returns the losses of the batch's task, in
+    evaluation mode a list of predictions. Each input's "task" names a task of the configuration or a kind of task;
+    without it, detection is meant.
+
+    Args:
+        image_encoder, text_encoder, decoder, likelihood: f_image, f_text, g and cos/τ.
+        tasks: by name and by kind.
+        pixel_mean, pixel_std: of the three channels of INPUT.FORMAT, in 0..255.
+        detections_per_image: how many pairs of proposal and category go out.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        decoder: UnifiedDecoder,
+        likelihood: Likelihood,
+        tasks: dict[str, Task],
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        detections_per_image: int,
+    ):
+        super().__init__()
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.decoder, self.likelihood = decoder, likelihood
+        self.tasks = tasks
+        self.detections_per_image = detections_per_image
+        self.candidates = CandidateCache(self.encode_candidates, self._text_parameters)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        tasks = {kind: task(task_defaults(kind, kind)) for kind, task in TASK_REGISTRY}
+        for name in cfg.TASKS.NAMES:
+            node = cfg.TASKS[name]
+            tasks[name] = TASK_REGISTRY.get(node.KIND)(dict(node))
+        return {
+            "image_encoder": ImageEncoder(cfg),
+            "text_encoder": TextEncoder(cfg),
+            "decoder": UnifiedDecoder(cfg),
+            "likelihood": Likelihood(cfg.MODEL.UNIPERCEIVER_V2.TEMPERATURE),
+            "tasks": tasks,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        name = inputs[0].get("task", "detection")
+        if name not in self.tasks:
+            raise KeyError(f"no task or kind of task {name!r}; there are {', '.join(self.tasks)}")
+        task = self.tasks[name]
+        if self.training:
+            return task.losses(self, inputs)
+        with torch.no_grad():
+            return task.predict(self, inputs)
+
+    def preprocess(self, inputs: list[dict]) -> ImageList:
+        """Normalises and pads the inputs' images, uint8 or float [3,H,W]."""
+        images = [
+            (x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs
+        ]
+        return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
+
+    def decode_image(self, encoding: ImageEncoding) -> Tensor:
+        """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
+        return self.decoder(
+            [self._global_segment(encoding), self._image_segment(encoding.proposal_tokens)]
+        ).spe
+
+    def decode_proposals(self, encoding: ImageEncoding, proposal_tokens: Tensor | None = None) -> Tensor:
+        """The representation [B,O,d] of every proposal; of others than the encoding's own, if given."""
+        tokens = encoding.proposal_tokens if proposal_tokens is None else proposal_tokens
+        return self.decoder([self._global_segment(encoding), self._image_segment(tokens)]).segments[1]
+
+    def encode_candidates(self, texts: tuple[str, ...]) -> Tensor:
+        """<SPE>'s representation [C,d] of each text as a target."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        tokens = self.text_encoder(token_ids, valid)
+        return self.decoder([Segment(tokens, valid, Attributes("text", "target"))]).spe
+
+    def _text_parameters(self) -> list[Tensor]:
+        return [*self.text_encoder.parameters(), *self.decoder.parameters()]
+
+    @staticmethod
+    def _global_segment(encoding: ImageEncoding) -> Segment:
+        return Segment(encoding.global_tokens, encoding.global_valid, Attributes("image", "input"))
+
+    @staticmethod
+    def _image_segment(tokens: Tensor) -> Segment:
+        return Segment(tokens, None, Attributes("image", "input"))

@@ -1,0 +1,100 @@
+"""Detection with masks: every proposal is compared with the category names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from ..image_encoder import Proposals, RegionTargets
+from ..image_encoder.boxes import cxcywh_to_xyxy
+from .task import TASK_REGISTRY, Task
+
+if TYPE_CHECKING:
+    from ..meta_arch import UniPerceiverV2
+
+
+@TASK_REGISTRY.register("detection")
+class DetectionTask(Task):
+    """Object detection and instance segmentation.
+
+    Inputs: "image", "candidates", in training "instances" (gt_boxes, gt_classes, gt_masks). Predictions: "instances"
+    (pred_boxes, scores, pred_classes, pred_masks) at the size that "height" and "width" give, as in Detectron2.
+    """
+
+    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+        images = model.preprocess(inputs)
+        targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
+        encoding, regions = model.image_encoder(images, targets)
+        candidates = model.candidates.get(self.candidates(inputs))
+        matched = model.decode_proposals(encoding)[regions.image, regions.query]
+        labels = targets.labels[regions.image, regions.target]
+        logits = model.likelihood(matched, candidates)
+        losses = dict(regions.losses)
+        category = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+        if regions.denoised_tokens is not None:
+            # Known proposals teach the categories many times over: one-to-many beside the one-to-one of matching.
+            denoised = model.decode_proposals(encoding, regions.denoised_tokens)
+            known = model.likelihood(denoised[regions.denoised_image, regions.denoised_query], candidates)
+            known_labels = targets.labels[regions.denoised_image, regions.denoised_target]
+            category = category + F.cross_entropy(known, known_labels, reduction="sum") / max(len(known), 1)
+        losses["loss_category"] = self.settings["CATEGORY_WEIGHT"] * category
+        if len(labels):
+            get_event_storage().put_scalar(
+                "category_accuracy", (logits.argmax(-1) == labels).float().mean().item()
+            )
+        return losses
+
+    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+        images = model.preprocess(inputs)
+        encoding, _ = model.image_encoder(images)
+        candidates = model.candidates.get(self.candidates(inputs))
+        categories = model.likelihood(model.decode_proposals(encoding), candidates).softmax(-1)
+        scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
+        results = []
+        for index, item in enumerate(inputs):
+            size = images.image_sizes[index]
+            output_size = item.get("height", size[0]), item.get("width", size[1])
+            instances = best_instances(
+                scores[index], encoding.proposals, index, images, output_size, model.detections_per_image
+            )
+            results.append({"instances": instances})
+        return results
+
+
+def best_instances(
+    scores: Tensor,
+    proposals: Proposals,
+    index: int,
+    images: ImageList,
+    output_size: tuple[int, int],
+    count: int,
+) -> Instances:
+    """The `count` best pairs of proposal and category of image `index`, from scores [O,C], at `output_size`."""
+    best, flat = scores.flatten().topk(min(count, scores.numel()))
+    proposal, category = flat // scores.shape[1], flat % scores.shape[1]
+    used, which = proposal.unique(return_inverse=True)  # a mask serves all categories of its proposal
+    masks = paste_masks(proposals.masks[index, used], images, index, output_size)
+
+    height, width = output_size
+    boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index].float()[proposal]))
+    boxes.scale(width, height)
+    boxes.clip(output_size)
+    return Instances(
+        output_size, pred_boxes=boxes, scores=best, pred_classes=category, pred_masks=masks[which]
+    )
+
+
+def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
+    """Mask logits [K,h,w] over the padded batch to bool masks [K, *output_size] over image `index`."""
+    height, width = images.image_sizes[index]
+    padded = F.interpolate(
+        logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False
+    )
+    own = padded[..., :height, :width]
+    if output_size != (height, width):
+        own = F.interpolate(own, size=output_size, mode="bilinear", align_corners=False)
+    return own[0] > 0

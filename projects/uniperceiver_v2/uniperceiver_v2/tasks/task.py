@@ -1,0 +1,46 @@
+"""What a kind of task is: how inputs and candidates become losses and predictions. There are no task heads, so a task
+holds settings and no weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from detectron2.utils.registry import Registry
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..meta_arch import UniPerceiverV2
+
+TASK_REGISTRY = Registry("TASK")
+TASK_REGISTRY.__doc__ = "Kinds of tasks, by the name that a task node's KIND gives."
+
+
+class Task(ABC):
+    """One task of a model.
+
+    Args:
+        settings: the task's node of the configuration, with its kind's settings.
+    """
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+
+    @abstractmethod
+    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+        """The losses of a batch, weighed against each other, each a scalar."""
+
+    @abstractmethod
+    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+        """A prediction for each input."""
+
+    def candidates(self, inputs: list[dict]) -> tuple[str, ...]:
+        """The candidate texts of a batch: the inputs' names, put into the task's prompt.
+
+        Raises:
+            ValueError: an input has none.
+        """
+        names = inputs[0].get("candidates")
+        if not names:
+            raise ValueError('an input needs "candidates", the names to choose from')
+        return tuple(self.settings["PROMPT"].format(name) for name in names)

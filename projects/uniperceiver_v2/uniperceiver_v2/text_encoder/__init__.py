@@ -1,0 +1,3 @@
+from .text_encoder import TextEncoder
+
+__all__ = ["TextEncoder"]
