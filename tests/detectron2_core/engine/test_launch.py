@@ -62,7 +62,7 @@ def test_one_process_runs_inline():
     launch(lambda *args: seen.append((args, os.getpid(), comm.get_world_size())), 1, args=(1, "two"))
     (arguments, process, world_size), *others = seen
     assert (arguments, process, world_size, others) == ((1, "two"), os.getpid(), 1, [])
-    assert DEFAULT_TIMEOUT == timedelta(minutes=30)
+    assert timedelta(minutes=30) == DEFAULT_TIMEOUT
 
 
 def test_auto_url_is_for_one_machine():
