@@ -140,9 +140,7 @@ def test_missing_pixel_statistics_are_no_difference(tmp_path, warnings):
 
 
 def test_periodic_checkpointer_keeps_the_last_ones(tmp_path):
-    periodic = PeriodicCheckpointer(
-        DetectionCheckpointer(Net(), str(tmp_path)), period=2, max_iter=7, max_to_keep=2
-    )
+    periodic = PeriodicCheckpointer(DetectionCheckpointer(Net(), str(tmp_path)), period=2, max_iter=7, max_to_keep=2)
     for iteration in range(7):
         periodic.step(iteration)
     kept = {path.name for path in tmp_path.glob("*.pth")}

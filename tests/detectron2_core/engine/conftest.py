@@ -7,9 +7,7 @@ import pytest
 def restored_loggers():
     """Training sets up loggers of the whole process; the next test finds them as this one did."""
     names = ("detectron2", "fvcore")
-    before = {
-        name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names
-    }
+    before = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names}
     yield
     for name, (handlers, propagate) in before.items():
         logger = logging.getLogger(name)

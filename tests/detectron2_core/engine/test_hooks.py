@@ -37,9 +37,7 @@ def test_callback_hook_calls_what_it_is_given():
         after_train=lambda trainer: calls.append(("after_train", trainer.iter)),
         after_step=lambda trainer: calls.append(("after_step", trainer.iter)),
     )
-    train(
-        [hook, hooks.CallbackHook(before_step=lambda trainer: calls.append(("before_step", trainer.iter)))], 2
-    )
+    train([hook, hooks.CallbackHook(before_step=lambda trainer: calls.append(("before_step", trainer.iter)))], 2)
     assert calls == [
         ("before_train", 0),
         ("before_step", 0),

@@ -225,9 +225,7 @@ def test_reset_data_loader_starts_the_new_one():
 
 def test_state_holds_iteration_optimizer_and_hooks():
     model = Line()
-    trainer = SimpleTrainer(
-        model, [torch.tensor(1.0)] * 9, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    )
+    trainer = SimpleTrainer(model, [torch.tensor(1.0)] * 9, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     trainer.register_hooks([HookBase(), Stateful("kept"), Stateful("second of its class")])
     trainer.train(0, 3)
     state = trainer.state_dict()

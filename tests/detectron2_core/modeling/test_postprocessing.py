@@ -19,9 +19,7 @@ def test_boxes_are_scaled_clipped_and_dropped_when_empty():
     resized = detector_postprocess(results, 50, 400)
     assert resized.image_size == (50, 400)
     # x doubles, y halves; the third has no width, the fourth lies outside of the image.
-    torch.testing.assert_close(
-        resized.pred_boxes.tensor, torch.tensor([[20.0, 10, 60, 20], [380, 45, 400, 50]])
-    )
+    torch.testing.assert_close(resized.pred_boxes.tensor, torch.tensor([[20.0, 10, 60, 20], [380, 45, 400, 50]]))
     assert resized.scores.tolist() == pytest.approx([0.9, 0.8])
 
 

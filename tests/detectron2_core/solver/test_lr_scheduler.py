@@ -68,9 +68,7 @@ def test_warmup_climbs_to_the_schedule_where_it_ends():
 @pytest.mark.parametrize("method", ["linear", "constant"])
 def test_warmup_multi_step_lr(method):
     optimizer = make_optimizer()
-    scheduler = WarmupMultiStepLR(
-        optimizer, [6, 8], gamma=0.1, warmup_factor=0.2, warmup_iters=4, warmup_method=method
-    )
+    scheduler = WarmupMultiStepLR(optimizer, [6, 8], gamma=0.1, warmup_factor=0.2, warmup_iters=4, warmup_method=method)
     for t, found in enumerate(advance(optimizer, scheduler, 10)):
         warmup = 1.0 if t >= 4 else 0.2 if method == "constant" else 0.2 + 0.8 * t / 4
         factor = warmup * 0.1 ** ((t >= 6) + (t >= 8))

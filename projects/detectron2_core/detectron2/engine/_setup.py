@@ -52,9 +52,7 @@ On two machines:
     (machine0)$ {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
     (machine1)$ {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
 """
-    parser = argparse.ArgumentParser(
-        epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in the output directory, if any"

@@ -47,9 +47,7 @@ class DefaultPredictor:
         if len(cfg.DATASETS.TEST):
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        self.aug = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.aug = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         assert self.input_format in ["RGB", "BGR"], self.input_format
 
@@ -254,9 +252,7 @@ class DefaultTrainer(TrainerBase):
             try:
                 evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             except NotImplementedError:
-                logger.warning(
-                    "No evaluator for %s: give test() evaluators or override build_evaluator().", name
-                )
+                logger.warning("No evaluator for %s: give test() evaluators or override build_evaluator().", name)
                 results[name] = {}
                 continue
             results[name] = inference_on_dataset(model, data_loader, evaluator)

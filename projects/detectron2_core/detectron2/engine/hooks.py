@@ -179,9 +179,7 @@ class BestCheckpointer(HookBase):
             logger.warning("There is no metric %s to choose the best checkpoint by.", self._val_metric)
             return
         value, iteration = latest
-        if not math.isfinite(value) or (
-            self.best_metric is not None and not self._better(value, self.best_metric)
-        ):
+        if not math.isfinite(value) or (self.best_metric is not None and not self._better(value, self.best_metric)):
             logger.info(
                 "Not saving: %s is %.5f; the best is %s @ iteration %s",
                 self._val_metric,
@@ -283,8 +281,7 @@ class EvalHook(HookBase):
                     results[name] = float(value)
                 except Exception as error:
                     raise ValueError(
-                        "[EvalHook] eval_function should return a nested dict of float. "
-                        f"Got '{name}: {value}' instead."
+                        f"[EvalHook] eval_function should return a nested dict of float. Got '{name}: {value}' instead."
                     ) from error
             self.trainer.storage.put_scalars(**results, smoothing_hint=False)
         # Ranks may take differently long: let them start their next iteration together.

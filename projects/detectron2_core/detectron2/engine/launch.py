@@ -63,9 +63,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _worker(
-    local_rank, main_func, world_size, processes_per_machine, machine_rank, dist_url, args, timeout
-) -> None:
+def _worker(local_rank, main_func, world_size, processes_per_machine, machine_rank, dist_url, args, timeout) -> None:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         assert processes_per_machine <= torch.cuda.device_count(), "more processes than GPUs"

@@ -244,9 +244,7 @@ class SimpleTrainer(TrainerBase):
             raise
 
     @staticmethod
-    def write_metrics(
-        loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
-    ) -> None:
+    def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
         """Put losses, averaged over all ranks, and their sum into the event storage; every rank must call it.
 
         Args:
@@ -270,9 +268,7 @@ class SimpleTrainer(TrainerBase):
         metrics = {name: np.mean([rank_metrics[name] for rank_metrics, _ in gathered]) for name in metrics}
         total = sum(metrics.values())
         if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {metrics}"
-            )
+            raise FloatingPointError(f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {metrics}")
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(metrics) > 1:
             storage.put_scalars(cur_iter=cur_iter, **metrics)

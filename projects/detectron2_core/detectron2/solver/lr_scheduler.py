@@ -85,9 +85,7 @@ class _WarmupLR(LRScheduler):
     """A decay by iteration under a warm-up factor; the interface that preceded :class:`LRMultiplier`."""
 
     def __init__(self, optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch):
-        logger.warning(
-            "%s is deprecated: use LRMultiplier with an fvcore ParamScheduler", type(self).__name__
-        )
+        logger.warning("%s is deprecated: use LRMultiplier with an fvcore ParamScheduler", type(self).__name__)
         if warmup_method not in ("linear", "constant"):
             raise ValueError(f"Unknown warmup method: {warmup_method}")
         self.warmup_factor = warmup_factor
