@@ -14,6 +14,10 @@ PREPARED := $(DATA)/.prepared
 # Everything that the two commands use is on disk after the set-up; nothing may wait for a network.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
+# Packages are installed without byte code, which takes longer to write for all modules than the rest of the
+# installation; the few that are used get theirs at the first import, unless the environment forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup train test lint
 .DELETE_ON_ERROR:
 

@@ -26,7 +26,6 @@ setup(
         "lvis>=0.5.3",
         "scikit-learn",
         "tensorboard",
-        "matplotlib",
         "pillow",
         "tabulate",
         "termcolor",

@@ -93,9 +93,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(toy_trainer, cfg, tmp_path, averag
     trainer, _ = train(toy_trainer, halved, resume=True)
     assert trainer.start_iter == 23
 
-    final = [
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("whole", "resumed")
-    ]
+    final = [torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("whole", "resumed")]
     assert_same(final[0]["model"], final[1]["model"])
     assert_same(final[0]["trainer"]["hooks"], final[1]["trainer"]["hooks"])
     assert_same(final[0]["trainer"]["_trainer"]["optimizer"], final[1]["trainer"]["_trainer"]["optimizer"])
@@ -161,9 +159,7 @@ def test_a_loss_that_is_not_finite_stops_with_task_and_iteration(toy_trainer, cf
     for optimizer in ("TaskBalancedAdamW", "AdamW"):
         cfg.SOLVER.OPTIMIZER = optimizer
         trainer = Poisoned(cfg)
-        with pytest.raises(
-            FloatingPointError, match=rf"task 'signs'.* in iteration {iteration} \(loss_sign nan"
-        ):
+        with pytest.raises(FloatingPointError, match=rf"task 'signs'.* in iteration {iteration} \(loss_sign nan"):
             trainer.train()
         assert all(p.isfinite().all() for p in trainer.model.parameters())
 

@@ -26,8 +26,7 @@ def test_two_ranks_train_as_one(tmp_path):
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
     rows = [
-        [json.loads(line) for line in (tmp_path / str(n) / "metrics.json").read_text().splitlines()]
-        for n in (1, 2)
+        [json.loads(line) for line in (tmp_path / str(n) / "metrics.json").read_text().splitlines()] for n in (1, 2)
     ]
     losses = [[r["total_loss"] for r in run if "total_loss" in r] for run in rows]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-6)

@@ -23,9 +23,7 @@ def draw_tasks(steps: int) -> list[str]:
 def set_gradients(parameters: list[torch.nn.Parameter], task: str, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for index, parameter in enumerate(parameters):
-        gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 10 ** (
-            step % 5 - 2
-        )
+        gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 10 ** (step % 5 - 2)
         parameter.grad = gradient.to(parameter.dtype) if index in REACH[task] else None
 
 
@@ -82,9 +80,7 @@ def test_equals_the_papers_equations_over_many_steps_tasks_and_groups(dtype, tol
         optimizer.step(task=task)
     for parameter, values in zip(parameters, expected):
         actual = parameter.detach().double().flatten()
-        torch.testing.assert_close(
-            actual, torch.tensor(values, dtype=torch.float64), rtol=tolerance, atol=tolerance
-        )
+        torch.testing.assert_close(actual, torch.tensor(values, dtype=torch.float64), rtol=tolerance, atol=tolerance)
 
 
 def test_is_adamw_for_one_task_whose_weight_is_the_gradients_norm():
@@ -127,10 +123,7 @@ def test_first_moment_tracks_the_sum_of_the_tasks_gradients():
     expected = torch.zeros_like(mean)
     for task, (_, weight) in TASKS.items():
         flat = torch.cat(
-            [
-                torch.zeros(p.numel()).double() if g is None else g.flatten()
-                for p, g in zip(parameters, fixed[task])
-            ]
+            [torch.zeros(p.numel()).double() if g is None else g.flatten() for p, g in zip(parameters, fixed[task])]
         )
         expected += weight * flat / flat.norm()
     assert ((mean - expected).abs() < 4 * standard_error).all()
@@ -172,9 +165,7 @@ def test_gradients_below_the_floor_are_not_blown_up():
     for p in parameters:
         p.grad = torch.full_like(p, 1e-6)
     optimizer.step(task="a")
-    torch.testing.assert_close(
-        optimizer.state[parameters[0]]["exp_avg"], torch.full(SHAPES[0], 1e-3 / 0.5).double()
-    )
+    torch.testing.assert_close(optimizer.state[parameters[0]]["exp_avg"], torch.full(SHAPES[0], 1e-3 / 0.5).double())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -45,8 +45,7 @@ def test_small_images_are_enlarged_and_detections_above_the_threshold_drawn(grey
     assert drawn[22:38, 12:28].all(), "the mask is filled"
     assert not drawn[60:80, 60:80].any(), "the second detection is below the threshold"
     assert (
-        drawn[62:78, 62:78].mean()
-        < changed(draw_detections(grey, detections(), NAMES, 0.05), 4)[62:78, 62:78].mean()
+        drawn[62:78, 62:78].mean() < changed(draw_detections(grey, detections(), NAMES, 0.05), 4)[62:78, 62:78].mean()
     )
 
 
@@ -89,9 +88,7 @@ def test_test_scenes_stand_beside_their_annotations(tmp_path, grey):
             "category_id": 0,
             "segmentation": [[60, 60, 80, 60, 80, 80, 60, 80]],
         }
-        records.append(
-            {"image_id": index, "file_name": path, "height": 96, "width": 96, "annotations": [annotation]}
-        )
+        records.append({"image_id": index, "file_name": path, "height": 96, "width": 96, "annotations": [annotation]})
     DatasetCatalog.register("drawn_scenes_test", lambda: records)
     MetadataCatalog.get("drawn_scenes_test").thing_classes = NAMES
     try:

@@ -115,9 +115,7 @@ def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[
         elif key not in state:
             lines.append(f"{key}: {list(own[key].shape)} in the model, not in the checkpoint")
         elif state[key].shape != own[key].shape:
-            lines.append(
-                f"{key}: {list(state[key].shape)} in the checkpoint, {list(own[key].shape)} in the model"
-            )
+            lines.append(f"{key}: {list(state[key].shape)} in the checkpoint, {list(own[key].shape)} in the model")
     return lines
 
 

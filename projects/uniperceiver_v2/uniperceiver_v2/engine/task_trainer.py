@@ -62,9 +62,7 @@ class TaskTrainer(SimpleTrainer):
             UserError: data that cannot be used.
         """
         first_batches = self._schedule.draws_before(start_iter)
-        self.data_loader = {
-            task: self._build_loader(task, first_batches[task]) for task in self._loss_weights
-        }
+        self.data_loader = {task: self._build_loader(task, first_batches[task]) for task in self._loss_weights}
         self._batches = {task: iter(loader) for task, loader in self.data_loader.items()}
 
     def run_step(self) -> None:
@@ -116,9 +114,7 @@ class TaskTrainer(SimpleTrainer):
                 f"({values}); a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
             ) from None
 
-    def _write_task_metrics(
-        self, task: str, losses: Mapping[str, Tensor], norm: float, data_time: float
-    ) -> None:
+    def _write_task_metrics(self, task: str, losses: Mapping[str, Tensor], norm: float, data_time: float) -> None:
         # One transfer for all values; the slowest rank's wait is what the others wait for too.
         values = torch.stack([loss.detach().double().cpu() for loss in losses.values()]).tolist()
         gathered = comm.gather((values, data_time))

@@ -49,9 +49,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.averaging = (
-            WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
-        )
+        self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
         seed = max(cfg.SEED, 0)
         self._trainer = TaskTrainer(
             self._distribute(cfg, model),
@@ -128,9 +126,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         return contextlib.nullcontext() if self.averaging is None else self.averaging.applied()
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> dict[str, Any]:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         """As in Detectron2, but results are always by dataset, also where there is only one."""
         results = super().test(cfg, model, evaluators)
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results

@@ -67,9 +67,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             raise ValueError("there must be at least one task")
         for name, (ratio, weight) in tasks.items():
             if not 0 < ratio <= 1 or not 0 < weight < math.inf:
-                raise ValueError(
-                    f"task {name!r}: sampling ratio {ratio} not in (0, 1] or weight {weight} not > 0"
-                )
+                raise ValueError(f"task {name!r}: sampling ratio {ratio} not in (0, 1] or weight {weight} not > 0")
         if not norm_floor > 0:
             raise ValueError(f"norm_floor must be above 0: {norm_floor}")
         self.tasks = dict(tasks)
@@ -120,9 +118,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(n, beta2)
         if gradients:
             torch._foreach_add_([m[i] for i in reached], gradients, alpha=(1 - beta1) / ratio * scale)
-            torch._foreach_addcmul_(
-                [n[i] for i in reached], gradients, gradients, value=(1 - beta2) / ratio * scale**2
-            )
+            torch._foreach_addcmul_([n[i] for i in reached], gradients, gradients, value=(1 - beta2) / ratio * scale**2)
         if group["weight_decay"] and group["lr"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         # m̂ / (√n̂ + ε) with both sides times the root of n's correction, which spares a pass over n.
