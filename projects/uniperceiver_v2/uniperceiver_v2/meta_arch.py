@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
-import torch
 
 from .config import task_defaults
 from .decoder import Attributes, Segment, UnifiedDecoder
 from .image_encoder import ImageEncoder, ImageEncoding
 from .likelihood import CandidateCache, Likelihood
-from .tasks import TASK_REGISTRY, Task
+from .tasks import TASK_KINDS, Task
 from .text_encoder import TextEncoder
 
 
@@ -55,10 +55,10 @@ class UniPerceiverV2(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        tasks = {kind: task(task_defaults(kind, kind)) for kind, task in TASK_REGISTRY}
+        tasks = {kind: task(task_defaults(kind, kind)) for kind, task in TASK_KINDS.items()}
         for name in cfg.TASKS.NAMES:
             node = cfg.TASKS[name]
-            tasks[name] = TASK_REGISTRY.get(node.KIND)(dict(node))
+            tasks[name] = TASK_KINDS[node.KIND](dict(node))
         return {
             "image_encoder": ImageEncoder(cfg),
             "text_encoder": TextEncoder(cfg),
@@ -86,16 +86,12 @@ class UniPerceiverV2(nn.Module):
 
     def preprocess(self, inputs: list[dict]) -> ImageList:
         """Normalises and pads the inputs' images, uint8 or float [3,H,W]."""
-        images = [
-            (x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs
-        ]
+        images = [(x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs]
         return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
 
     def decode_image(self, encoding: ImageEncoding) -> Tensor:
         """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
-        return self.decoder(
-            [self._global_segment(encoding), self._image_segment(encoding.proposal_tokens)]
-        ).spe
+        return self.decoder([self._global_segment(encoding), self._image_segment(encoding.proposal_tokens)]).spe
 
     def decode_proposals(self, encoding: ImageEncoding, proposal_tokens: Tensor | None = None) -> Tensor:
         """The representation [B,O,d] of every proposal; of others than the encoding's own, if given."""

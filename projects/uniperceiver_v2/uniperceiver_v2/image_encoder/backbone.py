@@ -63,9 +63,7 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
     node = cfg.MODEL.UNIPERCEIVER_V2.BACKBONE
     fields = dict(node.CONFIG)
     if bool(node.PATH) == bool(fields):
-        raise UserError(
-            "give one of MODEL.UNIPERCEIVER_V2.BACKBONE.PATH and MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG"
-        )
+        raise UserError("give one of MODEL.UNIPERCEIVER_V2.BACKBONE.PATH and MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG")
     out_features = list(node.OUT_FEATURES)
     try:
         if fields:

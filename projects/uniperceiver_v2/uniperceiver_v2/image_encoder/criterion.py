@@ -32,9 +32,7 @@ class RegionPredictions:
 
     def queries(self, part: slice) -> RegionPredictions:
         """The predictions of some of the queries."""
-        return RegionPredictions(
-            *(x[:, :, part] for x in (self.objectness, self.boxes, self.mask_embeddings))
-        )
+        return RegionPredictions(*(x[:, :, part] for x in (self.objectness, self.boxes, self.mask_embeddings)))
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, weight: Tensor, gamma: float = 1.5) -> Tensor:
@@ -93,9 +91,7 @@ class RegionCriterion:
         self.num_points, self.oversampling, self.uncertain_share = num_points, oversampling, uncertain_share
         self.one_to_many = one_to_many
 
-    def match(
-        self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets
-    ) -> Matches:
+    def match(self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets) -> Matches:
         """One-to-one matches of every layer, masks compared at points common to an image's queries."""
         B, N = targets.valid.shape
         points = torch.rand(B, self.num_points, 2, device=pixel_embeddings.device)
@@ -133,9 +129,7 @@ class RegionCriterion:
         quality = torch.zeros_like(predictions.objectness, dtype=torch.float32)
         quality[place] = iou.detach().clamp(min=1e-3)
         weight = 1.0 if ignored is None else (~ignored).float()
-        mask_loss, dice = self._mask_losses(
-            predictions.mask_embeddings[place], matches, pixel_embeddings, targets
-        )
+        mask_loss, dice = self._mask_losses(predictions.mask_embeddings[place], matches, pixel_embeddings, targets)
         sums = {
             "objectness": quality_focal_loss(
                 predictions.objectness.float(), quality, torch.as_tensor(weight, device=boxes.device)

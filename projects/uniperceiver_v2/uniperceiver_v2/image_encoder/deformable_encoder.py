@@ -45,9 +45,7 @@ class DeformableEncoder(nn.Module):
 
     def __init__(self, depth: int, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
         super().__init__()
-        self.layers = nn.ModuleList(
-            DeformableEncoderLayer(dim, heads, levels, points, ffn_dim) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(DeformableEncoderLayer(dim, heads, levels, points, ffn_dim) for _ in range(depth))
 
     def forward(self, features: FeatureMaps) -> Tensor:
         """The encoded tokens [B,S,dim]."""

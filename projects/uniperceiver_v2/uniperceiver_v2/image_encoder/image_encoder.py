@@ -109,9 +109,7 @@ class ImageEncoder(nn.Module):
 
         losses, matches = self.regions.losses(output, targets)
         last = matches.layer == len(output.hidden) - 1
-        supervision = RegionSupervision(
-            losses, matches.image[last], matches.query[last], matches.target[last]
-        )
+        supervision = RegionSupervision(losses, matches.image[last], matches.query[last], matches.target[last])
         if output.denoising is not None:
             near = output.denoising.positive
             image, query = near.nonzero(as_tuple=True)

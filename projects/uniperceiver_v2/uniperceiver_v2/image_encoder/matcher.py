@@ -100,9 +100,7 @@ def hungarian_match(
 
 
 @torch.no_grad()
-def one_to_many_match(
-    dense: DensePredictions, targets: RegionTargets, candidates: int
-) -> tuple[Tensor, Tensor]:
+def one_to_many_match(dense: DensePredictions, targets: RegionTargets, candidates: int) -> tuple[Tensor, Tensor]:
     """Task-aligned assignment (TOOD, section 3.2) of tokens to objects: of the tokens whose centre lies in an object's
     box, the `candidates` whose objectness and overlap are best together; a token wanted by several goes to the one
     that it overlaps most.

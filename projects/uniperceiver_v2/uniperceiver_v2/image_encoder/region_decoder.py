@@ -68,9 +68,7 @@ class RegionDecoder(nn.Module):
 
     def __init__(self, depth: int, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
         super().__init__()
-        self.layers = nn.ModuleList(
-            RegionDecoderLayer(dim, heads, levels, points, ffn_dim) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(RegionDecoderLayer(dim, heads, levels, points, ffn_dim) for _ in range(depth))
         self.position = BoxPosition(dim)
         self.box_head = MLP(dim, dim, 4, depth=3)
         nn.init.zeros_(self.box_head.layers[-1].weight)

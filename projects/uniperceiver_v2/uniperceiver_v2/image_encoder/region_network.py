@@ -49,9 +49,7 @@ class RegionOutput:
         return Proposals(
             semantics=self.hidden[-1][:, part],
             boxes=self.predictions.boxes[-1][:, part],
-            masks=torch.einsum(
-                "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, part], self.pixel_embeddings
-            ),
+            masks=torch.einsum("bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, part], self.pixel_embeddings),
             objectness=self.predictions.objectness[-1][:, part],
         )
 
@@ -145,9 +143,7 @@ class RegionNetwork(nn.Module):
         ]
         if output.denoising is not None:
             known = output.predictions.queries(slice(0, output.num_denoising))
-            parts.append(
-                self.criterion.denoising_losses(known, output.denoising, pixels, targets, num_objects)
-            )
+            parts.append(self.criterion.denoising_losses(known, output.denoising, pixels, targets, num_objects))
         losses: dict[str, Tensor] = {}
         for part in parts:
             for name, value in part.items():

@@ -62,9 +62,7 @@ class GlobalTokens(nn.Module):
 
     def forward(self, coarsest: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """F_L [B,region dim,h,w], valid [B,h·w]: tokens [B,M'+h·w,dim] and their validity."""
-        positions = map_position_encoding(valid.unflatten(1, coarsest.shape[-2:]), coarsest.shape[1]).flatten(
-            1, 2
-        )
+        positions = map_position_encoding(valid.unflatten(1, coarsest.shape[-2:]), coarsest.shape[1]).flatten(1, 2)
         tokens = coarsest.flatten(2).transpose(1, 2)
         pooled = self.pools(tokens, positions, valid)
         tokens = self.project(torch.cat((pooled, tokens + positions), dim=1))

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 SpatialShapes = Sequence[tuple[int, int]]  # (height, width) of each scale, finest first
 
 
-def _corner_indices_and_weights(
-    locations_BQHLPX: Tensor, spatial_shapes: SpatialShapes
-) -> tuple[Tensor, Tensor]:
+def _corner_indices_and_weights(locations_BQHLPX: Tensor, spatial_shapes: SpatialShapes) -> tuple[Tensor, Tensor]:
     """The four pixels around each sampling location and their bilinear weights, zero outside the map.
 
     Returns:

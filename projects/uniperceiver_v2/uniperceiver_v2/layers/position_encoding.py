@@ -36,9 +36,7 @@ def map_position_encoding(valid: Tensor, dim: int) -> Tensor:
         [B,h,w,dim]: y in the first half, x in the second.
     """
     counts = torch.stack((valid.cumsum(1), valid.cumsum(2)), dim=-1).float()  # (y, x), 1 at the first pixel
-    extents = torch.stack(
-        (counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)), dim=-1
-    )
+    extents = torch.stack((counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)), dim=-1)
     return sine_encoding((counts - 0.5) / (extents + 1e-6), dim // 2)
 
 

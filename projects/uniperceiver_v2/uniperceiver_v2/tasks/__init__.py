@@ -1,5 +1,5 @@
 from .classification import ClassificationTask
 from .detection import DetectionTask
-from .task import TASK_REGISTRY, Task
+from .task import TASK_KINDS, Task, register_task
 
-__all__ = ["TASK_REGISTRY", "ClassificationTask", "DetectionTask", "Task"]
+__all__ = ["TASK_KINDS", "ClassificationTask", "DetectionTask", "Task", "register_task"]

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from .task import TASK_REGISTRY, Task
+from .task import Task, register_task
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
 
 
-@TASK_REGISTRY.register("classification")
+@register_task("classification")
 class ClassificationTask(Task):
     """Inputs: "image", "candidates", in training "label". Predictions: "scores" [C], the candidates' probabilities."""
 

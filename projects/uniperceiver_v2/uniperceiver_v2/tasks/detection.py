@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..image_encoder import Proposals, RegionTargets
 from ..image_encoder.boxes import cxcywh_to_xyxy
-from .task import TASK_REGISTRY, Task
+from .task import Task, register_task
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
 
 
-@TASK_REGISTRY.register("detection")
+@register_task("detection")
 class DetectionTask(Task):
     """Object detection and instance segmentation.
 
@@ -43,9 +43,7 @@ class DetectionTask(Task):
             category = category + F.cross_entropy(known, known_labels, reduction="sum") / max(len(known), 1)
         losses["loss_category"] = self.settings["CATEGORY_WEIGHT"] * category
         if len(labels):
-            get_event_storage().put_scalar(
-                "category_accuracy", (logits.argmax(-1) == labels).float().mean().item()
-            )
+            get_event_storage().put_scalar("category_accuracy", (logits.argmax(-1) == labels).float().mean().item())
         return losses
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
@@ -83,17 +81,13 @@ def best_instances(
     boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index].float()[proposal]))
     boxes.scale(width, height)
     boxes.clip(output_size)
-    return Instances(
-        output_size, pred_boxes=boxes, scores=best, pred_classes=category, pred_masks=masks[which]
-    )
+    return Instances(output_size, pred_boxes=boxes, scores=best, pred_classes=category, pred_masks=masks[which])
 
 
 def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
     """Mask logits [K,h,w] over the padded batch to bool masks [K, *output_size] over image `index`."""
     height, width = images.image_sizes[index]
-    padded = F.interpolate(
-        logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False
-    )
+    padded = F.interpolate(logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
     own = padded[..., :height, :width]
     if output_size != (height, width):
         own = F.interpolate(own, size=output_size, mode="bilinear", align_corners=False)

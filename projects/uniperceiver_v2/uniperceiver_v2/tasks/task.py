@@ -4,16 +4,25 @@ holds settings and no weights."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from detectron2.utils.registry import Registry
 from torch import Tensor
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
 
-TASK_REGISTRY = Registry("TASK")
-TASK_REGISTRY.__doc__ = "Kinds of tasks, by the name that a task node's KIND gives."
+TASK_KINDS: dict[str, type[Task]] = {}  # by the name that a task node's KIND gives
+
+
+def register_task(kind: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator: makes a task available as `KIND: <kind>`."""
+
+    def register(task: type[Task]) -> type[Task]:
+        TASK_KINDS[kind] = task
+        return task
+
+    return register
 
 
 class Task(ABC):
