@@ -1,4 +1,4 @@
-"""Trains digit_scenes' byte-level BPE tokenizer and writes it with the configuration of its small text encoder.
+"""Trains digit_scenes' byte-level BPE tokenizer; writes it with its small text encoder's configuration.
 
     python datasets/train_tokenizer.py [--dataset DIR] [--output configs/digit_scenes/text_encoder]
 
@@ -84,7 +84,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def _name_portable_class(path: Path) -> None:
-    """Names the tokenizer's class as every version of transformers knows it, not by version 5's alias only."""
+    """Names the tokenizer's class as all versions of transformers know it, not by version 5's alias."""
     config = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

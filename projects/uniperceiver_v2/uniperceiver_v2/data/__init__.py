@@ -1,0 +1,15 @@
+"""Data: registered datasets, mappers, and batches that depend on nothing but the seed."""
+
+from . import builtin  # noqa: F401  (registers the datasets)
+from .builtin import register_digit_scenes
+from .formats import register_image_folder
+from .loaders import build_task_train_loader, build_test_loader
+from .records import load_dataset
+
+__all__ = [
+    "build_task_train_loader",
+    "build_test_loader",
+    "load_dataset",
+    "register_digit_scenes",
+    "register_image_folder",
+]

@@ -1,0 +1,98 @@
+"""The datasets that this project knows by name, under the folder that DETECTRON2_DATASETS names.
+
+Nothing is read before a dataset is used. COCO and LVIS are registered by Detectron2 itself.
+"""
+
+import os
+from collections.abc import Callable
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_lvis_json
+
+from .formats import load_caption_json, load_text_lines, register_image_folder
+from .records import Records, load_checked
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def datasets_root() -> str:
+    """The folder of all datasets, found as Detectron2 finds it."""
+    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_digit_scenes(root: str, prefix: str = "") -> None:
+    """Register every form of a tree written by ``datasets/prepare_digit_scenes.py``.
+
+    Args:
+        root: the tree.
+        prefix: put before the names, so that several trees can be registered.
+    """
+    command = "python datasets/prepare_digit_scenes.py"
+    if os.path.abspath(root) != os.path.abspath(os.path.join("datasets", "digit_scenes")):
+        command += f" --output {root}"
+    for split in ("train", "test"):
+        images = os.path.join(root, "images", split)
+        _register_instances(f"{prefix}digit_scenes_{split}", root, f"instances_{split}", images, command)
+        captions = os.path.join(root, "annotations", f"captions_{split}.json")
+        _register(
+            f"{prefix}digit_scenes_captions_{split}",
+            lambda captions=captions, images=images: load_caption_json(captions, images),
+            json_file=captions,
+            image_root=images,
+            evaluator_type="coco_caption",
+            prepare_command=command,
+        )
+        corpus = os.path.join(root, "corpus", f"{split}.txt")
+        _register(
+            f"{prefix}digit_corpus_{split}",
+            lambda corpus=corpus: load_text_lines(corpus),
+            source=corpus,
+            evaluator_type="corpus",
+            prepare_command=command,
+        )
+        folder = os.path.join(root, "digits", split)
+        register_image_folder(f"{prefix}digits_{split}", folder, DIGIT_NAMES, prepare_command=command)
+    lvis_json = os.path.join(root, "annotations", "lvis_test.json")
+    lvis_images = os.path.join(root, "images", "")  # load_lvis_json appends "test/<file>" as it stands
+    _register(
+        f"{prefix}digit_scenes_lvis_test",
+        # Without the dataset's name: it would be looked up among LVIS's own versions.
+        lambda: load_lvis_json(lvis_json, lvis_images),
+        json_file=lvis_json,
+        image_root=lvis_images,
+        evaluator_type="lvis",
+        thing_classes=list(DIGIT_NAMES),
+        prepare_command=command,
+    )
+
+
+def _register_instances(name: str, root: str, annotations: str, images: str, command: str) -> None:
+    json_file = os.path.join(root, "annotations", f"{annotations}.json")
+    _register(
+        name,
+        lambda: load_coco_json(json_file, images, name),
+        json_file=json_file,
+        image_root=images,
+        evaluator_type="coco",
+        thing_classes=list(DIGIT_NAMES),
+        prepare_command=command,
+    )
+
+
+def _register(name: str, load: Callable[[], Records], **metadata) -> None:
+    DatasetCatalog.register(name, lambda: load_checked(name, load))
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def register_imagenet(root: str) -> None:
+    """Register ``imagenet_train`` and ``imagenet_val``; datasets/README.md shows the tree."""
+    for split in ("train", "val"):
+        register_image_folder(
+            f"imagenet_{split}",
+            os.path.join(root, split),
+            names_file=os.path.join(root, "LOC_synset_mapping.txt"),
+        )
+
+
+register_digit_scenes(os.path.join(datasets_root(), "digit_scenes"))
+register_imagenet(os.path.join(datasets_root(), "imagenet"))

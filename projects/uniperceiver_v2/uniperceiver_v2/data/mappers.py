@@ -1,0 +1,245 @@
+"""From a dataset's record to what the model takes. Shapes: H, W of the transformed image; N instances.
+
+A mapper is a callable that takes a record, leaves it as it is, and gives a dict with "task", "image" (uint8
+[3, H, W] in ``cfg.INPUT.FORMAT``), "height" and "width" of the file's image, "file_name", "image_id" and
+"candidates", the names of the classes. Chance comes from NumPy's global generator alone, as in Detectron2.
+"""
+
+import os
+import zlib
+from collections.abc import Sequence
+from struct import error as StructError
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from PIL import Image
+from pycocotools import mask as mask_api
+
+# What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
+# raise.
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
+
+_SMALLEST_EDGE = 1e-5  # pixels; boxes below count as empty, as in Detectron2
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be read, or whose size is not the annotations'; the message names it."""
+
+
+def read_image(record: dict, image_format: str) -> np.ndarray:
+    """The record's image as uint8 [H, W, 3].
+
+    Raises:
+        UnreadableImage: so that training can go on without it.
+    """
+    try:
+        image = detection_utils.read_image(record["file_name"], format=image_format)
+        if "width" in record:
+            detection_utils.check_image_size(record, image)
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {reason}") from error
+    return image
+
+
+class ImageMapper:
+    """What all mappers of images do: read, transform, describe.
+
+    Args:
+        task: the task's name in training, its kind in evaluation.
+        candidates: names of the classes, in the order of labels.
+        augmentations: of ``detectron2.data.transforms``.
+        image_format: "RGB" or "BGR".
+    """
+
+    def __init__(
+        self,
+        task: str,
+        candidates: Sequence[str],
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+    ):
+        self._task = task
+        self._candidates = tuple(candidates)
+        self._augmentations = T.AugmentationList(augmentations)
+        self._image_format = image_format
+
+    def __call__(self, record: dict) -> dict:
+        """
+        Raises:
+            UnreadableImage: the file cannot be used.
+        """
+        image = read_image(record, self._image_format)
+        augmented = T.AugInput(image)
+        transforms = self._augmentations(augmented)
+        sample = {
+            "task": self._task,
+            "image": torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "file_name": record["file_name"],
+            "image_id": record["image_id"],
+            "candidates": self._candidates,
+        }
+        self._add_targets(sample, record, transforms)
+        return sample
+
+    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        """Add to ``sample`` what is learned or compared with."""
+
+
+class DetectionMapper(ImageMapper):
+    """Boxes and masks: adds "instances" in training, nothing in evaluation.
+
+    "instances" has gt_boxes (absolute XYXY in the transformed image), gt_classes [N] int64 and, with masks,
+    gt_masks (``BitMasks`` [N, H, W]). Crowds are left out, and so is what a crop leaves nothing of.
+
+    Args:
+        cfg: its ``INPUT`` says how images are resized, cropped and flipped, as for Detectron2's own mapper;
+            ``MODEL.MASK_ON`` whether there are masks.
+        task, candidates: see :class:`ImageMapper`.
+        is_train: whether to augment and to give targets.
+    """
+
+    def __init__(self, cfg: CfgNode, task: str, candidates: Sequence[str], is_train: bool):
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        crop = cfg.INPUT.CROP
+        self._cropped = is_train and crop.ENABLED
+        if self._cropped:
+            augmentations.insert(0, T.RandomCrop(crop.TYPE, crop.SIZE))
+        super().__init__(task, candidates, augmentations, cfg.INPUT.FORMAT)
+        self._is_train = is_train
+        self._with_masks = cfg.MODEL.MASK_ON
+
+    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        if not self._is_train:
+            return
+        height, width = sample["image"].shape[1:]
+        annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        boxes = transforms.apply_box(_boxes_xyxy(annotations)).clip(min=0)
+        boxes = Boxes(torch.from_numpy(np.minimum(boxes, [width, height, width, height])).float())
+        keep = boxes.nonempty(threshold=_SMALLEST_EDGE)
+        instances = Instances((height, width))
+        instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+        if self._with_masks:
+            masks = _masks([a["segmentation"] for a in annotations], transforms, (height, width))
+            instances.gt_masks = BitMasks(masks)
+            keep &= instances.gt_masks.nonempty()
+            if self._cropped:
+                # A box cut by the crop still spans what its object has outside; its mask does not.
+                boxes = instances.gt_masks.get_bounding_boxes()
+        instances.gt_boxes = boxes
+        sample["instances"] = instances if keep.all() else instances[keep]
+
+
+def _boxes_xyxy(annotations: list[dict]) -> np.ndarray:
+    """Absolute XYXY float64 [N, 4], of all annotations at once where they are of one mode."""
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    modes = {a["bbox_mode"] for a in annotations}
+    if len(modes) <= 1:
+        return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS) if modes else boxes
+    pairs = zip(boxes, annotations)
+    return np.stack([BoxMode.convert(box[None], a["bbox_mode"], BoxMode.XYXY_ABS)[0] for box, a in pairs])
+
+
+def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, int]) -> torch.Tensor:
+    """Polygons or run-length encodings as bool [N, H, W] after the transforms.
+
+    Masks as :func:`detection_utils.annotations_to_instances` makes them, decoded together, which takes half
+    the time.
+    """
+    encoded = []
+    for segmentation in segmentations:
+        if isinstance(segmentation, dict):
+            mask = transforms.apply_segmentation(mask_api.decode(segmentation))
+            encoded.append(mask_api.encode(np.asfortranarray(mask)))
+        else:
+            polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+            flat = [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
+            encoded.append(mask_api.merge(mask_api.frPyObjects(flat, *size)))
+    if not encoded:
+        return torch.zeros((0, *size), dtype=torch.bool)
+    return torch.from_numpy(np.ascontiguousarray(mask_api.decode(encoded).transpose(2, 0, 1))).bool()
+
+
+class ClassificationMapper(ImageMapper):
+    """Whole images: adds "label", the index of the class among the candidates.
+
+    Training takes random resized crops and perhaps flips. Evaluation scales the image's shorter edge to
+    ``image_size`` and takes the square at its centre.
+
+    Args:
+        task, candidates, image_format: see :class:`ImageMapper`. image_size: H = W in pixels. crop_scale:
+        smallest and largest share of an image's area that a random crop takes; None in evaluation. flip:
+        whether to mirror every other image.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        candidates: Sequence[str],
+        image_format: str,
+        image_size: int,
+        crop_scale: Sequence[float] | None = None,
+        flip: bool = False,
+    ):
+        if crop_scale is None:
+            augmentations = [T.ResizeShortestEdge(image_size), CenterCrop(image_size)]
+        else:
+            augmentations = [RandomResizedCrop(image_size, crop_scale)]
+        if flip:
+            augmentations.append(T.RandomFlip())
+        super().__init__(task, candidates, augmentations, image_format)
+
+    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        sample["label"] = record["label"]
+
+
+class CenterCrop(T.Augmentation):
+    """The square of ``size`` pixels in the middle of an image that is no smaller."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        return T.CropTransform((width - self.size) // 2, (height - self.size) // 2, self.size, self.size)
+
+
+class RandomResizedCrop(T.Augmentation):
+    """A crop of random area and aspect ratio, resized to a square: the usual augmentation of ImageNet.
+
+    Args:
+        size: edge of the result in pixels.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height, drawn uniformly in the logarithm.
+    """
+
+    def __init__(self, size: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        crop_h, crop_w = self._draw_crop_size(height, width)
+        y0 = np.random.randint(height - crop_h + 1)
+        x0 = np.random.randint(width - crop_w + 1)
+        return T.TransformList(
+            [T.CropTransform(x0, y0, crop_w, crop_h), T.ResizeTransform(crop_h, crop_w, self.size, self.size)]
+        )
+
+    def _draw_crop_size(self, height: int, width: int) -> tuple[int, int]:
+        for _ in range(10):
+            area = height * width * np.random.uniform(*self.scale)
+            aspect = np.exp(np.random.uniform(*np.log(self.ratio)))
+            crop_w, crop_h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if 0 < crop_w <= width and 0 < crop_h <= height:
+                return crop_h, crop_w
+        # An image so long that nothing fits: the largest crop whose aspect ratio is still allowed.
+        low, high = self.ratio
+        return min(height, round(width / low)), min(width, round(height * high))

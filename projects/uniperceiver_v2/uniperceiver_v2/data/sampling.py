@@ -1,0 +1,109 @@
+"""What is drawn when, as pure functions of the seed: nothing about the data is ever saved.
+
+The task of iteration t depends on (seed, t). The n-th batch of a task, augmentations included, depends on
+(seed, the task's name, n). So all ranks agree without talking, and a resumed run goes on exactly where it
+was.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+_BLOCK = 4096  # tasks are drawn a block at a time, so that any iteration is found without the ones before
+
+
+def _entropy(text: str) -> int:
+    """A number for a name, the same in every process, which Python's own hash is not."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class TaskSchedule:
+    """Draws the task of every iteration: unmixed sampling with ratios s_k (the paper's equation (7)).
+
+    Args:
+        ratios: s_k by task name, in any order and scale.
+        seed: not negative.
+
+    Raises:
+        ValueError: no task, or a ratio that is not above 0.
+    """
+
+    def __init__(self, ratios: Mapping[str, float], seed: int):
+        if not ratios or min(ratios.values()) <= 0:
+            raise ValueError(f"sampling ratios must be above 0, got {dict(ratios)}")
+        self._names = sorted(ratios)  # so that the order in which tasks are listed changes nothing
+        shares = np.array([ratios[name] for name in self._names], dtype=np.float64)
+        self._bounds = np.cumsum(shares / shares.sum())[:-1]
+        self._seed = seed
+        self._cached_block: tuple[int, np.ndarray] | None = None
+
+    def task_at(self, iteration: int) -> str:
+        """The task of an iteration, counted from 0."""
+        block, offset = divmod(iteration, _BLOCK)
+        if self._cached_block is None or self._cached_block[0] != block:
+            self._cached_block = (block, self._draw(block))
+        return self._names[self._cached_block[1][offset]]
+
+    def draws_before(self, iteration: int) -> dict[str, int]:
+        """How often each task is drawn in iterations 0 .. ``iteration`` - 1."""
+        whole, rest = divmod(iteration, _BLOCK)
+        counts = np.zeros(len(self._names), dtype=np.int64)
+        for block in range(whole):
+            counts += np.bincount(self._draw(block), minlength=len(counts))
+        counts += np.bincount(self._draw(whole)[:rest], minlength=len(counts))
+        return dict(zip(self._names, counts.tolist()))
+
+    def _draw(self, block: int) -> np.ndarray:
+        """Indices into the names, for the iterations of a block."""
+        rng = np.random.default_rng([self._seed, _entropy("tasks"), block])
+        return np.searchsorted(self._bounds, rng.random(_BLOCK), side="right")
+
+
+class SampleOrder:
+    """The endless order in which a task goes through its records: one random permutation after another.
+
+    A position counts the samples of all ranks from the first batch on.
+
+    Args:
+        num_records: N > 0.
+        task: the task's name.
+        seed: not negative.
+    """
+
+    def __init__(self, num_records: int, task: str, seed: int):
+        self._num_records = num_records
+        self._stream = (seed, _entropy(task))
+        self._cached_epoch: tuple[int, np.ndarray] | None = None
+
+    def index_at(self, position: int) -> int:
+        """The record of a position."""
+        epoch, offset = divmod(position, self._num_records)
+        if self._cached_epoch is None or self._cached_epoch[0] != epoch:
+            rng = np.random.default_rng([*self._stream, 0, epoch])
+            self._cached_epoch = (epoch, rng.permutation(self._num_records))
+        return int(self._cached_epoch[1][offset])
+
+    def rng_at(self, position: int) -> np.random.Generator:
+        """All further chance in the making of a position's sample, such as its augmentation."""
+        return np.random.default_rng([*self._stream, 1, position])
+
+    def other_index(self, rng: np.random.Generator) -> int:
+        """A record to take in place of one that cannot be used."""
+        return int(rng.integers(self._num_records))
+
+
+@contextlib.contextmanager
+def numpy_draws_from(rng: np.random.Generator) -> Iterator[None]:
+    """Within, NumPy's global functions, which Detectron2's augmentations draw from, draw from ``rng``.
+
+    Afterwards they go on where they were, so that loading in the main process disturbs nobody. Unlike seeding
+    them, this costs next to nothing.
+    """
+    usual = np.random.get_bit_generator()
+    np.random.set_bit_generator(rng.bit_generator)
+    try:
+        yield
+    finally:
+        np.random.set_bit_generator(usual)

@@ -1,0 +1,31 @@
+"""Which evaluator a dataset gets."""
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
+
+from ..errors import UserError, nearest
+from .classification import ClassificationEvaluator
+
+# By the "evaluator_type" in a dataset's metadata. A new kind of dataset adds its line here.
+_EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
+    "coco": lambda cfg, name, folder: COCOEvaluator(
+        name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+    ),
+    "lvis": lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),
+    "imagenet": lambda cfg, name, folder: ClassificationEvaluator(name, folder),
+}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """The evaluator for a registered dataset, which writes its files into ``output_folder``.
+
+    Raises:
+        UserError: the dataset's metadata names no kind of evaluation that there is.
+    """
+    kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
+    if kind not in _EVALUATORS:
+        raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, _EVALUATORS)}")
+    return _EVALUATORS[kind](cfg, dataset_name, output_folder)
