@@ -29,7 +29,7 @@ def datasets():
 
 BASE = """
 MODEL: {META_ARCHITECTURE: ConfigTestModel}
-SOLVER: {MAX_ITER: 10}
+SOLVER: {MAX_ITER: 10, WARMUP_ITERS: 2}
 """
 RUN = """
 _BASE_: base.yaml
@@ -111,6 +111,7 @@ def test_two_configurations_share_no_defaults(config_file):
         (["SOLVER.MAX_ITER", "2.5"], ["SOLVER.MAX_ITER", "expects int"]),
         (["SOLVER.MAX_ITER", "True"], ["SOLVER.MAX_ITER", "expects int"]),
         (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER must be above 0"]),
+        (["SOLVER.WARMUP_ITERS", "10"], ["SOLVER.WARMUP_ITERS (10) must be below SOLVER.MAX_ITER (10)"]),
         (["SOLVER.BASE_LR_END", "0.1"], ["SOLVER.BASE_LR_END"]),
         (["SOLVER.WEIGHT_AVERAGING", "1.0"], ["SOLVER.WEIGHT_AVERAGING"]),
         (["SOLVER.REFERENCE_WORLD_SIZE", "8"], ["REFERENCE_WORLD_SIZE is not supported"]),

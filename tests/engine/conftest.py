@@ -110,6 +110,6 @@ def toy_config(output_dir: str) -> CfgNode:
 
 @pytest.fixture
 def cfg(tmp_path):
-    DatasetCatalog.register("toy_lines_test", list)
+    DatasetCatalog.register("toy_lines_test", lambda: [{}])
     yield toy_config(str(tmp_path / "output"))
     DatasetCatalog.remove("toy_lines_test")

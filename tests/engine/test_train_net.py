@@ -43,7 +43,7 @@ def run(loggers, tmp_path, monkeypatch, toy_trainer, capsys):
     monkeypatch.setattr(train_net, "UniPerceiverTrainer", toy_trainer)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(CONFIG)
-    DatasetCatalog.register("toy_lines_test", list)
+    DatasetCatalog.register("toy_lines_test", lambda: [{}])
     MetadataCatalog.get("toy_lines_test").evaluator_type = "toy"
 
     def call(*arguments: str):

@@ -95,6 +95,7 @@ def _add_model_config(cfg: CN) -> None:
 
     node.REGION = CN()
     node.REGION.DIM = 256
+    node.REGION.MASK_DIM = 256  # width of the pixel embeddings
     node.REGION.HEADS = 8
     node.REGION.POINTS = 4  # sampling points of a head at a scale
     node.REGION.FFN_DIM = 2048
@@ -172,9 +173,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         # Without unsafe tags: a configuration from elsewhere must not be able to run code.
         settings = CN.load_yaml_with_base(path, allow_unsafe=False)
     except (yaml.YAMLError, OSError, AttributeError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"{path} cannot be read as a configuration: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path} cannot be read as a configuration: it holds no KEY: VALUE pairs")
     return settings
@@ -215,9 +214,7 @@ def _task_kinds(tasks: Any) -> dict[str, str]:
             continue
         if "KIND" not in node:
             # Either a task without a kind, or the name of one that exists with a slip in it.
-            with_kind = [
-                other for other, value in tasks.items() if isinstance(value, dict) and "KIND" in value
-            ]
+            with_kind = [other for other, value in tasks.items() if isinstance(value, dict) and "KIND" in value]
             raise UserError(f"the task 'TASKS.{name}' has no KIND{nearest(name, with_kind)}")
         kinds[name] = str(node["KIND"])
     return kinds
@@ -230,9 +227,7 @@ def _merge(settings: dict[str, Any], node: CN, path: tuple[str, ...], where: str
             if node.is_new_allowed() and path != ("TASKS",):
                 node[key] = CN(value, new_allowed=True) if isinstance(value, dict) else value
                 continue
-            raise UserError(
-                f"unknown configuration key '{full_key}' {where}{_nearest_key(str(key), node, path)}"
-            )
+            raise UserError(f"unknown configuration key '{full_key}' {where}{_nearest_key(str(key), node, path)}")
         if isinstance(node[key], CN) != isinstance(value, dict):
             expected = "a section of keys" if isinstance(node[key], CN) else "a value, not a section"
             raise UserError(f"configuration key '{full_key}' {where} expects {expected}")
@@ -276,8 +271,7 @@ def _coerce(value: Any, default: Any, full_key: str, where: str) -> Any:
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         return type(default)(value)
     raise UserError(
-        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, "
-        f"not {value!r}"
+        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, not {value!r}"
     )
 
 
@@ -295,9 +289,7 @@ def check_config(cfg: CN, *, training: bool, world_size: int = 1) -> None:
     """
     from detectron2.modeling import META_ARCH_REGISTRY
 
-    _check_choice(
-        "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY]
-    )
+    _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     _check_tasks(cfg, world_size)
     if training:
@@ -318,9 +310,7 @@ def _check_tasks(cfg: CN, world_size: int) -> None:
             if not (math.isfinite(task[key]) and task[key] > 0):
                 raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
         if task.IMS_PER_BATCH % world_size:
-            raise UserError(
-                f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally"
-            )
+            raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
 
 
 def _check_training(cfg: CN) -> None:
@@ -333,10 +323,12 @@ def _check_training(cfg: CN) -> None:
     for key in ("MAX_ITER", "BASE_LR", "CHECKPOINT_PERIOD"):
         if not solver[key] > 0:
             raise UserError(f"SOLVER.{key} must be above 0, not {solver[key]}")
-    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+    if not 0 <= solver.WARMUP_ITERS < solver.MAX_ITER:
         raise UserError(
-            f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}"
+            f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) must be below SOLVER.MAX_ITER ({solver.MAX_ITER})"
         )
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+        raise UserError(f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}")
     if not 0 <= solver.WEIGHT_AVERAGING < 1:
         raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
 

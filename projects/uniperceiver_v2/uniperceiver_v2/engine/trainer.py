@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
-from ..data import build_task_train_loader, build_test_loader
+from ..data import build_task_train_loader, build_test_loader, load_dataset
 from ..data.sampling import TaskSchedule
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
@@ -85,7 +84,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         """
         self._trainer.open_loaders(self.start_iter)
         for name in self.cfg.DATASETS.TEST:
-            DatasetCatalog.get(name)  # a missing test set must not come out only after days of training
+            load_dataset(name)  # a missing test set must not come out only after days of training
         super().train()
         return self.last_results
 
