@@ -49,7 +49,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
       and τ never decay: pulled towards zero they would stand for something else.
 
     Returns:
-        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and a ``name`` for people.
+        groups for an optimizer, each with ``params``, ``lr`` and ``weight_decay``.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -58,7 +58,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            part, multiplier = _learning_rate(cfg, module_name)
+            multiplier = _rate_multiplier(cfg, module_name)
             decay = _weight_decay(cfg, module, name, parameter)
             group = groups.setdefault(
                 (multiplier, decay),
@@ -66,20 +66,19 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
                     "params": [],
                     "lr": cfg.SOLVER.BASE_LR * multiplier,
                     "weight_decay": decay,
-                    "name": f"{part}, {'decayed' if decay else 'not decayed'}",
                 },
             )
             group["params"].append(parameter)
     return list(groups.values())
 
 
-def _learning_rate(cfg: CfgNode, module_name: str) -> tuple[str, float]:
+def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
     path = module_name.split(".")
     if "backbone" in path:
-        return "backbone", cfg.SOLVER.BACKBONE_MULTIPLIER
+        return cfg.SOLVER.BACKBONE_MULTIPLIER
     if "text_encoder" in path:
-        return "text encoder", cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
-    return "rest", 1.0
+        return cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
+    return 1.0
 
 
 def _weight_decay(cfg: CfgNode, module: nn.Module, name: str, parameter: nn.Parameter) -> float:
