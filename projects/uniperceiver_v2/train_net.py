@@ -8,9 +8,11 @@ evaluation), inference/<dataset>/ (each evaluator's files) and visualization/<da
 """
 
 import json
+import math
 import os
 import sys
 from argparse import Namespace
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -72,13 +74,20 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
     if not results or not comm.is_main_process():
         return
     with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as file:
-        json.dump(results, file, indent=1)
+        json.dump(without_nan(results), file, indent=1)
     for dataset in cfg.DATASETS.TEST:
         if MetadataCatalog.get(dataset).evaluator_type == "coco":
             loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
             folder = os.path.join(cfg.OUTPUT_DIR, "visualization", dataset)
             draw_test_scenes(model, loader, dataset, folder)
     print(format_results_table(results), flush=True)
+
+
+def without_nan(results: Any) -> Any:
+    """Nested results with None for what could not be computed: JSON knows no NaN."""
+    if isinstance(results, dict):
+        return {key: without_nan(value) for key, value in results.items()}
+    return None if isinstance(results, float) and math.isnan(results) else results
 
 
 def run() -> int:
