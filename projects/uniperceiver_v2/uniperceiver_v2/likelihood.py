@@ -45,9 +45,7 @@ class CandidateCache:
         parameters: gives all that `encode` depends on.
     """
 
-    def __init__(
-        self, encode: Callable[[tuple[str, ...]], Tensor], parameters: Callable[[], Iterable[Tensor]]
-    ):
+    def __init__(self, encode: Callable[[tuple[str, ...]], Tensor], parameters: Callable[[], Iterable[Tensor]]):
         self._encode, self._parameters = encode, parameters
         self._state: tuple | None = None
         self._sets: dict[tuple[str, ...], Tensor] = {}

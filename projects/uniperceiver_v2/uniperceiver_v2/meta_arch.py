@@ -9,7 +9,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import task_defaults
-from .decoder import Attributes, Segment, UnifiedDecoder
+from .decoder import Attributes, Representations, Segment, UnifiedDecoder
 from .image_encoder import ImageEncoder, ImageEncoding
 from .likelihood import CandidateCache, Likelihood
 from .tasks import TASK_KINDS, Task
@@ -91,12 +91,11 @@ class UniPerceiverV2(nn.Module):
 
     def decode_image(self, encoding: ImageEncoding) -> Tensor:
         """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
-        return self.decoder([self._global_segment(encoding), self._image_segment(encoding.proposal_tokens)]).spe
+        return self._decode(encoding).spe
 
-    def decode_proposals(self, encoding: ImageEncoding, proposal_tokens: Tensor | None = None) -> Tensor:
-        """The representation [B,O,d] of every proposal; of others than the encoding's own, if given."""
-        tokens = encoding.proposal_tokens if proposal_tokens is None else proposal_tokens
-        return self.decoder([self._global_segment(encoding), self._image_segment(tokens)]).segments[1]
+    def decode_proposals(self, encoding: ImageEncoding) -> Tensor:
+        """The representation [B,O,d] of every proposal."""
+        return self._decode(encoding).segments[1]
 
     def encode_candidates(self, texts: tuple[str, ...]) -> Tensor:
         """<SPE>'s representation [C,d] of each text as a target."""
@@ -107,10 +106,11 @@ class UniPerceiverV2(nn.Module):
     def _text_parameters(self) -> list[Tensor]:
         return [*self.text_encoder.parameters(), *self.decoder.parameters()]
 
-    @staticmethod
-    def _global_segment(encoding: ImageEncoding) -> Segment:
-        return Segment(encoding.global_tokens, encoding.global_valid, Attributes("image", "input"))
-
-    @staticmethod
-    def _image_segment(tokens: Tensor) -> Segment:
-        return Segment(tokens, None, Attributes("image", "input"))
+    def _decode(self, encoding: ImageEncoding) -> Representations:
+        attributes = Attributes("image", "input")
+        return self.decoder(
+            [
+                Segment(encoding.global_tokens, encoding.global_valid, attributes),
+                Segment(encoding.proposal_tokens, None, attributes),
+            ]
+        )

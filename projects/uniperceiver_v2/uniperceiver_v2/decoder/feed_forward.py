@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from .segments import Attributes
 
-Layout = Sequence[
-    tuple[int, Attributes]
-]  # (number of tokens, their attributes), in the order of the sequence
+Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
 
 
 class DenseFeedForward(nn.Module):

@@ -91,7 +91,6 @@ class UnifiedDecoder(nn.Module):
         if all(s.valid is None for s in segments):
             return None
         valid = [
-            s.tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.valid is None else s.valid
-            for s in segments
+            s.tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.valid is None else s.valid for s in segments
         ]
         return torch.cat([valid[0].new_ones(len(valid[0]), 1), *valid], dim=1)[:, None, None]

@@ -10,12 +10,10 @@ from ..errors import UserError, nearest
 from .classification import ClassificationEvaluator
 
 # By the "evaluator_type" in a dataset's metadata. A new kind of dataset adds its line here.
-_EVALUATORS: dict[str, Callable[[CfgNode, str, str], DatasetEvaluator]] = {
-    "coco": lambda cfg, name, folder: COCOEvaluator(
-        name, output_dir=folder, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
-    ),
-    "lvis": lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),
-    "imagenet": lambda cfg, name, folder: ClassificationEvaluator(name, folder),
+_EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+    "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
+    "lvis": lambda name, folder: LVISEvaluator(name, output_dir=folder),
+    "imagenet": lambda name, folder: ClassificationEvaluator(name, folder),
 }
 
 
@@ -28,4 +26,4 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
     if kind not in _EVALUATORS:
         raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, _EVALUATORS)}")
-    return _EVALUATORS[kind](cfg, dataset_name, output_folder)
+    return _EVALUATORS[kind](dataset_name, output_folder)

@@ -1,5 +1,6 @@
 from .backbone import HuggingFaceBackbone, build_huggingface_backbone
-from .image_encoder import ImageEncoder, RegionSupervision
+from .image_encoder import ImageEncoder
+from .region_network import RegionSupervision
 from .structures import ImageEncoding, Proposals, RegionTargets
 
 __all__ = [

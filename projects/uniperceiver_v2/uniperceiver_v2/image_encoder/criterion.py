@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .boxes import box_overlaps
 from .denoising import DenoisingQueries
-from .matcher import MatchCosts, Matches, hungarian_match, one_to_many_match
+from .matcher import MatchCosts, hungarian_match, one_to_many_match
 from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
-from .structures import RegionTargets
+from .structures import Matches, RegionTargets
 
 
 @dataclass
@@ -162,30 +162,26 @@ class RegionCriterion:
         pixel_embeddings: Tensor,
         targets: RegionTargets,
         num_objects: float,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Matches]:
         """As `losses`, with the known answers in place of a matching, averaged over the denoising groups."""
-        layers = len(predictions.objectness)
-        image, query = queries.positive.nonzero(as_tuple=True)
-        matches = Matches(
-            layer=torch.arange(layers, device=image.device).repeat_interleave(len(image)),
-            image=image.repeat(layers),
-            query=query.repeat(layers),
-            target=queries.targets[image, query].repeat(layers),
-        )
+        matches = queries.matches(layers=len(predictions.objectness))
         ignored = ~(queries.positive | queries.negative)
         groups = int(queries.groups[-1]) + 1
-        return self.losses(predictions, matches, ignored, pixel_embeddings, targets, num_objects * groups)
+        losses = self.losses(predictions, matches, ignored, pixel_embeddings, targets, num_objects * groups)
+        return losses, matches
 
-    def dense_losses(self, dense: DensePredictions, targets: RegionTargets) -> dict[str, Tensor]:
-        """One-to-many losses of the encoder's tokens, each object's tokens weighed by their quality."""
+    def dense_losses(self, dense: DensePredictions, targets: RegionTargets) -> tuple[dict[str, Tensor], Matches]:
+        """One-to-many losses of the encoder's tokens, each object's tokens weighed by their quality, and who answers
+        for what."""
         quality, target = one_to_many_match(dense, targets, self.one_to_many)
         total = quality.sum().clamp(min=1)
         image, token = (quality > 0).nonzero(as_tuple=True)
+        matches = Matches(torch.zeros_like(image), image, token, target[image, token])
         weight = quality[image, token]
-        boxes, wanted = dense.boxes[image, token], targets.boxes[image, target[image, token]]
+        boxes, wanted = dense.boxes[image, token], targets.boxes[image, matches.target]
         sums = {
             "objectness": quality_focal_loss(dense.objectness, quality, dense.valid.float()),
             "box": ((boxes - wanted).abs().sum(-1) * weight).sum(),
             "giou": ((1 - box_overlaps(boxes, wanted)[1]) * weight).sum(),
         }
-        return {name: self.weights[name] * value / total for name, value in sums.items()}
+        return {name: self.weights[name] * value / total for name, value in sums.items()}, matches

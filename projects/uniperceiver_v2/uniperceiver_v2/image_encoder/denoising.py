@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .structures import RegionTargets
+from .structures import Matches, RegionTargets
 
 
 @dataclass
@@ -31,6 +31,16 @@ class DenoisingQueries:
     positive: Tensor
     negative: Tensor
     groups: Tensor
+
+    def matches(self, layers: int) -> Matches:
+        """The near misses with their targets, once for each of `layers` decoder layers."""
+        image, query = self.positive.nonzero(as_tuple=True)
+        return Matches(
+            layer=torch.arange(layers, device=image.device).repeat_interleave(len(image)),
+            image=image.repeat(layers),
+            query=query.repeat(layers),
+            target=self.targets[image, query].repeat(layers),
+        )
 
 
 def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float) -> DenoisingQueries:

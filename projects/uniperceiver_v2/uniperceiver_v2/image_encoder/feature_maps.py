@@ -61,18 +61,20 @@ class PixelEmbedding(nn.Module):
 
     Args:
         channels: of the finest backbone map.
-        dim: width of the region network and of the embeddings.
+        dim: width of the region network.
+        mask_dim: width of the embeddings.
     """
 
-    def __init__(self, channels: int, dim: int):
+    def __init__(self, channels: int, dim: int, mask_dim: int):
         super().__init__()
-        self.lateral = nn.Sequential(nn.Conv2d(channels, dim, kernel_size=1, bias=False), group_norm(dim))
+        self.lateral = nn.Sequential(nn.Conv2d(channels, mask_dim, kernel_size=1, bias=False), group_norm(mask_dim))
+        self.encoded = nn.Conv2d(dim, mask_dim, kernel_size=1)
         self.smooth = nn.Sequential(
-            nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), group_norm(dim), nn.ReLU()
+            nn.Conv2d(mask_dim, mask_dim, kernel_size=3, padding=1, bias=False), group_norm(mask_dim), nn.ReLU()
         )
-        self.embed = nn.Conv2d(dim, dim, kernel_size=1)
+        self.embed = nn.Conv2d(mask_dim, mask_dim, kernel_size=1)
 
     def forward(self, finest: Tensor, encoded: Tensor) -> Tensor:
-        """[B,C,h,w] backbone map and [B,dim,h',w'] finest encoded scale to [B,dim,h,w]."""
-        encoded = F.interpolate(encoded, size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        return self.embed(self.smooth(self.lateral(finest) + encoded))
+        """[B,channels,h,w] backbone map and [B,dim,h',w'] finest encoded scale to [B,mask_dim,h,w]."""
+        coarse = F.interpolate(self.encoded(encoded), size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        return self.embed(self.smooth(self.lateral(finest) + coarse))

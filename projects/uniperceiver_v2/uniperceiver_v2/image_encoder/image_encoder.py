@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import nn
 
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
-from .region_network import RegionNetwork
+from .region_network import RegionNetwork, RegionSupervision
 from .structures import ImageEncoding, RegionTargets, valid_pixels
 from .tokens import GlobalTokens, ProposalFusion
-
-
-@dataclass
-class RegionSupervision:
-    """What training on boxes and masks gives beside the encoding.
-
-    Attributes:
-        losses: of the region network.
-        image, query, target: [K] indices, the last layer's matches; queries index the encoding's proposals.
-        denoised_tokens: [B,D,d] proposal tokens of the denoising queries, None without denoising.
-        denoised_image, denoised_query, denoised_target: [K'] indices of those that stand for an object.
-    """
-
-    losses: dict[str, Tensor]
-    image: Tensor
-    query: Tensor
-    target: Tensor
-    denoised_tokens: Tensor | None = None
-    denoised_image: Tensor | None = None
-    denoised_query: Tensor | None = None
-    denoised_target: Tensor | None = None
 
 
 class ImageEncoder(nn.Module):
@@ -68,6 +45,7 @@ class ImageEncoder(nn.Module):
         regions = RegionNetwork(
             channels=[shape.channels for shape in shapes],
             dim=region.DIM,
+            mask_dim=region.MASK_DIM,
             heads=region.HEADS,
             points=region.POINTS,
             ffn_dim=region.FFN_DIM,
@@ -101,19 +79,7 @@ class ImageEncoder(nn.Module):
         maps = self.backbone(images.tensor)
         ordered = [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]
         output = self.regions(ordered, valid_pixels(images), targets)
-        proposals = output.proposals(slice(output.num_denoising, None))
+        proposals = output.proposals()
         global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
-        if targets is None:
-            return encoding, None
-
-        losses, matches = self.regions.losses(output, targets)
-        last = matches.layer == len(output.hidden) - 1
-        supervision = RegionSupervision(losses, matches.image[last], matches.query[last], matches.target[last])
-        if output.denoising is not None:
-            near = output.denoising.positive
-            image, query = near.nonzero(as_tuple=True)
-            supervision.denoised_tokens = self.fusion(output.proposals(slice(0, output.num_denoising)))
-            supervision.denoised_image, supervision.denoised_query = image, query
-            supervision.denoised_target = output.denoising.targets[image, query]
-        return encoding, supervision
+        return encoding, None if targets is None else self.regions.losses(output, targets)

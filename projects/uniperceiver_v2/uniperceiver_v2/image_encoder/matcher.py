@@ -12,17 +12,7 @@ from torch import Tensor
 
 from .boxes import box_overlaps
 from .query_selection import DensePredictions
-from .structures import RegionTargets
-
-
-@dataclass
-class Matches:
-    """K matched pairs, as index tensors [K]: prediction (layer, image, query) answers for target (image, target)."""
-
-    layer: Tensor
-    image: Tensor
-    query: Tensor
-    target: Tensor
+from .structures import Matches, RegionTargets
 
 
 @dataclass

@@ -22,12 +22,14 @@ class DensePredictions:
         boxes: [B,S,4].
         centres: [B,S,2] the tokens' own places.
         valid: [B,S] bool.
+        tokens: [B,S,dim], what it was predicted from.
     """
 
     objectness: Tensor
     boxes: Tensor
     centres: Tensor
     valid: Tensor
+    tokens: Tensor
 
 
 @dataclass
@@ -72,6 +74,7 @@ class QuerySelection(nn.Module):
             boxes=torch.sigmoid(self.box_head(tokens).float() + inverse_sigmoid(anchors, eps=1e-3)),
             centres=centres,
             valid=features.valid,
+            tokens=tokens,
         )
         count = min(self.num_queries, tokens.shape[1])
         best = dense.objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)

@@ -13,10 +13,9 @@ from .criterion import RegionCriterion, RegionPredictions
 from .deformable_encoder import DeformableEncoder
 from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
 from .feature_maps import FeatureProjection, PixelEmbedding
-from .matcher import Matches
 from .query_selection import DensePredictions, QuerySelection
 from .region_decoder import RegionDecoder
-from .structures import Proposals, RegionTargets
+from .structures import Matches, Proposals, RegionTargets
 
 
 @dataclass
@@ -44,14 +43,35 @@ class RegionOutput:
     def num_denoising(self) -> int:
         return 0 if self.denoising is None else self.denoising.boxes.shape[1]
 
-    def proposals(self, part: slice) -> Proposals:
-        """The last layer's proposals of some of the queries."""
+    def proposals(self) -> Proposals:
+        """The last layer's proposals of the ordinary queries."""
+        ordinary = slice(self.num_denoising, None)
         return Proposals(
-            semantics=self.hidden[-1][:, part],
-            boxes=self.predictions.boxes[-1][:, part],
-            masks=torch.einsum("bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, part], self.pixel_embeddings),
-            objectness=self.predictions.objectness[-1][:, part],
+            semantics=self.hidden[-1][:, ordinary],
+            boxes=self.predictions.boxes[-1][:, ordinary],
+            masks=torch.einsum(
+                "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings
+            ),
+            objectness=self.predictions.objectness[-1][:, ordinary],
         )
+
+
+@dataclass
+class RegionSupervision:
+    """What training on boxes and masks gives beside the proposals.
+
+    Attributes:
+        losses: scalars by name.
+        matches: of the last layer; queries index the proposals.
+        states: [K,dim], the state of every token and query, in any layer, that answers for an object: by the encoder's
+            one-to-many assignment, by the decoder's one-to-one matching, or as a denoising query.
+        labels: [K] int64, the category of that object.
+    """
+
+    losses: dict[str, Tensor]
+    matches: Matches
+    states: Tensor
+    labels: Tensor
 
 
 class RegionNetwork(nn.Module):
@@ -59,7 +79,7 @@ class RegionNetwork(nn.Module):
 
     Args:
         channels: of all backbone maps, finest first; the finest serves the masks alone.
-        dim, heads, points, ffn_dim: of both Transformers.
+        dim, heads, points, ffn_dim: of both Transformers; mask_dim: width of the pixel and mask embeddings.
         encoder_layers, decoder_layers: their depths.
         num_queries: O.
         anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
@@ -71,6 +91,7 @@ class RegionNetwork(nn.Module):
         self,
         channels: list[int],
         dim: int,
+        mask_dim: int,
         heads: int,
         points: int,
         ffn_dim: int,
@@ -86,12 +107,12 @@ class RegionNetwork(nn.Module):
         levels = len(channels)
         self.project = FeatureProjection(channels[1:], dim)
         self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
-        self.pixel_embedding = PixelEmbedding(channels[0], dim)
+        self.pixel_embedding = PixelEmbedding(channels[0], dim, mask_dim)
         self.select = QuerySelection(dim, num_queries, anchor_size)
         self.decoder = RegionDecoder(decoder_layers, dim, heads, levels, points, ffn_dim)
         self.norm = nn.LayerNorm(dim)
         self.objectness = nn.Linear(dim, 1)
-        self.mask_embedding = MLP(dim, dim, dim, depth=3)
+        self.mask_embedding = MLP(dim, dim, mask_dim, depth=3)
         self.denoising_content = nn.Parameter(torch.randn(dim) * 0.02)
         self.denoising_groups, self.box_noise = denoising_groups, box_noise
         self.criterion = criterion
@@ -131,24 +152,37 @@ class RegionNetwork(nn.Module):
             denoising=denoising,
         )
 
-    def losses(self, output: RegionOutput, targets: RegionTargets) -> tuple[dict[str, Tensor], Matches]:
-        """All losses, summed over the encoder, the decoder's layers and denoising, and the matches of all layers."""
+    def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
+        """All losses, summed over the encoder, the decoder's layers and denoising."""
         num_objects = max(average_over_ranks(targets.valid.sum()), 1.0)
-        ordinary = output.predictions.queries(slice(output.num_denoising, None))
-        matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
+        known, ordinary = slice(0, output.num_denoising), slice(output.num_denoising, None)
         pixels = output.pixel_embeddings
+        matches = self.criterion.match(output.predictions.queries(ordinary), pixels, targets)
+        dense_losses, dense = self.criterion.dense_losses(output.dense, targets)
         parts = [
-            self.criterion.losses(ordinary, matches, None, pixels, targets, num_objects),
-            self.criterion.dense_losses(output.dense, targets),
+            self.criterion.losses(output.predictions.queries(ordinary), matches, None, pixels, targets, num_objects),
+            dense_losses,
         ]
+        states = [
+            output.hidden[:, :, ordinary][matches.layer, matches.image, matches.query],
+            self.select.content(output.dense.tokens[dense.image, dense.query]),
+        ]
+        answered = [matches, dense]
         if output.denoising is not None:
-            known = output.predictions.queries(slice(0, output.num_denoising))
-            parts.append(self.criterion.denoising_losses(known, output.denoising, pixels, targets, num_objects))
-        losses: dict[str, Tensor] = {}
-        for part in parts:
-            for name, value in part.items():
-                losses[f"loss_{name}"] = losses.get(f"loss_{name}", 0) + value
-        return losses, matches
+            denoising_losses, denoised = self.criterion.denoising_losses(
+                output.predictions.queries(known), output.denoising, pixels, targets, num_objects
+            )
+            parts.append(denoising_losses)
+            states.append(output.hidden[denoised.layer, denoised.image, denoised.query])
+            answered.append(denoised)
+        losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in parts[0]}
+        last = matches.layer == len(output.hidden) - 1
+        return RegionSupervision(
+            losses=losses,
+            matches=Matches(matches.layer[last], matches.image[last], matches.query[last], matches.target[last]),
+            states=torch.cat(states),
+            labels=torch.cat([targets.labels[m.image, m.target] for m in answered]),
+        )
 
 
 def average_over_ranks(count: Tensor) -> float:

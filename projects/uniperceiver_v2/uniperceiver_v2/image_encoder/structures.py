@@ -106,6 +106,16 @@ class RegionTargets:
         return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device))
 
 
+@dataclass
+class Matches:
+    """K matched pairs, as index tensors [K]: prediction (layer, image, query) answers for target (image, target)."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
 def valid_pixels(images: ImageList) -> Tensor:
     """[B,H,W] bool, False at the padding that made a batch of images of different sizes."""
     valid = torch.zeros(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)

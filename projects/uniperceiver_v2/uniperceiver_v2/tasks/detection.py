@@ -30,21 +30,19 @@ class DetectionTask(Task):
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
         candidates = model.candidates.get(self.candidates(inputs))
-        matched = model.decode_proposals(encoding)[regions.image, regions.query]
-        labels = targets.labels[regions.image, regions.target]
-        logits = model.likelihood(matched, candidates)
-        losses = dict(regions.losses)
-        category = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
-        if regions.denoised_tokens is not None:
-            # Known proposals teach the categories many times over: one-to-many beside the one-to-one of matching.
-            denoised = model.decode_proposals(encoding, regions.denoised_tokens)
-            known = model.likelihood(denoised[regions.denoised_image, regions.denoised_query], candidates)
-            known_labels = targets.labels[regions.denoised_image, regions.denoised_target]
-            category = category + F.cross_entropy(known, known_labels, reduction="sum") / max(len(known), 1)
-        losses["loss_category"] = self.settings["CATEGORY_WEIGHT"] * category
+        matches = regions.matches
+        labels = targets.labels[matches.image, matches.target]
+        logits = model.likelihood(model.decode_proposals(encoding)[matches.image, matches.query], candidates)
+        # Every state that answers for an object is also compared with the names before the unified decoder: matched
+        # proposals alone are too few to teach the region network what tells categories apart.
+        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), candidates)
         if len(labels):
             get_event_storage().put_scalar("category_accuracy", (logits.argmax(-1) == labels).float().mean().item())
-        return losses
+        return {
+            **regions.losses,
+            "loss_category": self.settings["CATEGORY_WEIGHT"] * mean_cross_entropy(logits, labels),
+            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"] * mean_cross_entropy(aligned, regions.labels),
+        }
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         images = model.preprocess(inputs)
@@ -61,6 +59,11 @@ class DetectionTask(Task):
             )
             results.append({"instances": instances})
         return results
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [K,C] and labels [K], zero (and not NaN) for K = 0."""
+    return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
 
 
 def best_instances(

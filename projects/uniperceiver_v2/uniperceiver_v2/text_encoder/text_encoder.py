@@ -67,11 +67,7 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if has_weights(directory):
-            return AutoModel.from_pretrained(
-                directory, add_pooling_layer=False, dtype=torch.float32
-            ), tokenizer
-        return AutoModel.from_config(
-            AutoConfig.from_pretrained(directory), add_pooling_layer=False
-        ), tokenizer
+            return AutoModel.from_pretrained(directory, add_pooling_layer=False, dtype=torch.float32), tokenizer
+        return AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False), tokenizer
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error
