@@ -132,9 +132,7 @@ def draw_scene(rng: np.random.Generator, split: str, first_label: int | None = N
     return Scene(image, tuple(_annotate(item, owner == index) for index, item in enumerate(placed)))
 
 
-def _try_layout(
-    rng: np.random.Generator, split: str, labels: np.ndarray, has_crowd: bool
-) -> list[_Placed] | None:
+def _try_layout(rng: np.random.Generator, split: str, labels: np.ndarray, has_crowd: bool) -> list[_Placed] | None:
     placed: list[_Placed] = []
     if has_crowd:
         placed.append(_draw_crowd(rng, split))

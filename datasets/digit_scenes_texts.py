@@ -12,22 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from digit_scenes_drawing import CLASS_NAMES, COLOURS_RGB, SCENE_SIZE
 
-NUMBER_WORDS = (
-    *CLASS_NAMES,
-    *(
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-    ),
-    "twenty",
-)
+_TEN_TO_TWENTY = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+NUMBER_WORDS = (*CLASS_NAMES, *_TEN_TO_TWENTY.split())
 SMALL_HEIGHT, LARGE_HEIGHT = 20.0, 32.0  # box heights in pixels: below is "small", from the second on "large"
 RELATION_MARGIN = 4.0  # pixels between the centres for "left of" and the like to be said
 CAPTIONS_PER_SCENE = 5
@@ -88,8 +74,7 @@ def _groups(things: Sequence[Thing], by_colour: bool = True, by_name: bool = Tru
             key = (thing.colour if by_colour else "", thing.name if by_name else "digit")
             members.setdefault(key, []).append(thing)
     groups = [
-        _Group(count_phrase(len(found), colour, name), tuple(found), False)
-        for (colour, name), found in members.items()
+        _Group(count_phrase(len(found), colour, name), tuple(found), False) for (colour, name), found in members.items()
     ]
     for crowd in (t for t in things if t.is_crowd):
         groups.append(_Group(f"a crowd of tiny {crowd.colour} {plural(crowd.name)}", (crowd,), True))
@@ -107,9 +92,7 @@ def _pick(rng: np.random.Generator, options: Sequence):
 def _caption_list(things: Sequence[Thing], rng: np.random.Generator) -> str:
     phrases = [group.phrase for group in _groups(things)]
     verb = "is" if phrases[0].startswith(("a ", "an ")) else "are"
-    opening = _pick(
-        rng, ("", "a picture of ", f"there {verb} ", "this scene shows ", "we see ", "an image with ")
-    )
+    opening = _pick(rng, ("", "a picture of ", f"there {verb} ", "this scene shows ", "we see ", "an image with "))
     return opening + enumerate_phrases(phrases)
 
 
@@ -226,10 +209,10 @@ _FURTHER_TEMPLATES = (
 )
 
 
-def write_captions(things: Sequence[Thing], rng: np.random.Generator) -> list[str]:
-    """Five different true captions of a scene with at least one digit; the first names every group in it."""
+def write_captions(things: Sequence[Thing], rng: np.random.Generator, count: int = CAPTIONS_PER_SCENE) -> list[str]:
+    """Different true captions of a scene with at least one digit; the first names every group in it."""
     captions = [_caption_list(things, rng)]
-    while len(captions) < CAPTIONS_PER_SCENE:
+    while len(captions) < count:
         caption = _pick(rng, _FURTHER_TEMPLATES)(things, rng)
         if caption is not None and caption not in captions:
             captions.append(caption)
@@ -241,15 +224,12 @@ def _imagine_things(rng: np.random.Generator) -> list[Thing]:
     for _ in range(int(rng.integers(2, 6))):
         height = rng.uniform(14, 40)
         x, y = rng.uniform(0, SCENE_SIZE - height, size=2)
-        things.append(
-            Thing(_pick(rng, CLASS_NAMES), _pick(rng, list(COLOURS_RGB)), (x, y, 0.7 * height, height))
-        )
+        things.append(Thing(_pick(rng, CLASS_NAMES), _pick(rng, list(COLOURS_RGB)), (x, y, 0.7 * height, height)))
     return things
 
 
 def _sentence_scene(rng: np.random.Generator) -> str:
-    captions = write_captions(_imagine_things(rng), rng)
-    return ". ".join(captions[: int(rng.integers(1, 3))])
+    return ". ".join(write_captions(_imagine_things(rng), rng, count=int(rng.integers(1, 3))))
 
 
 def _sentence_counting(rng: np.random.Generator) -> str:
