@@ -11,7 +11,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from ..errors import UserError
 from ..layers import replace_batch_norm
-from ..pretrained import has_weights, resolve_directory
+from ..pretrained import LOADING_ERRORS, has_weights, load_weights, resolve_directory
 
 
 class HuggingFaceBackbone(Backbone):
@@ -71,11 +71,12 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
             config = AutoConfig.for_model(model_type, **fields, out_features=out_features)
             return HuggingFaceBackbone(AutoBackbone.from_config(config), node.NORM)
         directory = resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH")
-        if has_weights(directory):
-            model = AutoBackbone.from_pretrained(directory, out_features=out_features)
-        else:
-            config = AutoConfig.from_pretrained(directory, out_features=out_features)
-            model = AutoBackbone.from_config(config)
-        return HuggingFaceBackbone(model, node.NORM)
-    except (ValueError, KeyError, OSError) as error:
+        config = AutoConfig.from_pretrained(directory, out_features=out_features)
+        if not has_weights(directory):
+            return HuggingFaceBackbone(AutoBackbone.from_config(config), node.NORM)
+        # AutoBackbone.from_pretrained takes a directory for the name of a timm model; the class behind it does not.
+        with torch.device("meta"):
+            backbone_class = type(AutoBackbone.from_config(config))
+        return HuggingFaceBackbone(load_weights(backbone_class, directory, config=config), node.NORM)
+    except LOADING_ERRORS as error:
         raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {error}") from error

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..pretrained import has_weights, resolve_directory
+from ..pretrained import LOADING_ERRORS, has_weights, load_weights, resolve_directory
 
 
 class TextEncoder(nn.Module):
@@ -67,7 +66,7 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if has_weights(directory):
-            return AutoModel.from_pretrained(directory, add_pooling_layer=False, dtype=torch.float32), tokenizer
+            return load_weights(AutoModel, directory, add_pooling_layer=False), tokenizer
         return AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False), tokenizer
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error
