@@ -21,3 +21,40 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config():
+    """Settings of the smallest whole model, with a task of each kind: a forward pass takes some 50 ms."""
+    from detectron2.config import CfgNode, get_cfg
+
+    from uniperceiver_v2.config import add_uniperceiver_v2_config, task_defaults
+
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "UniPerceiverV2"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_huggingface_backbone"
+    cfg.INPUT.FORMAT = "RGB"
+    node = cfg.MODEL.UNIPERCEIVER_V2
+    node.EMBED_DIM = 32
+    node.ATTENTION_POOLS = 2
+    node.BACKBONE.CONFIG = CfgNode(
+        {
+            "model_type": "resnet",
+            "layer_type": "basic",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 12, 16, 24],
+            "depths": [1, 1, 1, 1],
+        }
+    )
+    node.BACKBONE.NORM = "GN"
+    node.TEXT_ENCODER.PATH = "configs/digit_scenes/text_encoder"
+    node.DECODER.update({"LAYERS": 1, "HEADS": 4, "FFN_DIM": 64})
+    node.REGION.update({"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "POINTS": 2, "FFN_DIM": 48, "ENCODER_LAYERS": 1})
+    node.REGION.update({"DECODER_LAYERS": 2, "NUM_QUERIES": 12, "ANCHOR_SIZE": 0.2, "DENOISING_GROUPS": 2})
+    node.CRITERION.NUM_POINTS = 64
+    for name, kind in (("scenes", "detection"), ("digits", "classification")):
+        cfg.TASKS.NAMES.append(name)
+        cfg.TASKS[name] = CfgNode(task_defaults(name, kind))
+    return cfg

@@ -14,10 +14,10 @@ from uniperceiver_v2.image_encoder.criterion import (
     quality_focal_loss,
 )
 from uniperceiver_v2.image_encoder.denoising import make_denoising_queries
-from uniperceiver_v2.image_encoder.matcher import MatchCosts, Matches, one_to_many_match
+from uniperceiver_v2.image_encoder.matcher import MatchCosts, one_to_many_match
 from uniperceiver_v2.image_encoder.point_sampling import uncertain_points
 from uniperceiver_v2.image_encoder.query_selection import DensePredictions
-from uniperceiver_v2.image_encoder.structures import RegionTargets
+from uniperceiver_v2.image_encoder.structures import Matches, RegionTargets
 
 LAYERS, BATCH, QUERIES, DIM = 2, 3, 5, 4
 WEIGHTS = {"objectness": 3.0, "box": 5.0, "giou": 2.0, "mask": 4.0, "dice": 1.5}
@@ -250,8 +250,9 @@ def test_denoising_losses_equal_the_plain_formulas():
     ignored = torch.tensor([[n >= number for n in [0, 1, 2] * 4] for number in (2, 0, 3)])
 
     torch.manual_seed(5)
-    found = criterion.denoising_losses(predictions, denoising, pixels, targets, num_objects=5.0)
+    found, matches = criterion.denoising_losses(predictions, denoising, pixels, targets, num_objects=5.0)
     torch.manual_seed(5)
+    assert list(zip(*(x.tolist() for x in vars(matches).values()), strict=True)) == places
     layer, image, query, _ = torch.tensor(places).T
     logits = masks_of(predictions.mask_embeddings[layer, image, query], image, pixels)
     points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN)
@@ -265,6 +266,7 @@ def dense_predictions(tokens: int = 60) -> DensePredictions:
         boxes=torch.cat((centres, torch.rand(BATCH, tokens, 2) * 0.3 + 0.1), -1).requires_grad_(),
         centres=centres,
         valid=torch.rand(BATCH, tokens) < 0.8,
+        tokens=torch.zeros(BATCH, tokens, DIM),
     )
 
 
@@ -283,12 +285,16 @@ def test_dense_losses_equal_the_plain_formulas():
             sums["giou"] += q * (1 - plain_overlaps(box, wanted)[1])
     total = max(quality.double().sum().item(), 1.0)
     expected = {name: WEIGHTS[name] * value / total for name, value in sums.items()}
-    assert_losses_equal(criterion.dense_losses(dense, targets), expected)
+    found, matches = criterion.dense_losses(dense, targets)
+    assert_losses_equal(found, expected)
+    answering = {(i, s, target[i, s].item()) for i, s in (quality > 0).nonzero().tolist()}
+    assert set(zip(matches.image.tolist(), matches.query.tolist(), matches.target.tolist(), strict=True)) == answering
 
 
 def test_dense_losses_of_nothing_teach_background():
     criterion, dense = make_criterion(), dense_predictions()
-    losses = criterion.dense_losses(dense, make_targets((0, 0, 0)))
+    losses, matches = criterion.dense_losses(dense, make_targets((0, 0, 0)))
+    assert len(matches.image) == 0
     assert losses["box"].item() == losses["giou"].item() == 0
     sum(losses.values()).backward()
     assert torch.equal(dense.objectness.grad > 0, dense.valid)

@@ -142,7 +142,13 @@ def test_fewer_queries_than_targets_are_all_used():
 def dense_predictions(batch: int, tokens: int) -> DensePredictions:
     centres = torch.rand(batch, tokens, 2)
     boxes = torch.cat((centres + torch.randn(batch, tokens, 2) * 0.05, torch.rand(batch, tokens, 2) * 0.4 + 0.1), -1)
-    return DensePredictions(torch.randn(batch, tokens), boxes, centres, torch.rand(batch, tokens) < 0.8)
+    return DensePredictions(
+        objectness=torch.randn(batch, tokens),
+        boxes=boxes,
+        centres=centres,
+        valid=torch.rand(batch, tokens) < 0.8,
+        tokens=torch.zeros(batch, tokens, 2),
+    )
 
 
 def plain_one_to_many(dense: DensePredictions, targets: RegionTargets, candidates: int):
@@ -194,7 +200,7 @@ def test_best_token_of_an_object_gets_its_best_overlap():
     targets.boxes[0, 0] = torch.tensor([0.5, 0.5, 0.4, 0.4])
     centres = torch.tensor([[[0.5, 0.5], [0.6, 0.5], [0.4, 0.45], [0.9, 0.9]]])
     boxes = torch.cat((centres, torch.full((1, 4, 2), 0.4)), -1)
-    dense = DensePredictions(torch.zeros(1, 4), boxes, centres, torch.ones(1, 4, dtype=torch.bool))
+    dense = DensePredictions(torch.zeros(1, 4), boxes, centres, torch.ones(1, 4, dtype=torch.bool), boxes)
     quality, _ = one_to_many_match(dense, targets, 3)
     torch.testing.assert_close(quality[0, 0], torch.tensor(1.0))
     assert 0 < quality[0, 1] < 1

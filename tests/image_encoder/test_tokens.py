@@ -1,0 +1,80 @@
+"""Equations (2) and (3): proposals and maps to the decoder's tokens."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from uniperceiver_v2.image_encoder import Proposals
+from uniperceiver_v2.image_encoder.tokens import AttentionPools, GlobalTokens, ProposalFusion
+from uniperceiver_v2.layers import box_position_encoding, map_position_encoding
+
+REGION, DIM = 16, 24
+
+
+def proposals(size: tuple[int, int] = (56, 56)) -> Proposals:
+    return Proposals(torch.randn(2, 3, REGION), torch.rand(2, 3, 4), torch.randn(2, 3, *size) * 3, torch.randn(2, 3))
+
+
+def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask():
+    fusion, given = ProposalFusion(REGION, DIM), proposals()
+    pooled = given.masks.sigmoid().unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
+    box = box_position_encoding(given.boxes, fusion.BOX_ENCODING)
+    expected = sum(
+        x @ part.weight.T + part.bias
+        for x, part in ((given.semantics, fusion.semantics), (box, fusion.box), (pooled, fusion.mask))
+    )
+    torch.testing.assert_close(fusion(given), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 90), (28, 28), (1, 1)])
+def test_fusion_takes_masks_of_any_size(size):
+    assert ProposalFusion(REGION, DIM)(proposals(size)).shape == (2, 3, DIM)
+
+
+@pytest.mark.parametrize("part", ["semantics", "boxes", "masks"])
+def test_fusion_depends_on_every_part(part):
+    fusion, given = ProposalFusion(REGION, DIM), proposals()
+    tensor = getattr(given, part).requires_grad_()
+    fusion(given).sum().backward()
+    assert tensor.grad.abs().amax(-1).min() > 0
+
+
+@pytest.fixture
+def pools() -> AttentionPools:
+    return AttentionPools(REGION, heads=2, count=3)
+
+
+def test_attention_pools_are_attentions_from_the_mean_and_a_learned_query(pools):
+    tokens, positions = torch.randn(2, 5, REGION), torch.randn(2, 5, REGION)
+    found = pools(tokens, positions, torch.ones(2, 5, dtype=torch.bool))
+    attention = pools.attention
+    for image in range(2):
+        for pool in range(3):
+            query = attention.q_proj(tokens[image].mean(0) + pools.queries[pool])
+            keys, values = attention.k_proj(tokens[image] + positions[image]), attention.v_proj(tokens[image])
+            heads = []
+            for head in (slice(0, 8), slice(8, 16)):
+                weights = (keys[:, head] @ query[head] / 8**0.5).softmax(0)
+                heads.append(weights @ values[:, head])
+            torch.testing.assert_close(found[image, pool], attention.o_proj(torch.cat(heads)), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_pools_ignore_padding(pools):
+    tokens, positions = torch.randn(1, 6, REGION), torch.randn(1, 6, REGION)
+    valid = torch.tensor([[True, True, False, True, False, False]])
+    alone = pools(tokens[:, valid[0]], positions[:, valid[0]], torch.ones(1, 3, dtype=torch.bool))
+    tokens[~valid] = 100.0
+    torch.testing.assert_close(pools(tokens, positions, valid), alone)
+
+
+def test_global_tokens_are_the_pools_and_the_flattened_map():
+    module, coarsest = GlobalTokens(REGION, DIM, heads=2, pools=3), torch.randn(2, REGION, 2, 3)
+    valid = torch.tensor([[True] * 6, [True, True, False, True, True, False]])
+    tokens, token_valid = module(coarsest, valid)
+    assert tokens.shape == (2, 3 + 6, DIM)
+    assert torch.equal(token_valid, torch.cat((torch.ones(2, 3, dtype=torch.bool), valid), dim=1))
+    positions = map_position_encoding(valid.unflatten(1, (2, 3)), REGION).flatten(1, 2)
+    flat = coarsest.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens[:, :3], module.project(module.pools(flat, positions, valid)))
+    expected = F.linear(flat + positions, module.project.weight, module.project.bias)
+    torch.testing.assert_close(tokens[:, 3:], expected)
