@@ -64,6 +64,7 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.EPS = 1e-8
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
+    cfg.SOLVER.DECODER_MULTIPLIER = 1.0  # of the unified decoder
     # Decay of the exponential average of the weights that is evaluated and saved as "model"; 0 turns it off.
     cfg.SOLVER.WEIGHT_AVERAGING = 0.0
 

@@ -158,8 +158,9 @@ def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, in
             mask = transforms.apply_segmentation(mask_api.decode(segmentation))
             encoded.append(mask_api.encode(np.asfortranarray(mask)))
         else:
+            # By coordinates, as apply_polygons of a crop needs shapely; the rasteriser clips to the image itself.
             polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
-            flat = [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
+            flat = [transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
             encoded.append(mask_api.merge(mask_api.frPyObjects(flat, *size)))
     if not encoded:
         return torch.zeros((0, *size), dtype=torch.bool)

@@ -42,8 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters, grouped by learning rate and weight decay.
 
-    - ``SOLVER.BACKBONE_MULTIPLIER`` and ``SOLVER.TEXT_ENCODER_MULTIPLIER`` scale the rate of modules that
-      are called ``backbone`` and ``text_encoder``: both start from pre-trained weights.
+    - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` scale
+      the rate of the backbone, the text encoder and the unified decoder.
     - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM``,
       biases by ``SOLVER.WEIGHT_DECAY_BIAS`` (by default not at all). Embeddings, learned tokens and queries,
       and τ never decay: pulled towards zero they would stand for something else.
@@ -78,6 +78,8 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
         return cfg.SOLVER.BACKBONE_MULTIPLIER
     if "text_encoder" in path:
         return cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
+    if path[0] == "decoder":
+        return cfg.SOLVER.DECODER_MULTIPLIER
     return 1.0
 
 

@@ -67,6 +67,10 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if has_weights(directory):
             return load_weights(AutoModel, directory, add_pooling_layer=False), tokenizer
-        return AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False), tokenizer
+        model = AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False)
+        # From BERT's start, where words weigh no more than their positions, all candidates are so alike that the first
+        # steps make them equal, and uniform likelihoods are slow to leave.
+        nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
+        return model, tokenizer
     except LOADING_ERRORS as error:
         raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error
