@@ -1,0 +1,145 @@
+"""The unified decoder against PyTorch's Transformer with the same weights."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import nn
+
+from uniperceiver_v2.config import add_uniperceiver_v2_config
+from uniperceiver_v2.decoder import Attributes, DenseFeedForward, Segment, UnifiedDecoder
+
+DIM, HEADS, FFN_DIM, DEPTH = 16, 2, 24, 2
+IMAGE, TEXT = Attributes("image", "input"), Attributes("text", "target")
+
+
+@pytest.fixture
+def decoder() -> UnifiedDecoder:
+    decoder = UnifiedDecoder(depth=DEPTH, dim=DIM, heads=HEADS, ffn_dim=FFN_DIM).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return decoder
+
+
+def segment(length: int, attributes: Attributes = IMAGE, valid: torch.Tensor | None = None, batch: int = 2) -> Segment:
+    return Segment(torch.randn(batch, length, DIM, dtype=torch.float64), valid, attributes)
+
+
+def pytorchs(decoder: UnifiedDecoder) -> nn.TransformerEncoder:
+    """The decoder's layers as torch.nn's, with copied weights."""
+    layer = nn.TransformerEncoderLayer(
+        DIM, HEADS, FFN_DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    stack = nn.TransformerEncoder(layer, DEPTH, norm=nn.LayerNorm(DIM), enable_nested_tensor=False).double()
+    with torch.no_grad():
+        for theirs, ours in zip(stack.layers, decoder.layers, strict=True):
+            projections = ours.attention.q_proj, ours.attention.k_proj, ours.attention.v_proj
+            theirs.self_attn.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+            theirs.self_attn.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+            theirs.self_attn.out_proj.load_state_dict(ours.attention.o_proj.state_dict())
+            theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
+            theirs.norm2.load_state_dict(ours.ffn_norm.state_dict())
+            theirs.linear1.load_state_dict(ours.ffn.linear1.state_dict())
+            theirs.linear2.load_state_dict(ours.ffn.linear2.state_dict())
+        stack.norm.load_state_dict(decoder.norm.state_dict())
+    return stack
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_pytorchs_transformer(decoder, padded):
+    valid = torch.tensor([[True] * 4, [True, True, False, False]]) if padded else None
+    parts = [segment(3, IMAGE), segment(4, TEXT, valid)]
+    found = decoder(parts)
+    norms = decoder.input_norms
+    sequence = [decoder.spe.expand(2, 1, DIM), norms["image"](parts[0].tokens), norms["text"](parts[1].tokens)]
+    padding = None if valid is None else torch.cat((torch.zeros(2, 4, dtype=torch.bool), ~valid), dim=1)
+    expected = pytorchs(decoder).train()(torch.cat(sequence, dim=1), src_key_padding_mask=padding)
+    torch.testing.assert_close(found.spe, expected[:, 0])
+    torch.testing.assert_close(found.segments[0], expected[:, 1:4])
+    kept = slice(None) if valid is None else valid
+    torch.testing.assert_close(found.segments[1][kept], expected[:, 4:][kept])
+
+
+def test_padding_is_invisible(decoder):
+    valid = torch.tensor([[True, False, True, True, False]])
+    padded = segment(5, TEXT, valid, batch=1)
+    alone = Segment(padded.tokens[:, valid[0]], None, TEXT)
+    expected = decoder([alone])
+    padded.tokens[~valid] = 1e3
+    found = decoder([padded])
+    torch.testing.assert_close(found.spe, expected.spe)
+    torch.testing.assert_close(found.segments[0][:, valid[0]], expected.segments[0])
+
+
+def test_segments_come_back_as_they_went_in(decoder):
+    """What a segment's tokens are changed to shows most in that segment's own outputs."""
+    parts = [segment(2), segment(5, TEXT), segment(1)]
+    found = decoder(parts)
+    assert [x.shape for x in found.segments] == [(2, 2, DIM), (2, 5, DIM), (2, 1, DIM)]
+    assert found.spe.shape == (2, DIM)
+    # Without attention every output depends on its own token alone.
+    for layer in decoder.layers:
+        nn.init.zeros_(layer.attention.o_proj.weight)
+    before = decoder(parts)
+    parts[1].tokens[:, 3] += 1.0
+    after = decoder(parts)
+    torch.testing.assert_close(after.spe, before.spe)
+    torch.testing.assert_close([after.segments[0], after.segments[2]], [before.segments[0], before.segments[2]])
+    changed = (after.segments[1] != before.segments[1]).any(-1)
+    assert changed.tolist() == [[False, False, False, True, False]] * 2
+
+
+def test_all_tokens_see_each_other(decoder):
+    tokens = torch.randn(1, 3, DIM, dtype=torch.float64, requires_grad=True)
+    for output in (lambda r: r.spe, lambda r: r.segments[0][:, 0], lambda r: r.segments[0][:, 2]):
+        representations = decoder([Segment(tokens, None, IMAGE)])
+        (gradient,) = torch.autograd.grad(output(representations).square().sum(), tokens)
+        assert (gradient.abs().amax(-1) > 1e-6).all()
+
+
+def test_modalities_have_norms_of_their_own(decoder):
+    tokens = torch.randn(1, 3, DIM, dtype=torch.float64)
+    as_image, as_text = decoder([Segment(tokens, None, IMAGE)]), decoder([Segment(tokens, None, TEXT)])
+    assert not torch.allclose(as_image.spe, as_text.spe)
+    decoder.input_norms["text"].load_state_dict(decoder.input_norms["image"].state_dict())
+    torch.testing.assert_close(decoder([Segment(tokens, None, TEXT)]).spe, as_image.spe)
+
+
+def test_feed_forward_is_berts():
+    ffn = DenseFeedForward(DIM, FFN_DIM).double()
+    x = torch.randn(2, 3, DIM, dtype=torch.float64)
+    hidden = x @ ffn.linear1.weight.T + ffn.linear1.bias
+    gelu = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    torch.testing.assert_close(ffn(x, [(3, IMAGE)]), gelu @ ffn.linear2.weight.T + ffn.linear2.bias)
+
+
+def test_layout_tells_which_attributes_stand_where(decoder):
+    """What a routed feed-forward network will go by."""
+    seen = []
+    decoder.layers[0].ffn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    decoder([segment(2, IMAGE), segment(3, TEXT)])
+    assert list(seen[0]) == [(1, Attributes("special", "input")), (2, IMAGE), (3, TEXT)]
+    decoder([segment(3, TEXT)])
+    assert list(seen[1]) == [(1, Attributes("special", "target")), (3, TEXT)]
+
+
+def test_sizes_from_the_configuration():
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    node = cfg.MODEL.UNIPERCEIVER_V2
+    node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS, node.DECODER.FFN_DIM = 24, 3, 4, 40
+    decoder = UnifiedDecoder(cfg)
+    assert len(decoder.layers) == 3
+    assert decoder.layers[0].attention.heads == 4
+    assert decoder.layers[0].ffn.linear1.weight.shape == (40, 24)
+
+
+def test_gradients_by_finite_differences():
+    decoder = UnifiedDecoder(depth=1, dim=4, heads=2, ffn_dim=6).double()
+    valid = torch.tensor([[True, True, False]])
+    tokens = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def outputs(x):
+        found = decoder([Segment(x, valid, IMAGE)])
+        return found.spe, found.segments[0]
+
+    assert torch.autograd.gradcheck(outputs, (tokens,))
