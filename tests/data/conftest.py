@@ -1,0 +1,79 @@
+"""A tiny digit_scenes tree, registered as tiny_*, and configurations of tasks on it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from uniperceiver_v2 import add_uniperceiver_v2_config
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.data import register_digit_scenes
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Path:
+    """40 training and 12 test scenes."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
+    try:
+        from prepare_digit_scenes import prepare
+    finally:
+        sys.path.pop(0)
+    output = tmp_path_factory.mktemp("tiny") / "digit_scenes"
+    prepare(output, train_scenes=40, test_scenes=12)
+    return output
+
+
+@pytest.fixture
+def catalogs():
+    """Forgets afterwards what a test registers."""
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    yield
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
+
+
+@pytest.fixture
+def tiny(tree, catalogs) -> Path:
+    register_digit_scenes(str(tree), prefix="tiny_")
+    return tree
+
+
+@pytest.fixture
+def config() -> Callable[..., CfgNode]:
+    """Tasks by name, each its settings -> a configuration for images of 96 pixels, without workers."""
+
+    def build(**tasks: dict) -> CfgNode:
+        cfg = get_cfg()
+        add_uniperceiver_v2_config(cfg)
+        cfg.SEED = 5
+        cfg.MODEL.MASK_ON = True
+        cfg.INPUT.FORMAT = "RGB"
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (80, 96, 112), 96
+        cfg.INPUT.RANDOM_FLIP = "none"
+        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.TASKS.NAMES = list(tasks)
+        for name, settings in tasks.items():
+            cfg.TASKS[name] = CfgNode({**task_defaults(name, settings["KIND"]), **settings})
+        return cfg
+
+    return build
+
+
+SCENES = {"KIND": "detection", "DATASETS": ["tiny_digit_scenes_train"], "IMS_PER_BATCH": 6}
+DIGITS = {
+    "KIND": "classification",
+    "DATASETS": ["tiny_digits_train"],
+    "IMS_PER_BATCH": 8,
+    "IMAGE_SIZE": 32,
+    "CROP_SCALE": [0.5, 1.0],
+    "FLIP": False,
+}
+
+
+@pytest.fixture
+def scenes_config(tiny, config) -> CfgNode:
+    return config(scenes=SCENES, digits=DIGITS)

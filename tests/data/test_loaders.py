@@ -1,0 +1,232 @@
+import itertools
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
+from PIL import Image
+
+from uniperceiver_v2.data import (
+    build_task_train_loader,
+    build_test_loader,
+    register_digit_scenes,
+    register_image_folder,
+)
+from uniperceiver_v2.data.loaders import pack, unpack
+from uniperceiver_v2.errors import UserError
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, Instances):
+        assert a.image_size == b.image_size and a.get_fields().keys() == b.get_fields().keys()
+        for name, field in a.get_fields().items():
+            assert torch.equal(getattr(field, "tensor", field), getattr(b.get(name), "tensor", b.get(name)))
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("task", ["scenes", "digits"])
+def test_any_number_of_workers_gives_the_same_batches(scenes_config, workers, task):
+    expected = take(build_task_train_loader(scenes_config, task), 9)
+    scenes_config.DATALOADER.NUM_WORKERS = workers
+    assert_same(take(build_task_train_loader(scenes_config, task), 9), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_goes_on_where_it_was(scenes_config, workers):
+    whole = take(build_task_train_loader(scenes_config, "scenes"), 12)  # 40 images: into the second epoch
+    scenes_config.DATALOADER.NUM_WORKERS = workers
+    assert_same(take(build_task_train_loader(scenes_config, "scenes", start_batch=7), 5), whole[7:])
+
+
+def test_the_ranks_shares_are_the_whole_batch(scenes_config, monkeypatch):
+    whole = take(build_task_train_loader(scenes_config, "scenes"), 4)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        shares.append(take(build_task_train_loader(scenes_config, "scenes"), 4))
+    assert_same([a + b + c for a, b, c in zip(*shares, strict=True)], whole)
+    scenes_config.TASKS.scenes.IMS_PER_BATCH = 7
+    with pytest.raises(UserError, match=r"TASKS\.scenes\.IMS_PER_BATCH: 3 processes"):
+        build_task_train_loader(scenes_config, "scenes")
+
+
+def test_seeds_and_tasks_give_other_batches(scenes_config, config):
+    from .conftest import SCENES
+
+    cfg = config(scenes=SCENES, more_scenes=SCENES)
+    first, other_task = (take(build_task_train_loader(cfg, task), 2) for task in cfg.TASKS.NAMES)
+    cfg.SEED = 6
+    other_seed = take(build_task_train_loader(cfg, "scenes"), 2)
+    ids = [[s["image_id"] for batch in batches for s in batch] for batches in (first, other_task, other_seed)]
+    assert ids[0] != ids[1] and ids[0] != ids[2]
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_differs(scenes_config):
+    scenes_config.TASKS.scenes.IMS_PER_BATCH = 8
+    batches = take(build_task_train_loader(scenes_config, "scenes"), 10)
+    ids = [s["image_id"] for batch in batches for s in batch]
+    assert sorted(ids[:40]) == sorted(ids[40:]) == sorted(set(ids))
+    assert ids[:40] != ids[40:]
+    by_id = {s["image_id"]: s["image"].shape for batch in batches[:5] for s in batch}
+    again = {s["image_id"]: s["image"].shape for batch in batches[5:] for s in batch}
+    assert by_id != again  # augmented anew
+
+
+def test_loading_here_leaves_numpys_random_numbers_alone(scenes_config):
+    np.random.seed(3)
+    expected = np.random.uniform(size=2)
+    np.random.seed(3)
+    loader = iter(build_task_train_loader(scenes_config, "scenes"))
+    np.testing.assert_array_equal([np.random.uniform(), next(loader) and np.random.uniform()], expected)
+
+
+@pytest.fixture
+def damaged(tree, tmp_path, catalogs, config):
+    """damage(number of images) -> configuration of a task on 40 scenes of which so many are cut short."""
+    from .conftest import SCENES
+
+    shutil.copytree(tree / "images", tmp_path / "scenes/images")
+    shutil.copytree(tree / "annotations", tmp_path / "scenes/annotations")
+    register_digit_scenes(str(tmp_path / "scenes"), prefix="damaged_")
+
+    def damage(count: int):
+        for path in sorted((tmp_path / "scenes/images/train").iterdir())[:count]:
+            path.write_bytes(path.read_bytes()[:200])
+        return config(scenes={**SCENES, "DATASETS": ["damaged_digit_scenes_train"]})
+
+    return damage
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_replaced_counted_and_named_once(damaged, caplog, workers):
+    cfg = damaged(1)
+    cfg.DATALOADER.MAX_CORRUPT_SHARE, cfg.DATALOADER.NUM_WORKERS = 0.1, workers
+    loader = build_task_train_loader(cfg, "scenes")
+    with caplog.at_level(logging.WARNING, logger="uniperceiver_v2"):
+        logging.getLogger("uniperceiver_v2").propagate = True
+        batches = take(loader, 20)  # three epochs of 40 in batches of 6
+    assert all(len(batch) == 6 for batch in batches)
+    assert all(not s["file_name"].endswith("000000000001.png") for batch in batches for s in batch)
+    assert loader.num_unreadable >= 3
+    warnings = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert len(warnings) == 1 and "000000000001.png" in warnings[0] and "scenes" in warnings[0]
+    cfg.DATALOADER.NUM_WORKERS = 1
+    assert_same(take(build_task_train_loader(cfg, "scenes"), 20), batches)  # the replacement is no accident
+
+
+def test_training_ends_past_the_allowed_share(damaged):
+    cfg = damaged(4)
+    cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.05
+    seen = 0
+    with pytest.raises(UserError) as caught:
+        for batch in build_task_train_loader(cfg, "scenes"):
+            seen += len(batch)
+            assert seen < 200
+    assert seen > 80  # fewer than 100 images say nothing
+    message = str(caught.value)
+    assert "MAX_CORRUPT_SHARE (0.05)" in message and "task scenes" in message and "0000000" in message
+
+    cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.2
+    assert len(take(build_task_train_loader(cfg, "scenes"), 50)) == 50
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_without_a_readable_image_ends_at_once(damaged, workers):
+    cfg = damaged(40)
+    cfg.DATALOADER.MAX_CORRUPT_SHARE, cfg.DATALOADER.NUM_WORKERS = 1.0, workers
+    with pytest.raises(UserError, match=r"20 of 20 images cannot be read.*000000"):
+        take(build_task_train_loader(cfg, "scenes"), 1)
+
+
+def test_a_corrupt_test_image_ends_evaluation_by_name(damaged, tmp_path):
+    cfg = damaged(0)
+    (tmp_path / "scenes/images/test/000001000003.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"000001000003\.png"):
+        list(build_test_loader(cfg, "damaged_digit_scenes_test"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["tiny_digit_scenes_test", "tiny_digit_scenes_lvis_test"])
+def test_detection_is_tested_on_every_scene_once(scenes_config, name, workers):
+    scenes_config.DATALOADER.NUM_WORKERS = workers
+    batches = list(build_test_loader(scenes_config, name))
+    assert [len(batch) for batch in batches] == [6, 6]
+    samples = [sample for batch in batches for sample in batch]
+    assert [s["image_id"] for s in samples] == [1_000_001 + i for i in range(12)]
+    assert all(s["task"] == "detection" and "instances" not in s for s in samples)
+    assert all(s["image"].shape == (3, 96, 96) and len(s["candidates"]) == 10 for s in samples)
+
+
+def test_classification_is_tested_at_the_size_of_the_most_similar_task(scenes_config, config, tmp_path, catalogs):
+    from .conftest import DIGITS
+
+    samples = [s for batch in build_test_loader(scenes_config, "tiny_digits_test") for s in batch]
+    assert len(samples) == 500 and all(s["image"].shape == (3, 32, 32) for s in samples)
+    assert all(s["task"] == "classification" for s in samples)
+    assert [s["candidates"][s["label"]] for s in samples] == [s["file_name"].split("/")[-2] for s in samples]
+
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (50, 40)).save(tmp_path / split / "cat/a.jpg")
+        register_image_folder(f"pets_{split}", str(tmp_path / split))
+    pets = {**DIGITS, "DATASETS": ["pets_train"], "IMAGE_SIZE": 48}
+    cfg = config(digits=DIGITS, pets=pets)
+    assert next(iter(build_test_loader(cfg, "pets_val")))[0]["image"].shape == (3, 48, 48)
+    assert next(iter(build_test_loader(cfg, "tiny_digits_test")))[0]["image"].shape == (3, 32, 32)
+
+
+def test_without_a_task_classification_is_tested_at_the_test_size(config, tiny):
+    cfg = config()
+    cfg.INPUT.MIN_SIZE_TEST = 40
+    assert next(iter(build_test_loader(cfg, "tiny_digits_test")))[0]["image"].shape == (3, 40, 40)
+
+
+def test_ranks_share_a_test_set(scenes_config, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        batches = list(build_test_loader(scenes_config, "tiny_digit_scenes_test"))
+        assert [len(batch) for batch in batches] == [3, 3]
+        seen += [s["image_id"] for batch in batches for s in batch]
+    assert sorted(seen) == [1_000_001 + i for i in range(12)]
+
+
+def test_what_cannot_be_evaluated_is_refused(scenes_config, catalogs):
+    MetadataCatalog.get("odd").set(evaluator_type="smell", thing_classes=["a"])
+    from detectron2.data import DatasetCatalog
+
+    DatasetCatalog.register("odd", lambda: [{"file_name": "a.png", "image_id": 0}])
+    with pytest.raises(UserError, match="'smell'"):
+        build_test_loader(scenes_config, "odd")
+
+
+def test_packing_keeps_content_and_makes_tensors_that_can_be_changed(scenes_config):
+    batch = next(iter(build_task_train_loader(scenes_config, "scenes")))
+    unpacked = unpack(pack(batch))
+    assert_same(unpacked, batch)
+    unpacked[0]["image"] += 1
+    unpacked[0]["instances"].gt_boxes.tensor.mul_(2)
+    assert not torch.equal(unpacked[0]["image"], batch[0]["image"])

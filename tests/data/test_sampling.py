@@ -1,0 +1,94 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from uniperceiver_v2.data.sampling import SampleOrder, TaskSchedule, numpy_draws_from
+
+RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
+
+
+def test_draws_before_counts_what_task_at_says():
+    schedule, fresh = TaskSchedule(RATIOS, 7), TaskSchedule(RATIOS, 7)
+    counts = Counter()
+    checked = 0
+    for iteration in range(9000):
+        if iteration in (0, 1, 100, 4095, 4096, 4097, 8192, 8999):
+            assert fresh.draws_before(iteration) == {name: counts[name] for name in RATIOS}
+            checked += 1
+        counts[schedule.task_at(iteration)] += 1
+    assert checked == 8
+
+
+def test_any_iteration_can_be_asked_first():
+    schedule = TaskSchedule(RATIOS, 7)
+    backwards = [schedule.task_at(t) for t in reversed(range(4000, 4200))][::-1]
+    assert backwards == [TaskSchedule(RATIOS, 7).task_at(t) for t in range(4000, 4200)]
+
+
+def test_tasks_are_drawn_by_their_ratios():
+    n = 100_000
+    counts = TaskSchedule({name: 40 * ratio for name, ratio in RATIOS.items()}, 1).draws_before(n)
+    for name, ratio in RATIOS.items():
+        assert abs(counts[name] - n * ratio) < 4 * np.sqrt(n * ratio * (1 - ratio))
+
+
+def test_draws_are_independent_of_each_other():
+    drawn = np.array([TaskSchedule({"a": 0.5, "b": 0.5}, 3).task_at(t) == "a" for t in range(2000)])
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4 / np.sqrt(2000)
+
+
+def test_the_seed_and_nothing_else_decides():
+    def first(ratios, seed):
+        return [TaskSchedule(ratios, seed).task_at(t) for t in range(200)]
+
+    assert first(RATIOS, 0) == first(dict(reversed(RATIOS.items())), 0)
+    assert first(RATIOS, 0) != first(RATIOS, 1)
+
+
+def test_the_order_of_a_seed_is_never_changed():
+    """A checkpoint holds nothing of the data's order, so another version must not draw another one."""
+    schedule = TaskSchedule({"a": 0.5, "b": 0.25, "c": 0.25}, 0)
+    assert "".join(schedule.task_at(t) for t in range(24)) == "abbacbaccccacabcabcaaaca"
+    order = SampleOrder(10, "a", 0)
+    assert [order.index_at(p) for p in range(12)] == [0, 9, 2, 7, 8, 1, 4, 6, 3, 5, 9, 8]
+    assert order.rng_at(3).integers(1000, size=3).tolist() == [963, 397, 6]
+
+
+@pytest.mark.parametrize("ratios", [{}, {"a": 0.0}, {"a": 1.0, "b": -1.0}])
+def test_ratios_that_make_no_sense(ratios):
+    with pytest.raises(ValueError, match="above 0"):
+        TaskSchedule(ratios, 0)
+
+
+def test_every_epoch_shows_each_record_once_in_another_order():
+    order = SampleOrder(23, "scenes", 0)
+    epochs = [[order.index_at(23 * e + i) for i in range(23)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order.index_at(5) == epochs[0][5]  # also after later ones
+
+
+def test_tasks_and_seeds_have_orders_and_chance_of_their_own():
+    def start(task, seed):
+        order = SampleOrder(1000, task, seed)
+        return [order.index_at(p) for p in range(5)], order.rng_at(0).random(), order.rng_at(1).random()
+
+    starts = [start("scenes", 0), start("digits", 0), start("scenes", 1)]
+    assert start("scenes", 0) == starts[0]
+    assert len({str(indices) for indices, _, _ in starts}) == 3
+    assert len({number for _, *numbers in starts for number in numbers}) == 6
+
+
+def test_numpys_functions_draw_from_the_generator_and_go_on_afterwards():
+    np.random.seed(4)
+    expected = np.random.uniform(size=4)
+    np.random.seed(4)
+    before = np.random.uniform(size=2)
+    drawn = []
+    for _ in range(2):
+        with pytest.raises(KeyError), numpy_draws_from(np.random.default_rng(9)):
+            drawn.append((np.random.uniform(), np.random.randint(100), np.random.choice(5)))
+            raise KeyError
+    np.testing.assert_array_equal(np.concatenate([before, np.random.uniform(size=2)]), expected)
+    assert drawn[0] == drawn[1]
