@@ -58,3 +58,13 @@ def tiny_config():
         cfg.TASKS.NAMES.append(name)
         cfg.TASKS[name] = CfgNode(task_defaults(name, kind))
     return cfg
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """The smallest whole model, in evaluation mode, with random weights."""
+    from detectron2.modeling import build_model
+
+    import uniperceiver_v2  # noqa: F401  (fills the registries)
+
+    return build_model(tiny_config).eval()

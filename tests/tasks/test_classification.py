@@ -1,0 +1,113 @@
+"""Classification: losses against equation (7), probabilities."""
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+
+def train_loss(model, batch: list[dict]) -> torch.Tensor:
+    with EventStorage():
+        losses = model.train()(batch)
+    assert losses.keys() == {"loss_label"}
+    return losses["loss_label"]
+
+
+def representations(model, batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """<SPE>'s of the images and of the names."""
+    encoding, _ = model.image_encoder(model.preprocess(batch))
+    return model.decode_image(encoding), model.encode_candidates(batch[0]["candidates"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_equation_7_with_label_smoothing(tiny_config, digits, smoothing):
+    tiny_config.TASKS.digits.LABEL_SMOOTHING = smoothing
+    model = build_model(tiny_config)
+    with torch.no_grad():
+        images, names = (x.double() for x in representations(model, digits))
+    temperature, classes = model.likelihood.temperature.item(), len(names)
+    total = 0.0
+    for x, item in zip(images, digits, strict=True):
+        logits = [float(x @ y / (x.norm() * y.norm())) / temperature for y in names]
+        normaliser = math.log(sum(math.exp(z) for z in logits))
+        for c, logit in enumerate(logits):
+            wanted = smoothing / classes + (1 - smoothing) * (c == item["label"])
+            total += wanted * (normaliser - logit)
+    assert train_loss(model, digits).item() == pytest.approx(total / len(digits), rel=1e-4)
+
+
+def test_loss_teaches_every_part_that_it_needs(tiny_model, digits):
+    train_loss(tiny_model, digits).backward()
+    for part in ("image_encoder.backbone", "image_encoder.fusion", "image_encoder.global_tokens"):
+        assert any(p.grad is not None and p.grad.any() for p in tiny_model.get_submodule(part).parameters()), part
+    for part in ("text_encoder", "decoder", "likelihood"):
+        gradients = [p.grad for p in tiny_model.get_submodule(part).parameters()]
+        assert any(g is not None and g.any() for g in gradients), part
+        assert all(g is None or g.isfinite().all() for g in gradients), part
+
+
+def test_accuracy_is_logged(tiny_model, digits):
+    predictions = [x["scores"].argmax().item() for x in tiny_model(digits)]
+    with EventStorage() as storage:
+        tiny_model.train()(digits)
+        logged = storage.latest()["label_accuracy"][0]
+    assert logged == pytest.approx(sum(p == x["label"] for p, x in zip(predictions, digits, strict=True)) / 4)
+
+
+def test_a_batch_is_learned(tiny_model, digits):
+    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=2e-3)
+    history = []
+    for _ in range(40):
+        loss = train_loss(tiny_model, digits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
+    found = [x["scores"].argmax().item() for x in tiny_model.eval()(digits)]
+    assert sum(p == x["label"] for p, x in zip(found, digits, strict=True)) >= 3
+
+
+@torch.no_grad()
+def test_probabilities(tiny_model, digits):
+    images, names = representations(tiny_model, digits)
+    cosines = torch.nn.functional.cosine_similarity(images[:, None].double(), names.double(), dim=-1)
+    expected = (cosines / tiny_model.likelihood.temperature.double()).softmax(-1)
+    for prediction, probabilities in zip(tiny_model(digits), expected, strict=True):
+        assert prediction.keys() == {"scores"}
+        assert prediction["scores"].shape == (5,)
+        assert prediction["scores"].sum().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(prediction["scores"].double(), probabilities, atol=1e-5, rtol=1e-4)
+
+
+def test_a_label_set_of_the_users_own(tiny_model, digits):
+    for item in digits:
+        item["candidates"] = ("seven", "two")
+    found = tiny_model(digits)
+    assert [x["scores"].shape for x in found] == [(2,)] * 4
+    for item in digits:
+        item["candidates"] = ("two", "seven")
+    for a, b in zip(found, tiny_model(digits), strict=True):
+        torch.testing.assert_close(a["scores"], b["scores"].flip(0))
+
+
+def test_names_are_put_into_the_prompt(tiny_config, digits):
+    tiny_config.TASKS.digits.PROMPT = "a picture of a {}"
+    model = build_model(tiny_config).eval()
+    plain = [
+        {**x, "task": "classification", "candidates": tuple(f"a picture of a {n}" for n in x["candidates"])}
+        for x in digits
+    ]
+    bare = [{**x, "task": "classification"} for x in digits]
+    for a, b, c in zip(model(digits), model(plain), model(bare), strict=True):
+        torch.testing.assert_close(a["scores"], b["scores"])
+        assert not torch.allclose(a["scores"], c["scores"])
+
+
+@pytest.mark.parametrize("names", [None, ()])
+def test_candidates_are_needed(tiny_model, digits, names):
+    digits[0]["candidates"] = names
+    with pytest.raises(ValueError, match="candidates"):
+        tiny_model(digits)

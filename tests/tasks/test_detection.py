@@ -1,0 +1,218 @@
+"""Detection: its losses against plain formulas, its predictions against plain rules."""
+
+import math
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.image_encoder import Proposals, RegionTargets
+from uniperceiver_v2.tasks.detection import best_instances, paste_masks
+
+REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}
+
+
+def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
+    with EventStorage():
+        return model.train()(batch)
+
+
+def test_losses_are_finite_and_teach_every_part(tiny_model, scenes):
+    losses = train_losses(tiny_model, scenes)
+    assert losses.keys() > REGION_LOSSES
+    assert "loss_category" in losses
+    assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    for part in ("image_encoder.backbone", "image_encoder.regions", "text_encoder", "decoder", "likelihood"):
+        gradients = [p.grad for p in tiny_model.get_submodule(part).parameters() if p.grad is not None]
+        assert any(g.abs().sum() > 0 for g in gradients), part
+        assert all(g.isfinite().all() for g in gradients), part
+
+
+def test_images_without_objects_train(tiny_model, scenes):
+    losses = train_losses(tiny_model, scenes[1:2])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_category"] == 0
+    assert losses["loss_objectness"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in tiny_model.parameters())
+
+
+def plain_cross_entropy(inputs, candidates, labels: list[int], temperature: float) -> float:
+    """Mean of -log P by equation (7), in Python's floats."""
+    total = 0.0
+    for x, label in zip(inputs.detach().double(), labels, strict=True):
+        cosines = [float(x @ y / (x.norm() * y.norm())) / temperature for y in candidates.double()]
+        total += math.log(sum(math.exp(c) for c in cosines)) - cosines[label]
+    return total / len(labels)
+
+
+def test_category_loss_is_equation_7_at_the_matched_proposals(tiny_model, scenes):
+    tiny_model.train()
+    with torch.no_grad():
+        images = tiny_model.preprocess(scenes)
+        targets = RegionTargets.from_instances([x["instances"] for x in scenes], images)
+        torch.manual_seed(7)
+        encoding, regions = tiny_model.image_encoder(images, targets)
+        candidates = tiny_model.encode_candidates(scenes[0]["candidates"])
+        matches, proposals = regions.matches, tiny_model.decode_proposals(encoding)
+    assert sorted(zip(matches.image.tolist(), matches.target.tolist(), strict=True)) == [(0, 0), (0, 1), (2, 0)]
+    labels = [scenes[i]["instances"].gt_classes[t].item() for i, t in zip(matches.image, matches.target, strict=True)]
+    temperature = tiny_model.likelihood.temperature.item()
+    expected = plain_cross_entropy(proposals[matches.image, matches.query], candidates, labels, temperature)
+
+    torch.manual_seed(7)
+    with EventStorage() as storage:
+        losses = tiny_model(scenes)
+        accuracy = storage.latest()["category_accuracy"][0]
+    settings = tiny_model.tasks["scenes"].settings
+    assert losses["loss_category"].item() == pytest.approx(settings["CATEGORY_WEIGHT"] * expected, rel=1e-4)
+    best = tiny_model.likelihood(proposals[matches.image, matches.query], candidates).argmax(-1).tolist()
+    assert accuracy == pytest.approx(sum(a == b for a, b in zip(best, labels, strict=True)) / 3)
+    if "loss_alignment" in losses:
+        states = tiny_model.image_encoder.fusion.semantics(regions.states)
+        expected = plain_cross_entropy(states, candidates, regions.labels.tolist(), temperature)
+        assert losses["loss_alignment"].item() == pytest.approx(settings["ALIGNMENT_WEIGHT"] * expected, rel=1e-4)
+
+
+def test_a_batch_is_learned(tiny_model, scenes):
+    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(30):
+        losses = train_losses(tiny_model, scenes)
+        loss = sum(losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    first, last = ({n: sum(h[n] for h in part) / 3 for n in history[0]} for part in (history[:3], history[-3:]))
+    assert sum(last.values()) < 0.6 * sum(first.values())
+    for name in ("loss_box", "loss_mask", "loss_category"):
+        assert last[name] < 0.9 * first[name], name
+
+
+def check_instances(instances: Instances, item: dict, labels: int) -> None:
+    assert instances.image_size == (item["height"], item["width"])
+    assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
+    scores = instances.scores
+    assert (scores[:-1] >= scores[1:]).all()
+    assert ((scores > 0) & (scores <= 1)).all()
+    assert ((instances.pred_classes >= 0) & (instances.pred_classes < labels)).all()
+    assert instances.pred_masks.shape == (len(instances), item["height"], item["width"])
+    assert instances.pred_masks.dtype == torch.bool
+    boxes = instances.pred_boxes.tensor
+    assert (boxes >= 0).all()
+    assert (boxes[:, 0::2] <= item["width"]).all()
+    assert (boxes[:, 1::2] <= item["height"]).all()
+
+
+def test_predictions_are_in_the_original_size(tiny_model, scenes):
+    scenes[0].update(height=100, width=150)
+    scenes[2].update(height=33, width=20)
+    for item, prediction in zip(scenes, tiny_model(scenes), strict=True):
+        assert prediction.keys() == {"instances"}
+        # 12 proposals and 5 names.
+        assert len(prediction["instances"]) == 60
+        check_instances(prediction["instances"], item, labels=5)
+
+
+def test_without_a_size_the_images_own_is_meant(tiny_model, scenes):
+    item = {key: scenes[1][key] for key in ("image", "candidates")}
+    instances = tiny_model([item])[0]["instances"]
+    assert instances.image_size == (48, 64)
+    assert instances.pred_masks.shape[1:] == (48, 64)
+
+
+def test_a_label_set_of_the_users_own(tiny_model, scenes):
+    """Only those labels come back, as indices into the set, with the scores that the set gives."""
+    for item in scenes:
+        item["candidates"] = ("seven", "two")
+    for item, prediction in zip(scenes, tiny_model(scenes), strict=True):
+        instances = prediction["instances"]
+        assert len(instances) == 24
+        assert set(instances.pred_classes.tolist()) == {0, 1}
+        check_instances(instances, item, labels=2)
+    for item in scenes:
+        item["candidates"] = ("two", "seven")
+    swapped = tiny_model(scenes)[0]["instances"]
+    first = tiny_model([{**x, "candidates": ("seven", "two")} for x in scenes])[0]["instances"]
+    torch.testing.assert_close(swapped.scores, first.scores)
+    assert torch.equal(swapped.pred_classes, 1 - first.pred_classes)
+
+
+def test_a_proposals_scores_sum_to_its_objectness(tiny_model, scenes):
+    encoding, _ = tiny_model.image_encoder(tiny_model.preprocess(scenes))
+    expected = encoding.proposals.objectness.sigmoid().sum(1)
+    for prediction, total in zip(tiny_model(scenes), expected, strict=True):
+        assert prediction["instances"].scores.sum().item() == pytest.approx(total.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_best_pairs_go_out(tiny_config, scenes):
+    tiny_config.TEST.DETECTIONS_PER_IMAGE = 7
+    model = build_model(tiny_config).eval()
+    images = model.preprocess(scenes)
+    encoding, _ = model.image_encoder(images)
+    logits = model.likelihood(model.decode_proposals(encoding), model.encode_candidates(scenes[0]["candidates"]))
+    for index, prediction in enumerate(model(scenes)):
+        pairs = []
+        for o, objectness in enumerate(encoding.proposals.objectness[index].tolist()):
+            exponentials = [math.exp(x) for x in logits[index, o].tolist()]
+            for c, e in enumerate(exponentials):
+                pairs.append((e / sum(exponentials) / (1 + math.exp(-objectness)), o, c))
+        pairs = sorted(pairs, reverse=True)[:7]
+        instances = prediction["instances"]
+        torch.testing.assert_close(instances.scores, torch.tensor([p[0] for p in pairs]), atol=1e-6, rtol=1e-4)
+        assert instances.pred_classes.tolist() == [p[2] for p in pairs]
+        height, width = images.image_sizes[index]
+        for (_, o, _), box in zip(pairs, instances.pred_boxes.tensor.tolist(), strict=True):
+            cx, cy, w, h = encoding.proposals.boxes[index, o].tolist()
+            corners = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
+            clipped = [min(max(x, 0), limit) for x, limit in zip(corners, [width, height] * 2, strict=True)]
+            assert box == pytest.approx(clipped, abs=1e-3)
+
+
+def make_proposals(masks: torch.Tensor) -> Proposals:
+    """One image's proposals with these mask logits [O,h,w]."""
+    count = len(masks)
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(count, 1)
+    return Proposals(torch.zeros(1, count, 4), boxes[None], masks[None], torch.zeros(1, count))
+
+
+def test_each_pair_gets_the_mask_of_its_proposal():
+    """Proposal o covers row o of a 4×4 map; both categories of proposal 2 win, then one of proposal 0."""
+    masks = torch.full((4, 4, 4), -5.0)
+    masks[range(4), range(4)] = 5.0
+    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
+    scores = torch.tensor([[0.1, 0.7], [0.0, 0.0], [0.9, 0.8], [0.0, 0.05]])
+    found = best_instances(scores, make_proposals(masks), 0, images, (4, 4), count=3)
+    assert found.pred_classes.tolist() == [0, 1, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert [mask.any(1).nonzero().flatten().tolist() for mask in found.pred_masks] == [[2], [2], [0]]
+
+
+def test_more_detections_than_pairs_are_all_pairs():
+    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
+    found = best_instances(torch.rand(2, 3), make_proposals(torch.zeros(2, 4, 4)), 0, images, (4, 4), count=100)
+    assert len(found) == 6
+
+
+def test_masks_are_cut_to_the_image_and_scaled():
+    """The left third of an image of 32×48 that was padded to 64×64, asked for at twice its size."""
+    logits = torch.full((1, 16, 16), -5.0)
+    logits[..., :4] = 5.0  # 16 of 64 pixels
+    images = ImageList(torch.zeros(1, 3, 64, 64), [(32, 48)])
+    own = paste_masks(logits, images, 0, (32, 48))
+    assert own.shape == (1, 32, 48)
+    assert own.dtype == torch.bool
+    assert torch.equal(own[0], (torch.arange(48) < 16).expand(32, 48))
+    larger = paste_masks(logits, images, 0, (64, 96))
+    assert torch.equal(larger[0], (torch.arange(96) < 32).expand(64, 96))
+
+
+def test_candidates_are_needed(tiny_model, scenes):
+    del scenes[0]["candidates"]
+    with pytest.raises(ValueError, match="candidates"):
+        tiny_model(scenes)

@@ -1,0 +1,154 @@
+"""The model as a whole: dispatch, preparation of images, candidates and their cache."""
+
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.meta_arch import UniPerceiverV2
+from uniperceiver_v2.tasks import TASK_KINDS, ClassificationTask, DetectionTask, Task, register_task
+
+NAMES = ("zero", "one", "seven")
+
+
+def image_of(height: int = 40, width: int = 56) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+def inputs(task: str, *sizes: tuple[int, int]) -> list[dict]:
+    return [{"task": task, "image": image_of(*size), "candidates": NAMES} for size in sizes or ((40, 56),)]
+
+
+def test_is_registered(tiny_config, tiny_model):
+    assert META_ARCH_REGISTRY.get("UniPerceiverV2") is UniPerceiverV2
+    assert isinstance(tiny_model, UniPerceiverV2)
+    assert tiny_model.device == torch.device("cpu")
+
+
+def test_tasks_go_by_their_names_and_by_their_kinds(tiny_model):
+    assert isinstance(tiny_model.tasks["scenes"], DetectionTask)
+    assert isinstance(tiny_model.tasks["digits"], ClassificationTask)
+    for task, key in (
+        ("scenes", "instances"),
+        ("detection", "instances"),
+        ("digits", "scores"),
+        ("classification", "scores"),
+    ):
+        assert tiny_model(inputs(task))[0].keys() == {key}
+
+
+def test_a_task_has_the_settings_of_its_node(tiny_config):
+    tiny_config.TASKS.digits.LABEL_SMOOTHING = 0.3
+    model = build_model(tiny_config)
+    assert model.tasks["digits"].settings["LABEL_SMOOTHING"] == 0.3
+    assert model.tasks["classification"].settings["LABEL_SMOOTHING"] == 0.0
+
+
+def test_detection_is_meant_without_a_task(tiny_model):
+    assert "instances" in tiny_model([{"image": image_of(), "candidates": NAMES}])[0]
+
+
+def test_unknown_task(tiny_model):
+    with pytest.raises(KeyError, match=r"'scens'.*scenes"):
+        tiny_model(inputs("scens"))
+
+
+def test_new_kinds_of_task_register_themselves(tiny_model):
+    class Counting(Task):
+        def losses(self, model, inputs):
+            return {"loss_count": torch.tensor(float(len(inputs)))}
+
+        def predict(self, model, inputs):
+            return [{"count": len(inputs)}] * len(inputs)
+
+    assert register_task("counting")(Counting) is Counting
+    tiny_model.tasks["counting"] = TASK_KINDS.pop("counting")({"PROMPT": "{}"})
+    assert tiny_model(inputs("counting"))[0] == {"count": 1}
+    assert tiny_model.train()(inputs("counting")).keys() == {"loss_count"}
+
+
+def test_predictions_need_no_gradients(tiny_model):
+    assert not tiny_model(inputs("digits"))[0]["scores"].requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_images_are_normalised_and_padded(tiny_config):
+    tiny_config.MODEL.PIXEL_MEAN, tiny_config.MODEL.PIXEL_STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
+    model = build_model(tiny_config)
+    batch = inputs("scenes", (40, 56), (33, 20))
+    images = model.preprocess(batch)
+    assert images.tensor.shape == (2, 3, 64, 64)  # a multiple of 32
+    assert [tuple(size) for size in images.image_sizes] == [(40, 56), (33, 20)]
+    for channel, (mean, std) in enumerate(((10, 2), (20, 4), (30, 5))):
+        expected = (batch[1]["image"][channel].float() - mean) / std
+        torch.testing.assert_close(images.tensor[1, channel, :33, :20], expected)
+    assert (images.tensor[1, :, 33:] == 0).all()
+    assert (images.tensor[1, :, :, 20:] == 0).all()
+
+
+def test_float_images_are_taken_too(tiny_model):
+    batch = inputs("digits")
+    as_float = [{**batch[0], "image": batch[0]["image"].float()}]
+    torch.testing.assert_close(tiny_model(as_float)[0]["scores"], tiny_model(batch)[0]["scores"])
+
+
+@torch.no_grad()
+def test_padding_of_the_global_tokens_is_invisible(tiny_model):
+    encoding, _ = tiny_model.image_encoder(tiny_model.preprocess(inputs("scenes", (64, 128), (40, 50))))
+    assert not encoding.global_valid.all()
+    before = tiny_model.decode_image(encoding), tiny_model.decode_proposals(encoding)
+    encoding.global_tokens[~encoding.global_valid] = 50.0
+    torch.testing.assert_close((tiny_model.decode_image(encoding), tiny_model.decode_proposals(encoding)), before)
+
+
+@torch.no_grad()
+def test_a_candidate_does_not_depend_on_the_others(tiny_model):
+    texts = ("seven", "a red seven to the left of two blue threes", "two")
+    together = tiny_model.encode_candidates(texts)
+    for text, representation in zip(texts, together, strict=True):
+        torch.testing.assert_close(tiny_model.encode_candidates((text,))[0], representation, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def encoded(tiny_model, monkeypatch) -> list[tuple[str, ...]]:
+    """The text sets that the text encoder has been asked for."""
+    seen, tokenize = [], tiny_model.text_encoder.tokenize
+    monkeypatch.setattr(
+        tiny_model.text_encoder, "tokenize", lambda texts: (seen.append(tuple(texts)), tokenize(texts))[1]
+    )
+    return seen
+
+
+def test_candidates_are_encoded_once_in_evaluation(tiny_model, encoded):
+    for task in ("scenes", "digits", "scenes"):
+        tiny_model(inputs(task))
+    assert encoded == [NAMES]
+    tiny_model([{**inputs("digits")[0], "candidates": ("two",)}])
+    assert encoded == [NAMES, ("two",)]
+
+
+def test_training_between_evaluations_changes_the_candidates(tiny_model, encoded):
+    batch = [{**x, "label": 1} for x in inputs("digits", (32, 32), (32, 32))]
+    before = tiny_model(batch)[0]["scores"]
+    with EventStorage():
+        loss = tiny_model.train()(batch)["loss_label"]
+    loss.backward()
+    torch.optim.SGD(tiny_model.parameters(), lr=0.1).step()
+    after = tiny_model.eval()(batch)[0]["scores"]
+    assert len(encoded) == 3  # evaluation, training, evaluation
+    assert not torch.allclose(before, after)
+
+
+def test_loaded_weights_change_the_candidates(tiny_config, tiny_model, encoded):
+    batch = inputs("digits")
+    tiny_model(batch)
+    other = build_model(tiny_config).eval()
+    tiny_model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(tiny_model(batch)[0]["scores"], other(batch)[0]["scores"])
+    assert len(encoded) == 2
+
+
+def test_weights_hold_no_task_heads(tiny_model):
+    """One set of weights for all tasks: a task with other names or another kind adds none."""
+    parts = {name.split(".")[0] for name in tiny_model.state_dict()}
+    assert parts == {"image_encoder", "text_encoder", "decoder", "likelihood"}
