@@ -38,9 +38,10 @@ COMMON_TASK_SETTINGS: dict[str, Any] = {
 
 # What a task node may hold beside the common settings, by its KIND. A new kind of task adds its line here.
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
-    "detection": {"CATEGORY_WEIGHT": 2.0, "ALIGNMENT_WEIGHT": 1.0, "PROMPT": "{}"},
+    "detection": {"CATEGORY_WEIGHT": 2.0, "ALIGNMENT_WEIGHT": 5.0, "PROMPT": "{}"},
     "classification": {
         "LABEL_SMOOTHING": 0.0,
+        "ALIGNMENT_WEIGHT": 1.0,
         "IMAGE_SIZE": 224,
         "CROP_SCALE": [0.08, 1.0],
         "FLIP": True,

@@ -103,6 +103,13 @@ class UniPerceiverV2(nn.Module):
         tokens = self.text_encoder(token_ids, valid)
         return self.decoder([Segment(tokens, valid, Attributes("text", "target"))]).spe
 
+    @torch.no_grad()
+    def embed_candidates(self, texts: tuple[str, ...]) -> Tensor:
+        """The text encoder's mean token [C,d] of each text, as a fixed target: no gradient flows into it."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        weight = valid.unsqueeze(-1).float()
+        return (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)
+
     def _text_parameters(self) -> list[Tensor]:
         return [*self.text_encoder.parameters(), *self.decoder.parameters()]
 

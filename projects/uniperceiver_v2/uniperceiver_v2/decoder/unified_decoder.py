@@ -58,6 +58,17 @@ class UnifiedDecoder(nn.Module):
         self.input_norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("image", "text")})
         self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, ffn_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+        self._start_as_pooling()
+
+    def _start_as_pooling(self) -> None:
+        """Each layer starts by adding the mean of what it sees to every token. What image and text encoder have in
+        common is then in common behind the decoder too, and training refines it; from a random start the first steps
+        make all candidates equal (docs/architecture.md)."""
+        for layer in self.layers:
+            for projection in (layer.attention.v_proj, layer.attention.o_proj):
+                nn.init.eye_(projection.weight)
+            nn.init.zeros_(layer.ffn.linear2.weight)
+            nn.init.zeros_(layer.ffn.linear2.bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

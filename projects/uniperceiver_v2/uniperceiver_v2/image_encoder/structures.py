@@ -67,6 +67,11 @@ class ImageEncoding:
     proposal_tokens: Tensor
     proposals: Proposals
 
+    def mean_global_token(self) -> Tensor:
+        """[B,d], padding left out."""
+        weight = self.global_valid.unsqueeze(-1).to(self.global_tokens.dtype)
+        return (self.global_tokens * weight).sum(1) / weight.sum(1)
+
 
 @dataclass
 class RegionTargets:

@@ -25,6 +25,9 @@ class ProposalFusion(nn.Module):
         self.semantics = nn.Linear(region_dim, dim)
         self.box = nn.Linear(4 * self.BOX_ENCODING, dim)
         self.mask = nn.Linear(self.MASK_SIZE**2, dim)
+        for geometry in (self.box, self.mask):  # a proposal starts as its semantics
+            nn.init.zeros_(geometry.weight)
+            nn.init.zeros_(geometry.bias)
 
     def forward(self, proposals: Proposals) -> Tensor:
         """[B,O,dim]"""

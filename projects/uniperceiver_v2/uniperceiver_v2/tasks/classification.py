@@ -12,6 +12,7 @@ from torch import Tensor
 from .task import Task, register_task
 
 if TYPE_CHECKING:
+    from ..image_encoder import ImageEncoding
     from ..meta_arch import UniPerceiverV2
 
 
@@ -20,16 +21,22 @@ class ClassificationTask(Task):
     """Inputs: "image", "candidates", in training "label". Predictions: "scores" [C], the candidates' probabilities."""
 
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
-        logits = self._logits(model, inputs)
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        logits = self._logits(model, encoding, inputs)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         get_event_storage().put_scalar("label_accuracy", (logits.argmax(-1) == labels).float().mean().item())
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings["LABEL_SMOOTHING"])
-        return {"loss_label": loss}
+        aligned = model.likelihood(encoding.mean_global_token(), model.embed_candidates(self.candidates(inputs)))
+        smoothing = self.settings["LABEL_SMOOTHING"]
+        return {
+            "loss_label": F.cross_entropy(logits, labels, label_smoothing=smoothing),
+            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"]
+            * F.cross_entropy(aligned, labels, label_smoothing=smoothing),
+        }
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
-        return [{"scores": scores} for scores in self._logits(model, inputs).softmax(-1)]
-
-    def _logits(self, model: UniPerceiverV2, inputs: list[dict]) -> Tensor:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
+        return [{"scores": scores} for scores in self._logits(model, encoding, inputs).softmax(-1)]
+
+    def _logits(self, model: UniPerceiverV2, encoding: ImageEncoding, inputs: list[dict]) -> Tensor:
         candidates = model.candidates.get(self.candidates(inputs))
         return model.likelihood(model.decode_image(encoding), candidates)

@@ -33,9 +33,11 @@ class DetectionTask(Task):
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         logits = model.likelihood(model.decode_proposals(encoding)[matches.image, matches.query], candidates)
-        # Every state that answers for an object is also compared with the names before the unified decoder: matched
-        # proposals alone are too few to teach the region network what tells categories apart.
-        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), candidates)
+        # Align before fuse: every state that answers for an object is also compared with the names as the text encoder
+        # gives them. Matched proposals alone are too few to teach the region network what tells categories apart, and
+        # while they do not tell, the unified decoder learns to make all candidates equal.
+        anchors = model.embed_candidates(self.candidates(inputs))
+        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), anchors)
         if len(labels):
             get_event_storage().put_scalar("category_accuracy", (logits.argmax(-1) == labels).float().mean().item())
         return {
