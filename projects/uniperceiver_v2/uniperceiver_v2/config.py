@@ -66,6 +66,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
     cfg.SOLVER.DECODER_MULTIPLIER = 1.0  # of the unified decoder
+    # Iterations for which the unified decoder stays as it starts, until what it is given tells candidates apart.
+    cfg.SOLVER.DECODER_DELAY = 0
     # Decay of the exponential average of the weights that is evaluated and saved as "model"; 0 turns it off.
     cfg.SOLVER.WEIGHT_AVERAGING = 0.0
 

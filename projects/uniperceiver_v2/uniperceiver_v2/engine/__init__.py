@@ -1,8 +1,9 @@
 """Training: the loop over tasks, averaged weights, progress."""
 
+from .delayed_start import DelayedStart
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
 from .trainer import UniPerceiverTrainer
 from .weight_averaging import WeightAveraging
 
-__all__ = ["TaskProgressPrinter", "TaskTrainer", "UniPerceiverTrainer", "WeightAveraging"]
+__all__ = ["DelayedStart", "TaskProgressPrinter", "TaskTrainer", "UniPerceiverTrainer", "WeightAveraging"]

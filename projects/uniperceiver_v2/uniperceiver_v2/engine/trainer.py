@@ -20,6 +20,7 @@ from ..data import build_task_train_loader, build_test_loader, load_dataset
 from ..data.sampling import TaskSchedule
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+from .delayed_start import DelayedStart
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
@@ -95,7 +96,12 @@ class UniPerceiverTrainer(DefaultTrainer):
         fail, and the writers find the evaluation's results.
         """
         cfg = self.cfg
-        chain: list[hooks.HookBase | None] = [hooks.IterationTimer(), hooks.LRScheduler(), self.averaging]
+        chain: list[hooks.HookBase | None] = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            DelayedStart(),
+            self.averaging,
+        ]
         if comm.is_main_process():
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:

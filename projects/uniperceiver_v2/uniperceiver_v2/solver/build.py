@@ -43,15 +43,17 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters, grouped by learning rate and weight decay.
 
     - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` scale
-      the rate of the backbone, the text encoder and the unified decoder.
+      the rate of the backbone, the text encoder and the unified decoder, which stays as it is for the first
+      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`).
     - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM``,
       biases by ``SOLVER.WEIGHT_DECAY_BIAS`` (by default not at all). Embeddings, learned tokens and queries,
       and τ never decay: pulled towards zero they would stand for something else.
 
     Returns:
-        groups for an optimizer, each with ``params``, ``lr`` and ``weight_decay``.
+        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and ``delay``, the iteration in which
+        it begins to learn.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -60,12 +62,14 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             seen.add(parameter)
             multiplier = _rate_multiplier(cfg, module_name)
             decay = _weight_decay(cfg, module, name, parameter)
+            delay = cfg.SOLVER.DECODER_DELAY if _in_decoder(module_name) else 0
             group = groups.setdefault(
-                (multiplier, decay),
+                (multiplier, decay, delay),
                 {
                     "params": [],
                     "lr": cfg.SOLVER.BASE_LR * multiplier,
                     "weight_decay": decay,
+                    "delay": delay,
                 },
             )
             group["params"].append(parameter)
@@ -78,9 +82,14 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
         return cfg.SOLVER.BACKBONE_MULTIPLIER
     if "text_encoder" in path:
         return cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
-    if path[0] == "decoder":
+    if _in_decoder(module_name):
         return cfg.SOLVER.DECODER_MULTIPLIER
     return 1.0
+
+
+def _in_decoder(module_name: str) -> bool:
+    """Whether a module belongs to the unified decoder; the region network has a decoder of its own."""
+    return module_name.split(".")[0] == "decoder"
 
 
 def _weight_decay(cfg: CfgNode, module: nn.Module, name: str, parameter: nn.Parameter) -> float:
