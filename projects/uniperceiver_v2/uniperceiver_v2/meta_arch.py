@@ -104,11 +104,13 @@ class UniPerceiverV2(nn.Module):
         return self.decoder([Segment(tokens, valid, Attributes("text", "target"))]).spe
 
     @torch.no_grad()
-    def embed_candidates(self, texts: tuple[str, ...]) -> Tensor:
-        """The text encoder's mean token [C,d] of each text, as a fixed target: no gradient flows into it."""
+    def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
+        """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the mean
+        over the texts, so that they differ as much as they can."""
         token_ids, valid = self.text_encoder.tokenize(texts)
         weight = valid.unsqueeze(-1).float()
-        return (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)
+        means = (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)
+        return means - means.mean(0)
 
     def _text_parameters(self) -> list[Tensor]:
         return [*self.text_encoder.parameters(), *self.decoder.parameters()]

@@ -25,7 +25,7 @@ class ClassificationTask(Task):
         logits = self._logits(model, encoding, inputs)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         get_event_storage().put_scalar("label_accuracy", (logits.argmax(-1) == labels).float().mean().item())
-        aligned = model.likelihood(encoding.mean_global_token(), model.embed_candidates(self.candidates(inputs)))
+        aligned = model.likelihood(encoding.mean_global_token(), model.candidate_anchors(self.candidates(inputs)))
         smoothing = self.settings["LABEL_SMOOTHING"]
         return {
             "loss_label": F.cross_entropy(logits, labels, label_smoothing=smoothing),

@@ -36,7 +36,7 @@ class DetectionTask(Task):
         # Align before fuse: every state that answers for an object is also compared with the names as the text encoder
         # gives them. Matched proposals alone are too few to teach the region network what tells categories apart, and
         # while they do not tell, the unified decoder learns to make all candidates equal.
-        anchors = model.embed_candidates(self.candidates(inputs))
+        anchors = model.candidate_anchors(self.candidates(inputs))
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), anchors)
         if len(labels):
             get_event_storage().put_scalar("category_accuracy", (logits.argmax(-1) == labels).float().mean().item())
