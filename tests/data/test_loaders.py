@@ -152,6 +152,14 @@ def test_training_ends_past_the_allowed_share(damaged):
     assert len(take(build_task_train_loader(cfg, "scenes"), 50)) == 50
 
 
+def test_many_unreadable_images_in_one_large_batch_are_no_end(damaged):
+    cfg = damaged(8)
+    cfg.DATALOADER.MAX_CORRUPT_SHARE, cfg.TASKS.scenes.IMS_PER_BATCH = 0.4, 200
+    loader = build_task_train_loader(cfg, "scenes")
+    assert [len(batch) for batch in take(loader, 2)] == [200, 200]
+    assert loader.num_unreadable > 60
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_without_a_readable_image_ends_at_once(damaged, workers):
     cfg = damaged(40)

@@ -81,7 +81,7 @@ def test_instances_are_evaluated_by_detectron2(cfg, register, files, kind, cls):
 
 
 def test_classification_is_evaluated_by_us(cfg, register, tmp_path):
-    register("letters", evaluator_type="imagenet", class_names=("a", "b"))
+    register("letters", evaluator_type="imagenet", thing_classes=["a", "b"])
     assert isinstance(build_evaluator(cfg, "letters", str(tmp_path)), ClassificationEvaluator)
 
 

@@ -15,7 +15,7 @@ NAMES = tuple("abcdefg")
 
 @pytest.fixture
 def dataset():
-    MetadataCatalog.get("letters").set(class_names=NAMES)
+    MetadataCatalog.get("letters").set(thing_classes=list(NAMES))
     yield "letters"
     MetadataCatalog.remove("letters")
 

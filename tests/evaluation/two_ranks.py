@@ -17,7 +17,7 @@ from uniperceiver_v2.evaluation import ClassificationEvaluator
 def main(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    MetadataCatalog.get("letters").set(class_names=NAMES)
+    MetadataCatalog.get("letters").set(thing_classes=list(NAMES))
     evaluator = ClassificationEvaluator("letters", folder)
     inputs, outputs = samples(41)
     evaluator.process(inputs[rank::2], outputs[rank::2])

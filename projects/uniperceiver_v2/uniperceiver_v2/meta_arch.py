@@ -105,8 +105,8 @@ class UniPerceiverV2(nn.Module):
 
     @torch.no_grad()
     def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
-        """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the mean
-        over the texts, so that they differ as much as they can."""
+        """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the
+        mean over the texts, so that they differ as much as they can."""
         token_ids, valid = self.text_encoder.tokenize(texts)
         weight = valid.unsqueeze(-1).float()
         means = (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)

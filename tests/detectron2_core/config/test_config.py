@@ -19,14 +19,10 @@ class TestFiles:
 
     def test_bases_are_found_beside_the_file_and_overridden_by_it(self, tmp_path):
         (tmp_path / "deep").mkdir()
-        write(
-            tmp_path / "root.yaml", "VERSION: 2\nSEED: 1\nSOLVER: {BASE_LR: 1.0, MAX_ITER: 1, GAMMA: 0.7}\n"
-        )
+        write(tmp_path / "root.yaml", "VERSION: 2\nSEED: 1\nSOLVER: {BASE_LR: 1.0, MAX_ITER: 1, GAMMA: 0.7}\n")
         write(tmp_path / "middle.yaml", "_BASE_: root.yaml\nSEED: 2\nSOLVER: {BASE_LR: 2.0, MAX_ITER: 2}\n")
         cfg = get_cfg()
-        cfg.merge_from_file(
-            write(tmp_path / "deep/leaf.yaml", "_BASE_: ../middle.yaml\nSOLVER: {BASE_LR: 3.0}\n")
-        )
+        cfg.merge_from_file(write(tmp_path / "deep/leaf.yaml", "_BASE_: ../middle.yaml\nSOLVER: {BASE_LR: 3.0}\n"))
         assert (cfg.SEED, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.GAMMA) == (2, 3.0, 2, 0.7)
 
     def test_of_several_bases_the_later_wins(self, tmp_path):
@@ -55,9 +51,7 @@ class TestFiles:
             get_cfg().merge_from_file(path)
 
     def test_python_tags_are_loaded_unless_forbidden(self, tmp_path):
-        path = write(
-            tmp_path / "a.yaml", "VERSION: 2\nSEED: !!python/object/apply:builtins.len [[1, 2, 3, 4]]\n"
-        )
+        path = write(tmp_path / "a.yaml", "VERSION: 2\nSEED: !!python/object/apply:builtins.len [[1, 2, 3, 4]]\n")
         cfg = get_cfg()
         with pytest.raises(yaml.constructor.ConstructorError):
             cfg.merge_from_file(path, allow_unsafe=False)
@@ -66,9 +60,7 @@ class TestFiles:
 
     def test_dump_can_be_merged_again(self, tmp_path):
         cfg = get_cfg()
-        cfg.merge_from_list(
-            ["SOLVER.STEPS", "(3, 5)", "DATASETS.TRAIN", "('x', 'y')", "MODEL.WEIGHTS", "w.pth"]
-        )
+        cfg.merge_from_list(["SOLVER.STEPS", "(3, 5)", "DATASETS.TRAIN", "('x', 'y')", "MODEL.WEIGHTS", "w.pth"])
         again = get_cfg()
         again.merge_from_file(write(tmp_path / "dump.yaml", cfg.dump()))
         assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump()) != yaml.safe_load(get_cfg().dump())
@@ -82,9 +74,7 @@ class TestFiles:
 class TestOverrides:
     def test_values_are_read_as_python_literals(self):
         cfg = get_cfg()
-        cfg.merge_from_list(
-            ["SOLVER.BASE_LR", "0.25", "INPUT.MIN_SIZE_TRAIN", "(5, 6)", "MODEL.DEVICE", "cpu"]
-        )
+        cfg.merge_from_list(["SOLVER.BASE_LR", "0.25", "INPUT.MIN_SIZE_TRAIN", "(5, 6)", "MODEL.DEVICE", "cpu"])
         assert (cfg.SOLVER.BASE_LR, cfg.INPUT.MIN_SIZE_TRAIN, cfg.MODEL.DEVICE) == (0.25, (5, 6), "cpu")
 
     def test_lists_become_tuples_where_the_default_is_one(self):

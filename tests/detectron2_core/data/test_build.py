@@ -98,9 +98,7 @@ def test_empty_and_unknown_datasets(register):
 
 def test_histogram(caplog):
     with caplog.at_level("INFO"):
-        print_instances_class_histogram(
-            records([0, 0, 2], [2, -1]), ["cat", "dog", "a very long name indeed"]
-        )
+        print_instances_class_histogram(records([0, 0, 2], [2, -1]), ["cat", "dog", "a very long name indeed"])
     (table,) = [record.getMessage() for record in caplog.records]
     cells = [cell.strip() for line in table.splitlines() for cell in line.split("|")]
     assert "a very long.." in cells
@@ -118,11 +116,7 @@ def test_train_loader_is_endless_and_covers_everything():
     )
     batches = list(itertools.islice(loader, 6))
     assert all(len(batch) == 2 for batch in batches)
-    assert (
-        sorted(itertools.chain(*batches[:3]))
-        == sorted(itertools.chain(*batches[3:]))
-        == [0, 10, 20, 30, 40, 50]
-    )
+    assert sorted(itertools.chain(*batches[:3])) == sorted(itertools.chain(*batches[3:])) == [0, 10, 20, 30, 40, 50]
 
 
 def test_workers_do_not_change_the_batches():

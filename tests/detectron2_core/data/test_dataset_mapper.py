@@ -40,9 +40,7 @@ def test_training(record):
 
 
 def test_bitmasks(record):
-    output = mapper(
-        augmentations=[T.Resize((40, 80))], use_instance_mask=True, instance_mask_format="bitmask"
-    )(record)
+    output = mapper(augmentations=[T.Resize((40, 80))], use_instance_mask=True, instance_mask_format="bitmask")(record)
     assert isinstance(output["instances"].gt_masks, BitMasks)
     assert output["instances"].gt_masks.tensor.shape == (2, 40, 80)
     assert output["instances"].gt_masks.tensor.sum(dim=(1, 2)).tolist() == [24 * 20, 32 * 16]

@@ -121,8 +121,7 @@ def lvis_content(coco_content):
         image["coco_url"] = f"http://images.example/val2017/{image.pop('file_name')}"
     coco_content["images"][0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
     coco_content["categories"] = [
-        {"id": i, "name": f"name {i}", "synonyms": [f"synonym_{i}", "other"], "frequency": "f"}
-        for i in (3, 1, 2)
+        {"id": i, "name": f"name {i}", "synonyms": [f"synonym_{i}", "other"], "frequency": "f"} for i in (3, 1, 2)
     ]
     coco_content["annotations"] = [a for a in coco_content["annotations"] if not a.pop("iscrowd")]
     for annotation, category in zip(coco_content["annotations"], (3, 1, 2)):
@@ -222,9 +221,7 @@ print(before, len(MetadataCatalog.get("lvis_v1_val").thing_classes), record["fil
 def test_builtin_datasets_under_a_root_of_the_users(tmp_path):
     """LVIS's 1203 categories are known although only the validation file exists."""
     image = {"id": 1, "height": 4, "width": 4, "file_name": "1.png", "coco_url": "http://x/train2017/1.png"}
-    categories = [{"id": i + 1, "name": f"{i}", "synonyms": [f"{i}"], "frequency": "f"} for i in range(1203)][
-        ::-1
-    ]
+    categories = [{"id": i + 1, "name": f"{i}", "synonyms": [f"{i}"], "frequency": "f"} for i in range(1203)][::-1]
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis" / "lvis_v1_val.json").write_text(
         json.dumps({"images": [image], "annotations": [], "categories": categories})

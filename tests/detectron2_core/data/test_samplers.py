@@ -35,9 +35,7 @@ def test_training_sampler_in_order():
 def test_training_sampler_splits_one_stream_among_ranks(monkeypatch):
     alone = take(TrainingSampler(7, seed=1), 21)
     ranks = on_each_rank(monkeypatch, 3, lambda: TrainingSampler(7, seed=1))
-    assert [list(triple) for triple in zip(*(take(r, 7) for r in ranks))] == [
-        alone[i : i + 3] for i in range(0, 21, 3)
-    ]
+    assert [list(triple) for triple in zip(*(take(r, 7) for r in ranks))] == [alone[i : i + 3] for i in range(0, 21, 3)]
 
 
 @pytest.mark.parametrize("size, error", [(0, ValueError), (-1, ValueError), (2.0, TypeError)])

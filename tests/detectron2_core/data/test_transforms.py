@@ -23,9 +23,7 @@ def test_resize(image):
     transform = T.ResizeTransform(20, 30, 40, 15)
     assert transform.apply_image(image).shape == (40, 15, 3)
     assert transform.apply_image(image).dtype == np.uint8
-    np.testing.assert_allclose(
-        transform.apply_coords(np.array([[30.0, 20.0], [3.0, 1.0]])), [[15, 40], [1.5, 2]]
-    )
+    np.testing.assert_allclose(transform.apply_coords(np.array([[30.0, 20.0], [3.0, 1.0]])), [[15, 40], [1.5, 2]])
     np.testing.assert_allclose(transform.apply_box(np.array([[2.0, 3.0, 6.0, 9.0]])), [[1, 6, 3, 18]])
     restored = transform.inverse().apply_coords(transform.apply_coords(np.array([[7.0, 5.0]])))
     np.testing.assert_allclose(restored, [[7, 5]])
@@ -159,9 +157,7 @@ def test_rotation_by_a_quarter_turn(image):
 
 
 def test_random_rotation(image):
-    angles = {
-        T.RandomRotation([10, 350], sample_style="choice").get_transform(image).angle for _ in range(30)
-    }
+    angles = {T.RandomRotation([10, 350], sample_style="choice").get_transform(image).angle for _ in range(30)}
     assert angles == {10, 350}
     drawn = T.RandomRotation([5, 15], expand=False, center=[[0.5, 0.5], [0.5, 0.5]]).get_transform(image)
     assert 5 <= drawn.angle <= 15
@@ -210,9 +206,7 @@ def test_list_transforms_everything_together(image, rng):
     x0, y0 = transforms[2].x0, transforms[2].y0
     np.testing.assert_allclose(aug_input.boxes, [[40 - x0, 8 - y0, 54 - x0, 24 - y0]])
     y, x = np.nonzero(aug_input.sem_seg)
-    np.testing.assert_allclose(
-        [x.mean() + 0.5, y.mean() + 0.5], transforms.apply_coords(np.array([[5.5, 6.5]]))[0]
-    )
+    np.testing.assert_allclose([x.mean() + 0.5, y.mean() + 0.5], transforms.apply_coords(np.array([[5.5, 6.5]]))[0])
 
 
 def test_apply_augmentations(image):

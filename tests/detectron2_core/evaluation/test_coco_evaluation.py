@@ -59,9 +59,7 @@ def coco(metadata, make_scenes, tmp_path):
     def register(seed=0, **kwargs):
         scenes = make_scenes(seed, **kwargs)
         json_file = scenes.write_coco(tmp_path / "truth.json")
-        metadata.set(
-            json_file=json_file, thing_classes=CLASSES, thing_dataset_id_to_contiguous_id=ID_TO_INDEX
-        )
+        metadata.set(json_file=json_file, thing_classes=CLASSES, thing_dataset_id_to_contiguous_id=ID_TO_INDEX)
         return metadata.name, scenes
 
     return register
@@ -101,9 +99,7 @@ def test_max_dets_per_image(coco, metadata, fast):
         scenes.detections[image_id] += [(miss, kind, 1.0) for kind in range(3) for _ in range(30)]
     metrics = {}
     for limit in (20, 200):
-        evaluator = COCOEvaluator(
-            name, ["bbox"], distributed=False, max_dets_per_image=limit, use_fast_impl=fast
-        )
+        evaluator = COCOEvaluator(name, ["bbox"], distributed=False, max_dets_per_image=limit, use_fast_impl=fast)
         scenes.feed(evaluator)
         metrics[limit] = evaluator.evaluate()["bbox"]
         precision = reference(metadata.json_file, scenes.results(), "bbox", max_dets=limit)

@@ -74,9 +74,7 @@ def lvis_dataset(metadata, make_scenes, tmp_path):
             {"id": i, "name": f"c{i}", "synonyms": [f"c{i}"], "frequency": frequency}
             for i, frequency in enumerate("rcffr", start=1)
         ]
-        annotations = [
-            {k: v for k, v in a.items() if k != "iscrowd"} for a in scenes.annotations(crowds=False)
-        ]
+        annotations = [{k: v for k, v in a.items() if k != "iscrowd"} for a in scenes.annotations(crowds=False)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         json_file = tmp_path / "truth.json"
         json_file.write_text(json.dumps(content))

@@ -56,9 +56,7 @@ class TestBoxMode:
         boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
         xywh = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
         np.testing.assert_allclose(xywh[:, 2] * xywh[:, 3], [area(b) for b in boxes], atol=1e-9)
-        np.testing.assert_allclose(
-            BoxMode.convert(xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS), boxes, atol=1e-9
-        )
+        np.testing.assert_allclose(BoxMode.convert(xywh, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS), boxes, atol=1e-9)
 
     def test_numbers_are_those_of_dataset_files(self):
         assert [int(mode) for mode in BoxMode] == [0, 1, 2, 3, 4]

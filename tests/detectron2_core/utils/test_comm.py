@@ -54,9 +54,7 @@ def results(tmp_path_factory):
     outs = [folder / "0.json", folder / "1.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(folder / "store"), str(out)], env=environment
-        )
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(folder / "store"), str(out)], env=environment)
         for rank, out in enumerate(outs)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -185,9 +185,7 @@ class TestPrinter:
         monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
 
     def test_what_a_line_holds(self, caplog):
-        line = self.line(
-            caplog, total_loss=1.5, loss_box=0.25, temperature=9.0, lr=0.0125, time=2.0, data_time=0.5
-        )
+        line = self.line(caplog, total_loss=1.5, loss_box=0.25, temperature=9.0, lr=0.0125, time=2.0, data_time=0.5)
         for part in (
             "eta: 0:03:00",  # 90 more iterations of 2 seconds
             "iter: 9",

@@ -118,8 +118,7 @@ class TestShapes:
 
     def test_a_dashed_box_has_gaps(self):
         solid, dashed = (
-            changed(Visualizer(GREY).draw_box((20, 10, 100, 70), line_style=style).get_image())
-            for style in ("-", "--")
+            changed(Visualizer(GREY).draw_box((20, 10, 100, 70), line_style=style).get_image()) for style in ("-", "--")
         )
         assert solid[8:13, 26:94].any(axis=0).all()
         assert 0 < dashed[8:13, 26:94].any(axis=0).mean() < 1
@@ -140,8 +139,7 @@ class TestShapes:
 
     def test_larger_fonts_take_more_room(self):
         areas = [
-            changed(Visualizer(GREY).draw_text("abc", (60, 20), font_size=size).get_image()).sum()
-            for size in (6, 12)
+            changed(Visualizer(GREY).draw_text("abc", (60, 20), font_size=size).get_image()).sum() for size in (6, 12)
         ]
         assert areas[1] > 2 * areas[0] > 0
 
@@ -294,9 +292,7 @@ class TestPredictions:
 
     def test_nothing_found(self):
         found = predictions()[torch.zeros(2, dtype=torch.bool)]
-        np.testing.assert_array_equal(
-            Visualizer(GREY, METADATA).draw_instance_predictions(found).get_image(), GREY
-        )
+        np.testing.assert_array_equal(Visualizer(GREY, METADATA).draw_instance_predictions(found).get_image(), GREY)
 
 
 class TestOverlay:
@@ -322,9 +318,7 @@ class TestOverlay:
     def test_label_beside_the_box(self):
         drawn = [
             Visualizer(GREY)
-            .overlay_instances(
-                boxes=Boxes([[40, 20, 60, 40]]), labels=labels, keypoints=None, assigned_colors=["r"]
-            )
+            .overlay_instances(boxes=Boxes([[40, 20, 60, 40]]), labels=labels, keypoints=None, assigned_colors=["r"])
             .get_image()
             for labels in (None, ["name"])
         ]

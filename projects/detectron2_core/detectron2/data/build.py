@@ -215,9 +215,7 @@ def _train_sampler(cfg, dataset) -> torchdata.Sampler | None:
 
 def _train_loader_from_config(cfg, mapper=None, *, dataset=None, sampler=None) -> dict:
     if dataset is None:
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     return {
         "dataset": dataset,
         "sampler": _train_sampler(cfg, dataset) if sampler is None else sampler,

@@ -59,8 +59,7 @@ class Metadata(types.SimpleNamespace):
     def __getattr__(self, key: str) -> Any:
         known = ", ".join(self.__dict__) or "none"
         raise AttributeError(
-            f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. "
-            f"Available keys: {known}."
+            f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. Available keys: {known}."
         )
 
     def __setattr__(self, key: str, val: Any) -> None:

@@ -144,9 +144,7 @@ def transform_instance_annotations(
     annotation["bbox"] = np.minimum(box.clip(min=0), [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
     if "segmentation" in annotation:
-        annotation["segmentation"] = _transform_segmentation(
-            annotation["segmentation"], transforms, image_size
-        )
+        annotation["segmentation"] = _transform_segmentation(annotation["segmentation"], transforms, image_size)
     return annotation
 
 
@@ -165,9 +163,7 @@ def _transform_segmentation(segmentation, transforms: T.TransformList, image_siz
     )
 
 
-def annotations_to_instances(
-    annos: list[dict], image_size: tuple[int, int], mask_format: str = "polygon"
-) -> Instances:
+def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mask_format: str = "polygon") -> Instances:
     """The training targets of one image.
 
     Args:
@@ -195,9 +191,7 @@ def annotations_to_instances(
             try:
                 target.gt_masks = PolygonMasks(segmentations)
             except ValueError as error:
-                raise ValueError(
-                    "Failed to use mask_format=='polygon' from the given annotations!"
-                ) from error
+                raise ValueError("Failed to use mask_format=='polygon' from the given annotations!") from error
         else:
             assert mask_format == "bitmask", mask_format
             bitmaps = [_to_bitmap(segmentation, image_size) for segmentation in segmentations]

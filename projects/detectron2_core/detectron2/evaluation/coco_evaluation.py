@@ -159,9 +159,7 @@ class COCOEvaluator(_InstanceEvaluator):
         self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         if not hasattr(self._metadata, "json_file"):
             if output_dir is None:
-                raise ValueError(
-                    "output_dir must be provided to COCOEvaluator for datasets not in COCO format."
-                )
+                raise ValueError("output_dir must be provided to COCOEvaluator for datasets not in COCO format.")
             cache = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
             convert_to_coco_json(dataset_name, cache, allow_cached=allow_cached_coco)
             self._metadata.json_file = cache
@@ -264,8 +262,7 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
     boxes = BoxMode.convert(instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     columns = zip(boxes.tolist(), instances.scores.tolist(), instances.pred_classes.tolist())
     results = [
-        {"image_id": img_id, "category_id": category, "bbox": box, "score": score}
-        for box, score, category in columns
+        {"image_id": img_id, "category_id": category, "bbox": box, "score": score} for box, score, category in columns
     ]
     if instances.has("pred_masks"):
         for result, mask in zip(results, instances.pred_masks):

@@ -27,9 +27,7 @@ class _NumpyWithFloat:
 def _see_numpy_with_float(function: types.FunctionType) -> types.FunctionType:
     """A copy of a function for which the module-level name ``np`` means :class:`_NumpyWithFloat`."""
     names = {**function.__globals__, "np": _NumpyWithFloat()}
-    copy = types.FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 

@@ -79,9 +79,7 @@ class Boxes:
         tensor = tensor.to(torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)
-        assert tensor.dim() == 2 and tensor.size(-1) == 4, (
-            f"Boxes need the shape [N,4], not {tuple(tensor.shape)}"
-        )
+        assert tensor.dim() == 2 and tensor.size(-1) == 4, f"Boxes need the shape [N,4], not {tuple(tensor.shape)}"
         self.tensor = tensor
 
     def clone(self) -> Boxes:

@@ -55,9 +55,7 @@ class Instances:
             AssertionError: its length is not that of the fields already there.
         """
         if self._fields:
-            assert len(value) == len(self), (
-                f"Field '{name}' has {len(value)} rows, the Instances have {len(self)}"
-            )
+            assert len(value) == len(self), f"Field '{name}' has {len(value)} rows, the Instances have {len(self)}"
         else:
             len(value)  # something without a length is no field
         self._fields[name] = value
@@ -134,9 +132,7 @@ class Instances:
         height, width = self._image_size
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
         count = len(self)
-        return (
-            f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
-        )
+        return f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
 
     __repr__ = __str__
 

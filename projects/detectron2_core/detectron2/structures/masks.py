@@ -39,9 +39,7 @@ class BitMasks:
         Raises:
             AssertionError: another number of dimensions.
         """
-        tensor = (
-            tensor.to(torch.bool) if isinstance(tensor, Tensor) else torch.as_tensor(tensor, dtype=torch.bool)
-        )
+        tensor = tensor.to(torch.bool) if isinstance(tensor, Tensor) else torch.as_tensor(tensor, dtype=torch.bool)
         assert tensor.dim() == 3, f"BitMasks need the shape [N,H,W], not {tuple(tensor.shape)}"
         self.image_size = tensor.shape[1:]
         self.tensor = tensor
@@ -76,9 +74,7 @@ class BitMasks:
         return self.tensor.flatten(1).any(dim=1)
 
     @staticmethod
-    def from_polygon_masks(
-        polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int
-    ) -> BitMasks:
+    def from_polygon_masks(polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int) -> BitMasks:
         """Each instance's polygons as one bitmap of (height, width)."""
         bitmaps = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
         return BitMasks(np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=bool))
@@ -121,9 +117,7 @@ class PolygonMasks:
             ValueError: not a list of lists, or a polygon of fewer than three corners or half a corner.
         """
         if not isinstance(polygons, list):
-            raise ValueError(
-                f"PolygonMasks need a list (instances) of lists (polygons), not {type(polygons)}"
-            )
+            raise ValueError(f"PolygonMasks need a list (instances) of lists (polygons), not {type(polygons)}")
         self.polygons = [_checked_polygons(instance) for instance in polygons]
 
     def to(self, *args, **kwargs) -> PolygonMasks:

@@ -105,9 +105,7 @@ class VisImage:
         left, top, width, height = cv2.boundingRect(coverage)
         self._blend_coverage(coverage[top : top + height, left : left + width], left, top, color, alpha)
 
-    def _fill_mask(
-        self, mask: np.ndarray, color: Color, edge_color: Color, alpha: float, linewidth: float
-    ) -> None:
+    def _fill_mask(self, mask: np.ndarray, color: Color, edge_color: Color, alpha: float, linewidth: float) -> None:
         """Fills the pixels of a mask [H,W] of 0 and 1, holes left out, and outlines them."""
         coverage = cv2.resize(mask * np.uint8(255), self._shape[::-1], interpolation=cv2.INTER_LINEAR)
         self._fill_coverage(coverage, color, alpha)
@@ -217,9 +215,7 @@ def _render_text(text: str, pixels: int, color: Color, rotation: float) -> np.nd
     size = (int(right - left) + 2 * _TEXT_PADDING, int(bottom - min(top, 0)) + 2 * _TEXT_PADDING)
     label = Image.new("RGBA", size, _TEXT_BACKGROUND)
     fill = tuple(round(channel * 255) for channel in to_rgb(color))
-    ImageDraw.Draw(label).text(
-        (_TEXT_PADDING - left, _TEXT_PADDING - min(top, 0)), text, fill=fill, font=font
-    )
+    ImageDraw.Draw(label).text((_TEXT_PADDING - left, _TEXT_PADDING - min(top, 0)), text, fill=fill, font=font)
     if rotation:
         label = label.rotate(rotation, expand=True, resample=Image.Resampling.BICUBIC)
     return np.asarray(label)

@@ -40,9 +40,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
     global _local_process_group
     assert _local_process_group is None, "The local process group exists already"
     world_size = get_world_size()
-    assert world_size % num_workers_per_machine == 0, (
-        f"{world_size} processes, {num_workers_per_machine} a machine"
-    )
+    assert world_size % num_workers_per_machine == 0, f"{world_size} processes, {num_workers_per_machine} a machine"
     for first in range(0, world_size, num_workers_per_machine):
         ranks = list(range(first, first + num_workers_per_machine))
         group = dist.new_group(ranks)  # every process takes part in making every group

@@ -221,9 +221,7 @@ class JSONWriter(EventWriter):
 
     def write(self) -> None:
         lines: dict[int, dict[str, float]] = defaultdict(dict)
-        for name, (value, iteration) in (
-            get_event_storage().latest_with_smoothing_hint(self._window_size).items()
-        ):
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._last_write:
                 lines[iteration][name] = value
         for iteration, scalars in lines.items():

@@ -144,6 +144,4 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 def create_small_table(small_dict: dict) -> str:
     """A table of one row with the dict's keys as headers."""
     headers, values = list(small_dict), list(small_dict.values())
-    return tabulate(
-        [values], headers=headers, tablefmt="pipe", floatfmt=".3f", stralign="center", numalign="center"
-    )
+    return tabulate([values], headers=headers, tablefmt="pipe", floatfmt=".3f", stralign="center", numalign="center")

@@ -113,9 +113,7 @@ class Visualizer:
         elif self._instance_mode == ColorMode.IMAGE_BW:
             alpha = 0.3
             self.output.reset_image(self._grey_outside(masks or []))
-        return self.overlay_instances(
-            boxes=boxes, labels=labels, masks=masks, assigned_colors=colors, alpha=alpha
-        )
+        return self.overlay_instances(boxes=boxes, labels=labels, masks=masks, assigned_colors=colors, alpha=alpha)
 
     def draw_dataset_dict(self, dic: dict) -> VisImage:
         """Draws the "annotations" of an image in Detectron2's dataset format."""
@@ -237,9 +235,7 @@ class Visualizer:
         """
         segment = np.asarray(segment, dtype=np.float64)
         self.output._fill_polygon(segment, color, alpha)
-        self.output._draw_outline(
-            segment, self._edge_color(color, edge_color, alpha), 1.0, self._edge_width()
-        )
+        self.output._draw_outline(segment, self._edge_color(color, edge_color, alpha), 1.0, self._edge_width())
         return self.output
 
     def draw_binary_mask(
@@ -282,9 +278,7 @@ class Visualizer:
             edge_color = self._edge_color(color, edge_color, alpha)
             self.output._fill_mask(mask.mask, color, edge_color, alpha, self._edge_width())
 
-    def _draw_instance_label(
-        self, text: str, box: np.ndarray | None, mask: GenericMask | None, color: Color
-    ) -> None:
+    def _draw_instance_label(self, text: str, box: np.ndarray | None, mask: GenericMask | None, color: Color) -> None:
         if box is not None:
             x0, y0, x1, y1 = box
             position, alignment = (x0, y0), "left"
@@ -300,9 +294,7 @@ class Visualizer:
             position = (x1, y0) if y1 >= self.output.height - 5 else (x0, y1)
         relative_height = (y1 - y0) / np.sqrt(self.output.height * self.output.width)
         size = np.clip((relative_height - 0.02) / 0.08 + 1, 1.2, 2) * 0.5 * self._default_font_size
-        self.draw_text(
-            text, position, color=self._brighter(color, 0.7), horizontal_alignment=alignment, font_size=size
-        )
+        self.draw_text(text, position, color=self._brighter(color, 0.7), horizontal_alignment=alignment, font_size=size)
 
     def _draw_text_in_parts(self, parts: np.ndarray, stats: np.ndarray, text: str, color: Color) -> None:
         areas = stats[:, cv2.CC_STAT_AREA].copy()

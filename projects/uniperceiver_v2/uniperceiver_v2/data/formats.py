@@ -22,13 +22,12 @@ def register_image_folder(
     """Register an ImageNet-style tree, ``root/<class>/<image>``, for classification.
 
     Args:
-        name: for ``DatasetCatalog``. root: the folder of the classes' folders; read when the dataset is
-        first loaded. class_names: the folders' names in the order of the labels, or their classes' names by
-        folder; by default
-            the folders in alphabetical order, each named as its class.
+        name: for ``DatasetCatalog``.
+        root: the folder of the classes' folders; read when the dataset is first loaded.
+        class_names: the folders' names in the order of the labels, or their classes' names by folder; by
+            default the folders in alphabetical order, each named as its class.
         names_file: a text file with a folder and its class's names, separated by commas, on each line
-        (ImageNet's
-            ``LOC_synset_mapping.txt``); the first name is taken. Not with ``class_names``.
+            (ImageNet's ``LOC_synset_mapping.txt``); the first name is taken. Not with ``class_names``.
         metadata: more of it.
     """
 
@@ -39,7 +38,7 @@ def register_image_folder(
         return class_names if names_file is None else _read_class_names(names_file)
 
     DatasetCatalog.register(name, load)
-    known = {} if class_names is None else {"class_names": tuple(_by_folder(class_names).values())}
+    known = {} if class_names is None else {"thing_classes": list(_by_folder(class_names).values())}
     MetadataCatalog.get(name).set(source=root, evaluator_type="imagenet", **known, **metadata)
 
 
@@ -52,7 +51,7 @@ def load_image_folder(
 
     Args:
         root, class_names: see :func:`register_image_folder`. Other folders are left aside.
-        dataset_name: its metadata gets ``class_names``.
+        dataset_name: its metadata gets ``thing_classes``, as that of detection datasets.
 
     Raises:
         FileNotFoundError: ``root`` or a class's folder is missing.
@@ -68,7 +67,7 @@ def load_image_folder(
         for path in paths:
             records.append({"file_name": path, "image_id": len(records), "label": label})
     if dataset_name is not None:
-        MetadataCatalog.get(dataset_name).class_names = tuple(classes.values())
+        MetadataCatalog.get(dataset_name).thing_classes = list(classes.values())
     return records
 
 

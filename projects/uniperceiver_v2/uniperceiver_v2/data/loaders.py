@@ -169,17 +169,21 @@ class TrainingBatches(Dataset):
         self._mapper = mapper
         self._order = order
         self._batch_size = batch_size
-        share = batch_size // world_size
-        self._places = range(rank * share, (rank + 1) * share)
+        self.samples_per_batch = batch_size // world_size
+        first = rank * self.samples_per_batch
+        self._places = range(first, first + self.samples_per_batch)
 
     def __getitem__(self, batch: int) -> tuple[Batch, list[str]]:
-        """The samples, and a message for each image that could not be read."""
+        """The samples, and a message for each image that could not be read.
+
+        Samples are fewer than ``samples_per_batch`` only where no replacement could be read either.
+        """
         samples: Batch = []
         unreadable: list[str] = []
         for place in self._places:
             sample = self._make_sample(batch * self._batch_size + place, unreadable)
             if sample is None:
-                break  # the data is broken beyond repair, which the main process says and ends
+                break
             samples.append(sample)
         return samples, unreadable
 
@@ -226,6 +230,7 @@ class TrainLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
+        self._samples_per_batch = batches.samples_per_batch
         self._max_corrupt_share = max_corrupt_share
         self._task_name = task_name
         self._num_read = 0
@@ -250,15 +255,14 @@ class TrainLoader:
                 if message not in self._named:
                     self._named.add(message)
                     logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
-            self._check_share(unreadable)
+            self._check_share(is_complete=len(samples) == self._samples_per_batch)
             yield samples
 
-    def _check_share(self, unreadable: list[str]) -> None:
-        if len(unreadable) < MAX_REPLACEMENTS:
-            if self._num_read < MIN_IMAGES_FOR_SHARE:
-                return
-            if self._num_unreadable <= self._max_corrupt_share * self._num_read:
-                return
+    def _check_share(self, is_complete: bool) -> None:
+        too_few_to_tell = self._num_read < MIN_IMAGES_FOR_SHARE
+        tolerable = self._num_unreadable <= self._max_corrupt_share * self._num_read
+        if is_complete and (too_few_to_tell or tolerable):
+            return
         raise UserError(
             f"task {self._task_name}: {self._num_unreadable} of {self._num_read} images cannot be read, more than "
             f"DATALOADER.MAX_CORRUPT_SHARE ({self._max_corrupt_share}) allows, among them "

@@ -174,9 +174,10 @@ class ClassificationMapper(ImageMapper):
     ``image_size`` and takes the square at its centre.
 
     Args:
-        task, candidates, image_format: see :class:`ImageMapper`. image_size: H = W in pixels. crop_scale:
-        smallest and largest share of an image's area that a random crop takes; None in evaluation. flip:
-        whether to mirror every other image.
+        task, candidates, image_format: see :class:`ImageMapper`.
+        image_size: H = W in pixels.
+        crop_scale: smallest and largest share of an image's area that a random crop takes; None in evaluation.
+        flip: whether to mirror every other image.
     """
 
     def __init__(

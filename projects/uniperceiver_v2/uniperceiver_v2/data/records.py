@@ -16,8 +16,7 @@ def load_dataset(name: str) -> Records:
 
     Raises:
         UserError: it is not registered, or its files are missing, cut short or not in their format. The
-        message
-            names the file and, for the datasets that this project prepares, the command to prepare it.
+            message names the file and, for the datasets that this project prepares, the command to prepare it.
     """
     if name not in DatasetCatalog:
         raise UserError(f"unknown dataset '{name}'{nearest(name, DatasetCatalog.list())}")
@@ -104,8 +103,7 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
 
 def candidate_names(name: str) -> tuple[str, ...]:
     """A loaded dataset's class names in the order of its labels: the candidates Y of equation (5)."""
-    metadata = MetadataCatalog.get(name)
-    classes = metadata.get("class_names") or metadata.get("thing_classes")
+    classes = MetadataCatalog.get(name).get("thing_classes")
     if not classes:
-        raise UserError(f"dataset '{name}' has neither 'thing_classes' nor 'class_names' in its metadata")
+        raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
     return tuple(classes)

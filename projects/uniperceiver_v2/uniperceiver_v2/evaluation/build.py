@@ -8,11 +8,18 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
 from ..errors import UserError, nearest
 from .classification import ClassificationEvaluator
+from .lvis_numpy import repair_lvis
+
+
+def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
+    repair_lvis()
+    return LVISEvaluator(name, output_dir=folder)
+
 
 # By the "evaluator_type" in a dataset's metadata. A new kind of dataset adds its line here.
 _EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
     "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
-    "lvis": lambda name, folder: LVISEvaluator(name, output_dir=folder),
+    "lvis": _lvis_evaluator,
     "imagenet": lambda name, folder: ClassificationEvaluator(name, folder),
 }
 

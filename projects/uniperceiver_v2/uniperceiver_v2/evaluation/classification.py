@@ -19,8 +19,8 @@ class ClassificationEvaluator(DatasetEvaluator):
     """Top-1 and top-5 accuracy in percent, over the images of all ranks.
 
     Args:
-        dataset_name: with ``class_names`` in its metadata. output_folder: for ``predictions.json``, which
-        has the five best classes of every image; None writes none.
+        dataset_name: with ``thing_classes`` in its metadata.
+        output_folder: for ``predictions.json``, which has the five best classes of every image; None writes none.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None):
@@ -70,7 +70,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         return {"classification": {"top1": shares[0].item(), "top5": shares[-1].item()}}
 
     def _write(self, predictions: list[dict]) -> None:
-        names = MetadataCatalog.get(self._dataset_name).class_names
+        names = MetadataCatalog.get(self._dataset_name).thing_classes
         readable = [{**p, "label": names[p["label"]], "classes": [names[c] for c in p["classes"]]} for p in predictions]
         os.makedirs(self._output_folder, exist_ok=True)
         with open(os.path.join(self._output_folder, "predictions.json"), "w") as file:

@@ -119,8 +119,7 @@ def _convert(annotation: dict, keys: list[str], index_of: dict[int, int] | None)
         category = converted["category_id"]
         if category not in index_of:
             raise KeyError(
-                f"Encountered category_id={category} but this id does not exist in 'categories' of the json "
-                "file."
+                f"Encountered category_id={category} but this id does not exist in 'categories' of the json file."
             )
         converted["category_id"] = index_of[category]
     return converted
@@ -147,9 +146,7 @@ def register_coco_instances(
     assert isinstance(image_root, str | os.PathLike), image_root
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
-    )
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict:

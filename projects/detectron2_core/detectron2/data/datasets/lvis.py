@@ -28,9 +28,7 @@ def register_lvis_instances(name: str, metadata: dict, json_file: str, image_roo
         image_root: what the last two parts of each image's ``coco_url`` are appended to: ends with "/".
     """
     DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata
-    )
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
 
 
 def load_lvis_json(

@@ -138,9 +138,7 @@ class AugInput:
         sem_seg: [H, W] uint8 labels.
     """
 
-    def __init__(
-        self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None
-    ):
+    def __init__(self, image: np.ndarray, *, boxes: np.ndarray | None = None, sem_seg: np.ndarray | None = None):
         assert isinstance(image, np.ndarray), f"AugInput needs a numpy array, but got a {type(image)}!"
         assert not np.issubdtype(image.dtype, np.integer) or image.dtype == np.uint8, (
             f"Got an image of type {image.dtype}, use uint8 or floating points instead!"

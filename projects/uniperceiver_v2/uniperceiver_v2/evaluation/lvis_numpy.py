@@ -1,0 +1,21 @@
+"""Lets lvis 0.5.3 run on today's NumPy, under any Detectron2."""
+
+import importlib
+
+import numpy as np
+
+
+class _NumpyWithFloat:
+    """NumPy, with the ``np.float`` that it had until 1.24."""
+
+    float = float
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+
+def repair_lvis() -> None:
+    """Make ``np.float`` mean ``float`` inside the module ``lvis.eval``, and nowhere else."""
+    module = importlib.import_module("lvis.eval")
+    if module.np is np:
+        module.np = _NumpyWithFloat()
