@@ -135,6 +135,8 @@ def test_sizes_from_the_configuration():
 
 def test_gradients_by_finite_differences():
     decoder = UnifiedDecoder(depth=1, dim=4, heads=2, ffn_dim=6).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.5)
     valid = torch.tensor([[True, True, False]])
     tokens = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
 

@@ -3,7 +3,7 @@
 import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
-from uniperceiver_v2.image_encoder import RegionTargets
+from uniperceiver_v2.image_encoder import ImageEncoding, Proposals, RegionTargets
 from uniperceiver_v2.image_encoder.structures import resize_valid, valid_pixels
 
 
@@ -61,3 +61,11 @@ def test_resize_valid_takes_the_nearest_pixel():
     # Map pixel (i, j) asks image pixel (2i, 2j).
     expected = torch.tensor([[i * 2 < 5 and j * 2 < 3 for j in range(4)] for i in range(4)])
     assert torch.equal(resize_valid(valid, (4, 4))[0], expected)
+
+
+def test_mean_global_token_leaves_padding_out():
+    tokens = torch.randn(2, 3, 4)
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    nothing = Proposals(*[torch.zeros(2, 0)] * 4)
+    found = ImageEncoding(tokens, valid, torch.zeros(2, 0, 4), nothing).mean_global_token()
+    torch.testing.assert_close(found, torch.stack(((tokens[0, 0] + tokens[0, 2]) / 2, tokens[1].mean(0))))

@@ -8,11 +8,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 
-def train_loss(model, batch: list[dict]) -> torch.Tensor:
+def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
     with EventStorage():
-        losses = model.train()(batch)
-    assert losses.keys() == {"loss_label"}
-    return losses["loss_label"]
+        return model.train()(batch)
 
 
 def representations(model, batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,25 +19,35 @@ def representations(model, batch: list[dict]) -> tuple[torch.Tensor, torch.Tenso
     return model.decode_image(encoding), model.encode_candidates(batch[0]["candidates"])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_is_equation_7_with_label_smoothing(tiny_config, digits, smoothing):
-    tiny_config.TASKS.digits.LABEL_SMOOTHING = smoothing
-    model = build_model(tiny_config)
-    with torch.no_grad():
-        images, names = (x.double() for x in representations(model, digits))
-    temperature, classes = model.likelihood.temperature.item(), len(names)
+def equation_7(inputs, candidates, labels: list[int], temperature: float, smoothing: float) -> float:
+    """With the likelihood that label smoothing wants of each candidate in place of the label alone."""
     total = 0.0
-    for x, item in zip(images, digits, strict=True):
-        logits = [float(x @ y / (x.norm() * y.norm())) / temperature for y in names]
+    for x, label in zip(inputs.double(), labels, strict=True):
+        logits = [float(x @ y / (x.norm() * y.norm())) / temperature for y in candidates.double()]
         normaliser = math.log(sum(math.exp(z) for z in logits))
         for c, logit in enumerate(logits):
-            wanted = smoothing / classes + (1 - smoothing) * (c == item["label"])
-            total += wanted * (normaliser - logit)
-    assert train_loss(model, digits).item() == pytest.approx(total / len(digits), rel=1e-4)
+            total += (smoothing / len(logits) + (1 - smoothing) * (c == label)) * (normaliser - logit)
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_are_equation_7_with_label_smoothing(tiny_config, digits, smoothing):
+    tiny_config.TASKS.digits.LABEL_SMOOTHING = smoothing
+    tiny_config.TASKS.digits.ALIGNMENT_WEIGHT = 0.5
+    model, labels = build_model(tiny_config), [x["label"] for x in digits]
+    with torch.no_grad():
+        images, names = representations(model, digits)
+        encoding, _ = model.image_encoder(model.preprocess(digits))
+        anchors = model.candidate_anchors(digits[0]["candidates"])
+    losses, temperature = train_losses(model, digits), model.likelihood.temperature.item()
+    expected = equation_7(images, names, labels, temperature, smoothing)
+    assert losses["loss_label"].item() == pytest.approx(expected, rel=1e-4)
+    aligned = equation_7(encoding.mean_global_token(), anchors, labels, temperature, smoothing)
+    assert losses["loss_alignment"].item() == pytest.approx(0.5 * aligned, rel=1e-4)
 
 
 def test_loss_teaches_every_part_that_it_needs(tiny_model, digits):
-    train_loss(tiny_model, digits).backward()
+    train_losses(tiny_model, digits)["loss_label"].backward()
     for part in ("image_encoder.backbone", "image_encoder.fusion", "image_encoder.global_tokens"):
         assert any(p.grad is not None and p.grad.any() for p in tiny_model.get_submodule(part).parameters()), part
     for part in ("text_encoder", "decoder", "likelihood"):
@@ -60,7 +68,7 @@ def test_a_batch_is_learned(tiny_model, digits):
     optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=2e-3)
     history = []
     for _ in range(40):
-        loss = train_loss(tiny_model, digits)
+        loss = sum(train_losses(tiny_model, digits).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
