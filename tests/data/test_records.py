@@ -195,7 +195,7 @@ def test_datasets_of_other_classes_cannot_be_joined(own_coco, scenes_config):
 def test_annotations_without_masks_need_masks_off(own_coco, scenes_config):
     own_coco(lambda content: content["annotations"][7].pop("segmentation"))
     scenes_config.TASKS.scenes.DATASETS = ["own"]
-    assert "MODEL.MASK_ON" in message_of(build_task_train_loader, scenes_config, "scenes")
+    assert "polygon or RLE" in message_of(build_task_train_loader, scenes_config, "scenes")
     scenes_config.MODEL.MASK_ON = False
     batch = next(iter(build_task_train_loader(scenes_config, "scenes")))
     assert not batch[0]["instances"].has("gt_masks")

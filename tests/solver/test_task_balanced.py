@@ -1,4 +1,4 @@
-"""TaskBalancedAdamW against a plain loop over paper.md's equations, and against torch.optim.AdamW."""
+"""TaskBalancedAdamW against a plain loop over the paper's equations, and against torch.optim.AdamW."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ def set_gradients(parameters: list[torch.nn.Parameter], task: str, step: int) ->
 
 
 def reference(parameters, groups, tasks, drawn, gradients_of, betas, eps):
-    """paper.md's update, one number at a time; ``groups``: (lr, weight decay) of each parameter."""
+    """The paper's update, one number at a time; ``groups``: (lr, weight decay) of each parameter."""
     values = [p.detach().double().flatten().tolist() for p in parameters]
     m = [[0.0] * len(v) for v in values]
     n = [[0.0] * len(v) for v in values]

@@ -28,7 +28,7 @@ COMMON_TASK_SETTINGS: dict[str, Any] = {
     "DATASETS": [],
     # Images (or texts) of one iteration, over all ranks.
     "IMS_PER_BATCH": 16,
-    # s_k of paper.md's equation (7); the ratios of all tasks are scaled to sum to 1.
+    # s_k of the paper's equation (7); the ratios of all tasks are scaled to sum to 1.
     "SAMPLING_RATIO": 1.0,
     # w_k of equation (7). Task-balanced normalisation cancels it, AdamW does not.
     "LOSS_WEIGHT": 1.0,

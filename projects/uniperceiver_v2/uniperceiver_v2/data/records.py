@@ -63,7 +63,7 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
         if with_masks and not all(a.get("segmentation") for a in annotations):
             raise UserError(
                 f"dataset '{names[0]}': image {record['file_name']} has an annotation without segmentation; "
-                "set MODEL.MASK_ON False to learn boxes alone"
+                "every object needs a polygon or RLE, as boxes and masks are learned together"
             )
         seen.update(a["category_id"] for a in annotations)
         if annotations or not filter_empty:

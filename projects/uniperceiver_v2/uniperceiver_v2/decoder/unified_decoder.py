@@ -1,4 +1,4 @@
-"""The unified decoder: one Transformer for all tasks and modalities (paper.md, "Unified decoder")."""
+"""The unified decoder: one Transformer for all tasks and modalities (Uni-Perceiver v2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inner loop: one task per iteration ("unmixed sampling" in paper.md)."""
+"""The inner loop: one task per iteration ("unmixed sampling" in the paper)."""
 
 import contextlib
 import math

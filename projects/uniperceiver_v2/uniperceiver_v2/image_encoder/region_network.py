@@ -1,4 +1,4 @@
-"""The class-agnostic region proposal network (paper.md, "Image encoder"): Mask DINO with one foreground class."""
+"""The class-agnostic region proposal network (Uni-Perceiver v2): Mask DINO with one foreground class."""
 
 from __future__ import annotations
 

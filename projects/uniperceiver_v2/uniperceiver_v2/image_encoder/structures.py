@@ -36,7 +36,7 @@ class FeatureMaps:
 
 @dataclass
 class Proposals:
-    """The region network's O proposals of each image (paper.md, "Image encoder").
+    """The region network's O proposals of each image (Uni-Perceiver v2).
 
     Attributes:
         semantics: [B,O,region width].

@@ -1,4 +1,4 @@
-"""Task-Balanced Gradient Normalization (paper.md, "Training"): AdamW for one task per step.
+"""Task-Balanced Gradient Normalization (Uni-Perceiver v2): AdamW for one task per step.
 
 In each step, g below is the gradient of the drawn task k over all parameters, scaled to the norm ω_k:
 

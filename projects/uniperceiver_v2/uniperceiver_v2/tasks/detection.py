@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -80,13 +81,20 @@ def best_instances(
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
     used, which = proposal.unique(return_inverse=True)  # a mask serves all categories of its proposal
-    masks = paste_masks(proposals.masks[index, used], images, index, output_size)
-
-    height, width = output_size
-    boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index].float()[proposal]))
-    boxes.scale(width, height)
+    boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index, used].float()))
+    boxes.scale(output_size[1], output_size[0])
     boxes.clip(output_size)
-    return Instances(output_size, pred_boxes=boxes, scores=best, pred_classes=category, pred_masks=masks[which])
+    masks = paste_masks(proposals.masks[index, used], images, index, output_size) & box_interiors(boxes, output_size)
+    return Instances(output_size, pred_boxes=boxes[which], scores=best, pred_classes=category, pred_masks=masks[which])
+
+
+def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
+    """[K, *size] bool, the pixels that a box touches: a mask ends where its box does (YOLACT, section 3.3)."""
+    x0, y0, x1, y1 = boxes.tensor[:, :, None].unbind(1)
+    rows, columns = (torch.arange(side, device=x0.device) for side in size)
+    inside_rows = (rows + 1 > y0) & (rows < y1)
+    inside_columns = (columns + 1 > x0) & (columns < x1)
+    return inside_rows[:, :, None] & inside_columns[:, None]
 
 
 def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
