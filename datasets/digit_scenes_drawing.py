@@ -319,13 +319,17 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     OpenCV traces pixel centres, which would shave half a pixel off every side and so much of a thin stroke;
     traced on an enlarged mask, the contour follows the pixels' outer edges.
     """
-    height, width = (side * _POLYGON_UPSAMPLING for side in mask.shape)
-    enlarged = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    enlarged = cv2.resize(
+        mask[y : y + height, x : x + width].astype(np.uint8),
+        (width * _POLYGON_UPSAMPLING, height * _POLYGON_UPSAMPLING),
+        interpolation=cv2.INTER_NEAREST,
+    )
     contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons, areas = [], []
     for contour in contours:
         contour = cv2.approxPolyDP(contour, _POLYGON_TOLERANCE * _POLYGON_UPSAMPLING, closed=True)
-        points = (contour[:, 0].astype(np.float64) + 0.5) / _POLYGON_UPSAMPLING
+        points = (contour[:, 0].astype(np.float64) + 0.5) / _POLYGON_UPSAMPLING + (x, y)
         if len(points) >= 3:
             polygons.append(np.round(points, 2).ravel().tolist())
             areas.append(cv2.contourArea(points.astype(np.float32)))
