@@ -175,9 +175,9 @@ def test_the_best_pairs_go_out(tiny_config, scenes):
 
 
 def make_proposals(masks: torch.Tensor) -> Proposals:
-    """One image's proposals with these mask logits [O,h,w]."""
+    """One image's proposals with these mask logits [O,h,w] and boxes as large as the image."""
     count = len(masks)
-    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(count, 1)
+    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(count, 1)
     return Proposals(torch.zeros(1, count, 4), boxes[None], masks[None], torch.zeros(1, count))
 
 
@@ -197,6 +197,18 @@ def test_more_detections_than_pairs_are_all_pairs():
     images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
     found = best_instances(torch.rand(2, 3), make_proposals(torch.zeros(2, 4, 4)), 0, images, (4, 4), count=100)
     assert len(found) == 6
+
+
+def test_a_mask_ends_at_its_box():
+    """Masks that cover the image; boxes of 2.5×1 pixels in the middle of row 1, and of the lower left quarter."""
+    proposals = make_proposals(torch.full((2, 4, 4), 5.0))
+    proposals.boxes[0] = torch.tensor([[2.25 / 4, 1.5 / 4, 2.5 / 4, 1 / 4], [0.25, 0.75, 0.5, 0.5]])
+    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
+    found = best_instances(torch.tensor([[0.9], [0.8]]), proposals, 0, images, (4, 4), count=2)
+    # A pixel that a box only touches is the mask's still.
+    assert found.pred_masks[0].nonzero().tolist() == [[1, 1], [1, 2], [1, 3]]
+    assert found.pred_masks[1].nonzero().tolist() == [[2, 0], [2, 1], [3, 0], [3, 1]]
+    torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[1.0, 1.0, 3.5, 2.0], [0.0, 2.0, 2.0, 4.0]]))
 
 
 def test_masks_are_cut_to_the_image_and_scaled():
