@@ -47,6 +47,12 @@ def make_predictions(queries: int = QUERIES) -> RegionPredictions:
     )
 
 
+def windows_of(places, targets: RegionTargets) -> torch.Tensor:
+    """A mask is learned in its object's box, a fifth larger."""
+    boxes = [targets.boxes[image, target].tolist() for _, image, _, target in places]
+    return torch.tensor([[cx, cy, 1.2 * w, 1.2 * h] for cx, cy, w, h in boxes])
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -172,7 +178,7 @@ def test_losses_equal_the_plain_formulas():
     torch.manual_seed(3)
     embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
     logits = masks_of(embeddings, matches.image, pixels)
-    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN)
+    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
     assert_losses_equal(found, plain_losses(predictions, places, ignored, pixels, targets, 4.0, points))
 
 
@@ -255,7 +261,7 @@ def test_denoising_losses_equal_the_plain_formulas():
     assert list(zip(*(x.tolist() for x in vars(matches).values()), strict=True)) == places
     layer, image, query, _ = torch.tensor(places).T
     logits = masks_of(predictions.mask_embeddings[layer, image, query], image, pixels)
-    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN)
+    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
     assert_losses_equal(found, plain_losses(predictions, places, ignored, pixels, targets, 5.0 * 2, points))
 
 

@@ -56,3 +56,11 @@ def test_uncertain_points_lie_where_the_logit_is_near_zero():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_share_of_uncertain_points_may_be_none_or_all(share):
     assert uncertain_points(torch.randn(2, 8, 8), 10, 3.0, share).shape == (2, 10, 2)
+
+
+def test_points_stay_in_their_windows_and_on_the_map():
+    windows = torch.tensor([[0.3, 0.4, 0.2, 0.1], [0.9, 0.9, 0.4, 0.4]])
+    points = uncertain_points(torch.randn(2, 8, 8), 50, 3.0, 0.75, windows)
+    low, high = windows[:, None, :2] - windows[:, None, 2:] / 2, windows[:, None, :2] + windows[:, None, 2:] / 2
+    assert (points >= low.clamp(min=0) - 1e-6).all() and (points <= high.clamp(max=1) + 1e-6).all()
+    assert (points.amax(1) - points.amin(1) > 0.5 * windows[:, 2:].clamp(max=0.25)).all()

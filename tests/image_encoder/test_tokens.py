@@ -25,9 +25,30 @@ def fusion() -> ProposalFusion:
     return fusion
 
 
-def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion):
+def inside(box: list[float], size: tuple[int, int], extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+    """Which pixels' centres lie in a box (cx, cy, w, h) of an image that covers `extent` (x, y) of the map."""
+    (height, width), (ex, ey) = size, extent
+    cx, cy, w, h = box
+    return torch.tensor(
+        [
+            [
+                abs((x + 0.5) / width - cx * ex) <= w * ex / 2 and abs((y + 0.5) / height - cy * ey) <= h * ey / 2
+                for x in range(width)
+            ]
+            for y in range(height)
+        ]
+    )
+
+
+@pytest.mark.parametrize("extent", [None, [[1.0, 1.0], [0.5, 0.75]]])
+def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion, extent):
     given = proposals()
-    pooled = given.masks.sigmoid().unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
+    given.extent = None if extent is None else torch.tensor(extent)
+    boxes, extents = given.boxes.tolist(), extent or [[1.0, 1.0]] * 2
+    kept = torch.stack(
+        [torch.stack([inside(box, (56, 56), e) for box in image]) for image, e in zip(boxes, extents, strict=True)]
+    )
+    pooled = (given.masks.sigmoid() * kept).unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
     box = box_position_encoding(given.boxes, fusion.BOX_ENCODING)
     expected = sum(
         x @ part.weight.T + part.bias

@@ -34,3 +34,8 @@ def box_overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     hull = outer.prod(-1)
     iou = intersection / union.clamp(min=tiny)
     return iou, iou - (hull - union) / hull.clamp(min=tiny)
+
+
+def contains(boxes: Tensor, points: Tensor) -> Tensor:
+    """Whether boxes [...,4] contain points [...,(x, y)], with broadcasting."""
+    return ((points - boxes[..., :2]).abs() <= boxes[..., 2:] / 2).all(-1)

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .boxes import box_overlaps
+from .boxes import box_overlaps, contains
 from .denoising import DenoisingQueries
 from .matcher import MatchCosts, hungarian_match, one_to_many_match
 from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
-from .structures import Matches, RegionTargets
+from .structures import Matches, RegionTargets, on_padded_map
+
+MASK_MARGIN = 1.2  # side of the window in which a mask is learned, in sides of its box
+OUTSIDE = -8.0  # mask logit outside a query's box
 
 
 @dataclass
@@ -68,6 +71,15 @@ def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -
     return logits[sorted_image, slot][back]
 
 
+def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
+    """Where the mask of each matched query is learned, boxes [K,4] on the padded map: in its object's box and a margin.
+
+    A mask ends at its box (YOLACT, section 3.3), so that it need not tell its object from everything else in the image.
+    """
+    boxes = on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target]
+    return torch.cat((boxes[:, :2], boxes[:, 2:] * MASK_MARGIN), dim=-1)
+
+
 class RegionCriterion:
     """Weighs and sums the region network's losses, each averaged over the objects of the batch.
 
@@ -97,6 +109,8 @@ class RegionCriterion:
         points = torch.rand(B, self.num_points, 2, device=pixel_embeddings.device)
         embeddings = sample_points(pixel_embeddings.detach().float(), points)  # [B,dim,P]
         logits = predictions.mask_embeddings.detach().float() @ embeddings
+        own = on_padded_map(predictions.boxes.detach().transpose(0, 1), targets.extent).transpose(0, 1)
+        logits = logits.masked_fill(~contains(own.unsqueeze(-2), points[None, :, None]), OUTSIDE)
         which = torch.arange(B * N, device=points.device)
         at_points = sample_masks(targets.masks.flatten(0, 1), which, points.repeat_interleave(N, dim=0))
         return hungarian_match(
@@ -148,7 +162,9 @@ class RegionCriterion:
             nothing = mask_embeddings.sum() * 0
             return nothing, nothing
         logits = masks_of(mask_embeddings, matches.image, pixel_embeddings).float()
-        points = uncertain_points(logits, self.num_points, self.oversampling, self.uncertain_share)
+        points = uncertain_points(
+            logits, self.num_points, self.oversampling, self.uncertain_share, mask_windows(matches, targets)
+        )
         at_points = sample_points(logits[:, None], points).squeeze(1)
         which = matches.image * targets.valid.shape[1] + matches.target
         wanted = sample_masks(targets.masks.flatten(0, 1), which, points)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import group_norm, map_position_encoding
-from .structures import FeatureMaps, resize_valid
+from .structures import FeatureMaps, covered_share, resize_valid
 
 
 class FeatureProjection(nn.Module):
@@ -44,7 +44,7 @@ class FeatureProjection(nn.Module):
             map_position_encoding(v, dim).flatten(1, 2) + embedding
             for v, embedding in zip(valids, self.scale_embedding, strict=True)
         ]
-        ratios = [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in valids]
+        ratios = [covered_share(v) for v in valids]
         features = FeatureMaps(
             tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in scales], dim=1),
             positions=torch.cat(positions, dim=1),

@@ -35,18 +35,24 @@ def sample_masks(masks: Tensor, which: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def uncertain_points(logits: Tensor, count: int, oversampling: float, uncertain_share: float) -> Tensor:
+def uncertain_points(
+    logits: Tensor, count: int, oversampling: float, uncertain_share: float, windows: Tensor | None = None
+) -> Tensor:
     """Points where a mask is undecided (logit near zero), and some random ones.
 
     Args:
         logits: [K,h,w]; count: P; of `oversampling`·P random points the most uncertain make up `uncertain_share` of P.
+        windows: [K,4] boxes that each row's points are drawn from; None for the whole map.
     Returns:
         [K,P,2] in 0..1.
     """
     K = logits.shape[0]
     pool = torch.rand(K, int(count * oversampling), 2, device=logits.device)
     uncertain = int(count * uncertain_share)
+    rest = torch.rand(K, count - uncertain, 2, device=logits.device)
+    if windows is not None:
+        corner, size = (windows[:, :2] - windows[:, 2:] / 2)[:, None], windows[:, None, 2:]
+        pool, rest = ((corner + points * size).clamp(0, 1) for points in (pool, rest))
     uncertainty = -sample_points(logits[:, None], pool).squeeze(1).abs()
     best = uncertainty.topk(uncertain, dim=1).indices.unsqueeze(-1)
-    rest = torch.rand(K, count - uncertain, 2, device=logits.device)
     return torch.cat((pool.gather(1, best.expand(-1, -1, 2)), rest), dim=1)

@@ -15,7 +15,7 @@ from .denoising import DenoisingQueries, denoising_attention_mask, make_denoisin
 from .feature_maps import FeatureProjection, PixelEmbedding
 from .query_selection import DensePredictions, QuerySelection
 from .region_decoder import RegionDecoder
-from .structures import Matches, Proposals, RegionTargets
+from .structures import Matches, Proposals, RegionTargets, covered_share
 
 
 @dataclass
@@ -29,6 +29,7 @@ class RegionOutput:
         pixel_embeddings: [B,dim,h,w].
         dense: the encoder's own predictions.
         denoising: the denoising queries, in training with targets.
+        extent: [B,2], the share (x, y) of the padded maps that each image covers.
     """
 
     coarsest: Tensor
@@ -38,6 +39,7 @@ class RegionOutput:
     pixel_embeddings: Tensor
     dense: DensePredictions
     denoising: DenoisingQueries | None
+    extent: Tensor
 
     @property
     def num_denoising(self) -> int:
@@ -53,6 +55,7 @@ class RegionOutput:
                 "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings
             ),
             objectness=self.predictions.objectness[-1][:, ordinary],
+            extent=self.extent,
         )
 
 
@@ -150,6 +153,7 @@ class RegionNetwork(nn.Module):
             pixel_embeddings=pixel_embeddings,
             dense=dense,
             denoising=denoising,
+            extent=covered_share(valid),
         )
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:

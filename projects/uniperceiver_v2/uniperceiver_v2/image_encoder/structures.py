@@ -43,12 +43,14 @@ class Proposals:
         boxes: [B,O,4].
         masks: [B,O,h,w] logits at the stride of the pixel embeddings; padding included.
         objectness: [B,O] logits.
+        extent: [B,2], the share (x, y) of the padded masks that each image covers; None for all of them.
     """
 
     semantics: Tensor
     boxes: Tensor
     masks: Tensor
     objectness: Tensor
+    extent: Tensor | None = None
 
 
 @dataclass
@@ -82,12 +84,14 @@ class RegionTargets:
         masks: [B,N,H,W] bool, of the padded batch of images.
         labels: [B,N] int64, indices into the candidates.
         valid: [B,N] bool, False at padding.
+        extent: [B,2], the share (x, y) of the padded masks that each image covers; None for all of them.
     """
 
     boxes: Tensor
     masks: Tensor
     labels: Tensor
     valid: Tensor
+    extent: Tensor | None = None
 
     @classmethod
     def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
@@ -108,7 +112,8 @@ class RegionTargets:
             masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
             labels[i, :n] = item.gt_classes.cpu()
             valid[i, :n] = True
-        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device))
+        extent = covered_share(valid_pixels(images))
+        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device), extent)
 
 
 @dataclass
@@ -127,6 +132,18 @@ def valid_pixels(images: ImageList) -> Tensor:
     for i, (height, width) in enumerate(images.image_sizes):
         valid[i, :height, :width] = True
     return valid
+
+
+def covered_share(valid: Tensor) -> Tensor:
+    """[B,2], the share (x, y) of each padded image [B,H,W] that is no padding."""
+    return torch.stack((valid[:, 0].float().mean(1), valid[:, :, 0].float().mean(1)), dim=-1)
+
+
+def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
+    """Boxes [B,...,4] in 0..1 of each image as boxes in 0..1 of the padded map."""
+    if extent is None:
+        return boxes
+    return boxes * extent.repeat(1, 2).view(len(boxes), *[1] * (boxes.dim() - 2), 4)
 
 
 def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:

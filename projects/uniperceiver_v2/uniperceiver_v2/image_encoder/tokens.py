@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import MultiHeadAttention, box_position_encoding, map_position_encoding
-from .structures import Proposals
+from .boxes import contains
+from .structures import Proposals, on_padded_map
 
 
 class ProposalFusion(nn.Module):
@@ -32,8 +33,18 @@ class ProposalFusion(nn.Module):
     def forward(self, proposals: Proposals) -> Tensor:
         """[B,O,dim]"""
         box = box_position_encoding(proposals.boxes, self.BOX_ENCODING)
-        mask = F.adaptive_avg_pool2d(proposals.masks.sigmoid(), self.MASK_SIZE).flatten(2)
+        mask = F.adaptive_avg_pool2d(self._masks_in_boxes(proposals), self.MASK_SIZE).flatten(2)
         return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
+
+    @staticmethod
+    def _masks_in_boxes(proposals: Proposals) -> Tensor:
+        """Mask probabilities [B,O,h,w], zero outside the boxes, where no mask is learned."""
+        height, width = proposals.masks.shape[-2:]
+        ys = (torch.arange(height, device=proposals.masks.device) + 0.5) / height
+        xs = (torch.arange(width, device=proposals.masks.device) + 0.5) / width
+        centres = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+        boxes = on_padded_map(proposals.boxes.detach(), proposals.extent)
+        return proposals.masks.sigmoid() * contains(boxes[:, :, None, None], centres)
 
 
 class AttentionPools(nn.Module):
