@@ -41,7 +41,7 @@ def test_a_task_has_the_settings_of_its_node(tiny_config):
     tiny_config.TASKS.digits.LABEL_SMOOTHING = 0.3
     model = build_model(tiny_config)
     assert model.tasks["digits"].settings["LABEL_SMOOTHING"] == 0.3
-    assert model.tasks["classification"].settings["LABEL_SMOOTHING"] == 0.0
+    assert model.tasks["classification"] is model.tasks["digits"]  # the kind stands for its first task
 
 
 def test_detection_is_meant_without_a_task(tiny_model):
@@ -165,3 +165,16 @@ def test_weights_hold_no_task_heads(tiny_model):
     """One set of weights for all tasks: a task with other names or another kind adds none."""
     parts = {name.split(".")[0] for name in tiny_model.state_dict()}
     assert parts == {"image_encoder", "text_encoder", "decoder", "likelihood"}
+
+
+def test_a_kind_stands_for_the_first_task_of_that_kind(tiny_config):
+    """Test datasets name kinds: they get the prompt that the task was trained with."""
+    tiny_config.TASKS.digits.PROMPT = "the digit {}"
+    tiny_config.TASKS.more_digits = tiny_config.TASKS.digits.clone()
+    tiny_config.TASKS.more_digits.PROMPT = "another {}"
+    tiny_config.TASKS.NAMES.append("more_digits")
+    model = build_model(tiny_config)
+    texts = {
+        name: model.tasks[name].candidates([{"candidates": ("two",)}]) for name in ("classification", "more_digits")
+    }
+    assert texts == {"classification": ("the digit two",), "more_digits": ("another two",)}

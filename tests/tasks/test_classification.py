@@ -7,6 +7,9 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.tasks import ClassificationTask
+
 
 def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
     with EventStorage():
@@ -104,11 +107,11 @@ def test_a_label_set_of_the_users_own(tiny_model, digits):
 def test_names_are_put_into_the_prompt(tiny_config, digits):
     tiny_config.TASKS.digits.PROMPT = "a picture of a {}"
     model = build_model(tiny_config).eval()
+    model.tasks["plain"] = ClassificationTask(task_defaults("plain", "classification"))
     plain = [
-        {**x, "task": "classification", "candidates": tuple(f"a picture of a {n}" for n in x["candidates"])}
-        for x in digits
+        {**x, "task": "plain", "candidates": tuple(f"a picture of a {n}" for n in x["candidates"])} for x in digits
     ]
-    bare = [{**x, "task": "classification"} for x in digits]
+    bare = [{**x, "task": "plain"} for x in digits]
     for a, b, c in zip(model(digits), model(plain), model(bare), strict=True):
         torch.testing.assert_close(a["scores"], b["scores"])
         assert not torch.allclose(a["scores"], c["scores"])

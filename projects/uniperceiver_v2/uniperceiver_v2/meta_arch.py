@@ -56,9 +56,10 @@ class UniPerceiverV2(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         tasks = {kind: task(task_defaults(kind, kind)) for kind, task in TASK_KINDS.items()}
-        for name in cfg.TASKS.NAMES:
+        for name in reversed(cfg.TASKS.NAMES):
             node = cfg.TASKS[name]
-            tasks[name] = TASK_KINDS[node.KIND](dict(node))
+            # A kind stands for the first task of that kind, so that evaluation, too, puts names into its prompt.
+            tasks[name] = tasks[node.KIND] = TASK_KINDS[node.KIND](dict(node))
         return {
             "image_encoder": ImageEncoder(cfg),
             "text_encoder": TextEncoder(cfg),
