@@ -9,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import UserError
 
@@ -39,6 +40,30 @@ def resolve_directory(path: str, key: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise UserError(f"{key}: no directory {path!r} (looked in {Path.cwd()} and {REPOSITORY})")
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory, with RoBERTa's conventions: it puts one token before and one behind a
+    text (`<s>`, `</s>`) and has tokens for padding and masking.
+
+    Raises:
+        UserError: there is no such tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        frame = tokenizer("")["input_ids"]
+    except LOADING_ERRORS as error:
+        raise UserError(f"no tokenizer can be loaded from {directory}: {error}") from error
+    # Beside a model's configuration, transformers makes a tokenizer without words out of missing files.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")
+    if len(frame) != 2 or tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
+        raise UserError(
+            f"the tokenizer in {directory} does not mark texts as RoBERTa's does: it frames a text with "
+            f"{tokenizer.convert_ids_to_tokens(frame)} (expected: one token before it, one behind), its token for "
+            f"padding is {tokenizer.pad_token!r}, for masking {tokenizer.mask_token!r}"
+        )
+    return tokenizer
 
 
 def has_weights(directory: Path) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..pretrained import LOADING_ERRORS, has_weights, load_weights, resolve_directory
+from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, resolve_directory
 
 
 class TextEncoder(nn.Module):
@@ -63,8 +63,8 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
     Raises:
         UserError: the directory holds no such model.
     """
+    tokenizer = load_tokenizer(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
         if has_weights(directory):
             return load_weights(AutoModel, directory, add_pooling_layer=False), tokenizer
         model = AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False)
