@@ -8,7 +8,7 @@ bool [H, W].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -16,7 +16,6 @@ from pycocotools import mask as mask_api
 from sklearn.datasets import load_digits
 
 SCENE_SIZE = 96
-NUM_TRAIN_SAMPLES = 1297  # of the 1,797 handwriting samples; the 500 others are for testing only
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # How often a drawn digit is of each class: two rare classes, three common ones and five frequent ones, so
 # that LVIS's frequency groups are all populated.
@@ -78,21 +77,18 @@ class _Placed:
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 of the ink
 
 
-@lru_cache(maxsize=1)
+@cache
 def handwriting() -> tuple[np.ndarray, np.ndarray]:
     """The UCI handwritten digits that scikit-learn carries: ink [1797, 8, 8] in 0..1 and labels [1797]."""
     digits = load_digits()
     return (digits.images / 16.0).astype(np.float32), digits.target.astype(np.int64)
 
 
-@lru_cache(maxsize=2)
-def samples_by_class(split: str) -> tuple[np.ndarray, ...]:
-    """For each class, the indices of the handwriting samples that `split` ("train" or "test") may use."""
-    labels = handwriting()[1]
-    allowed = np.arange(len(labels)) < NUM_TRAIN_SAMPLES
-    if split == "test":
-        allowed = ~allowed
-    return tuple(np.flatnonzero(allowed & (labels == label)) for label in range(len(CLASS_NAMES)))
+@cache
+def samples_by_class(samples: range) -> tuple[np.ndarray, ...]:
+    """For each class, the indices of its handwriting samples among `samples`."""
+    labels = handwriting()[1][samples.start : samples.stop]
+    return tuple(samples.start + np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES)))
 
 
 def draw_single_digit(sample_id: int, size: int = 32) -> np.ndarray:
@@ -102,12 +98,12 @@ def draw_single_digit(sample_id: int, size: int = 32) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def draw_scene(rng: np.random.Generator, split: str, first_label: int | None = None) -> Scene:
-    """Draws one scene of `split`.
+def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None = None) -> Scene:
+    """Draws one scene.
 
     Args:
         rng: the only source of chance.
-        split: "train" or "test", which handwriting may be used.
+        samples: which handwriting may be used.
         first_label: the class of the first digit, where the caller wants it to occur for certain.
     """
     num_digits = int(rng.integers(1, 7))
@@ -117,7 +113,7 @@ def draw_scene(rng: np.random.Generator, split: str, first_label: int | None = N
     has_crowd = rng.random() < CROWD_SHARE
     placed = None
     while placed is None:  # a layout without room for the last digits is thrown away whole
-        placed = _try_layout(rng, split, labels, has_crowd)
+        placed = _try_layout(rng, samples, labels, has_crowd)
 
     canvas = _draw_background(rng)
     owner = np.full((SCENE_SIZE, SCENE_SIZE), -1)
@@ -132,15 +128,15 @@ def draw_scene(rng: np.random.Generator, split: str, first_label: int | None = N
     return Scene(image, tuple(_annotate(item, owner == index) for index, item in enumerate(placed)))
 
 
-def _try_layout(rng: np.random.Generator, split: str, labels: np.ndarray, has_crowd: bool) -> list[_Placed] | None:
+def _try_layout(rng: np.random.Generator, samples: range, labels: np.ndarray, has_crowd: bool) -> list[_Placed] | None:
     placed: list[_Placed] = []
     if has_crowd:
-        placed.append(_draw_crowd(rng, split))
+        placed.append(_draw_crowd(rng, samples))
     max_height = DIGIT_HEIGHTS[1]
     for label in labels:
         for attempt in range(40):
             height = rng.uniform(DIGIT_HEIGHTS[0], max_height)
-            digit = _draw_digit(rng, split, int(label), height)
+            digit = _draw_digit(rng, samples, int(label), height)
             if digit is not None and _fits(digit, placed):
                 placed.append(digit)
                 break
@@ -199,8 +195,8 @@ def _render_ink(rng: np.random.Generator, sample_id: int, height: float) -> np.n
     return cv2.warpAffine(glyph, matrix, (width_px, height_px), flags=cv2.INTER_LINEAR)
 
 
-def _draw_digit(rng: np.random.Generator, split: str, label: int, height: float) -> _Placed | None:
-    sample_id = int(rng.choice(samples_by_class(split)[label]))
+def _draw_digit(rng: np.random.Generator, samples: range, label: int, height: float) -> _Placed | None:
+    sample_id = int(rng.choice(samples_by_class(samples)[label]))
     patch = _render_ink(rng, sample_id, height)
     if max(patch.shape) > SCENE_SIZE:
         return None
@@ -223,10 +219,10 @@ def _place(layer: np.ndarray, label: int, colour: str, sample_ids: tuple[int, ..
     return _Placed(label, colour, sample_ids, len(sample_ids) > 1, alpha, ink, box)
 
 
-def _draw_crowd(rng: np.random.Generator, split: str) -> _Placed:
+def _draw_crowd(rng: np.random.Generator, samples: range) -> _Placed:
     """Four to eight tiny digits of one class and colour in two close rows."""
     label = int(rng.choice(len(CLASS_NAMES), p=CLASS_WEIGHTS))
-    sample_ids = rng.choice(samples_by_class(split)[label], size=int(rng.integers(4, 9)), replace=False)
+    sample_ids = rng.choice(samples_by_class(samples)[label], size=int(rng.integers(4, 9)), replace=False)
     patches = [_render_ink(rng, int(i), rng.uniform(*CROWD_DIGIT_HEIGHTS)) for i in sample_ids]
     columns = (len(patches) + 1) // 2
     cell = max(max(p.shape) for p in patches)

@@ -1,7 +1,7 @@
 """Prepares digit_scenes, the default training data: real handwriting composed into scenes.
 
     python datasets/prepare_digit_scenes.py [--output DIR] [--seed S]
-                                            [--train-scenes 4000] [--test-scenes 500]
+                                            [--train-scenes 4000] [--test-scenes 500] [--development]
 
 Writes the tree that datasets/README.md describes, in some seconds and without a network. The same arguments
 give the same bytes. A tree that is whole already is left alone; it is written beside its place and moved
@@ -9,6 +9,10 @@ there when it is whole, so that an interrupted run leaves nothing that looks fin
 
 Handwriting: scikit-learn's bundled UCI digits, 1,797 samples. The first 1,297 go into training files and
 the last 500 into test files, never the other way.
+
+With --development, the last 200 training samples are held out of training and take the place of the test
+handwriting: a tree to choose settings on, by DETECTRON2_DATASETS=datasets/development, without a look at the
+test files.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from digit_scenes_drawing import (
     CLASS_NAMES,
-    NUM_TRAIN_SAMPLES,
     SCENE_SIZE,
     Instance,
     draw_scene,
@@ -46,28 +50,47 @@ FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both spl
 # to 100, more, of 100,000 images. At this data set's size the same three groups are told apart by shares of
 # the training scenes: with digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
 RARE_BELOW, COMMON_BELOW = 0.13, 0.30
-_TEXT_STREAM = 2  # seeds: (seed, split) draws scenes, (seed, _TEXT_STREAM) the corpus
+_TEXT_STREAM = 2  # seeds: (seed, stream of a split) draws scenes, (seed, _TEXT_STREAM) the corpus
+
+
+class Source(NamedTuple):
+    """What a split is drawn from: the handwriting samples, and the stream of random numbers."""
+
+    samples: range
+    stream: int
+
+
+SOURCES = {"train": Source(range(1297), 0), "test": Source(range(1297, 1797), 1)}
+DEVELOPMENT_SOURCES = {"train": Source(range(1097), 3), "test": Source(range(1097, 1297), 4)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "digit_scenes"
-    parser.add_argument("--output", type=Path, default=default, help=f"folder to write (default: {default})")
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"folder to write (default: {root}/digit_scenes or {root}/development/digit_scenes)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-scenes", type=int, default=4000)
     parser.add_argument("--test-scenes", type=int, default=500)
+    parser.add_argument("--development", action="store_true", help="test on held out training handwriting")
     args = parser.parse_args()
+    output = args.output or (root / "development" if args.development else root) / "digit_scenes"
     started = time.perf_counter()
     try:
-        written = prepare(args.output, args.seed, args.train_scenes, args.test_scenes)
+        written = prepare(output, args.seed, args.train_scenes, args.test_scenes, args.development)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     done = f"written in {time.perf_counter() - started:.1f} s" if written else "already there"
-    print(f"digit_scenes: {args.output} ({args.train_scenes} + {args.test_scenes} scenes, {done})")
+    print(f"digit_scenes: {output} ({args.train_scenes} + {args.test_scenes} scenes, {done})")
 
 
-def prepare(output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: int = 500) -> bool:
-    """Makes `output` a whole digit_scenes tree.
+def prepare(
+    output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: int = 500, development: bool = False
+) -> bool:
+    """Makes `output` a whole digit_scenes tree, or one for development.
 
     Returns:
         False where it was one already, with the same arguments.
@@ -84,6 +107,7 @@ def prepare(output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: 
         "train_scenes": train_scenes,
         "test_scenes": test_scenes,
         "version": FORMAT_VERSION,
+        **({"development": True} if development else {}),
     }
     manifest = _read_manifest(output)
     if manifest is None and output.exists() and any(output.iterdir()):
@@ -94,7 +118,8 @@ def prepare(output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: 
     _remove_abandoned(output)
     staging = output.parent / f".{output.name}.{os.getpid()}"
     try:
-        _write_tree(staging, seed, {"train": train_scenes, "test": test_scenes})
+        sources = DEVELOPMENT_SOURCES if development else SOURCES
+        _write_tree(staging, seed, {"train": train_scenes, "test": test_scenes}, sources)
         _write_json(staging / MANIFEST, {"arguments": arguments, "files": _file_sizes(staging)})
         if output.exists():
             shutil.rmtree(output)
@@ -130,15 +155,15 @@ def _remove_abandoned(output: Path) -> None:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_tree(root: Path, seed: int, num_scenes: dict[str, int]) -> None:
+def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict[str, Source]) -> None:
     for folder in ("annotations", "corpus", *(f"images/{split}" for split in SPLITS)):
         (root / folder).mkdir(parents=True)
-    scenes = {split: _write_scenes(root, seed, split, num_scenes[split]) for split in SPLITS}
+    scenes = {split: _write_scenes(root, seed, split, num_scenes[split], sources[split]) for split in SPLITS}
     for split in SPLITS:
         _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
         _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
         _write_json(root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"]))
-    _write_single_digits(root / "digits")
+    _write_single_digits(root / "digits", sources)
     rng = np.random.default_rng([seed, _TEXT_STREAM])
     corpus = dict(zip(SPLITS, write_corpus(rng), strict=True))
     captions = {caption for scene in scenes["train"] for caption in scene["captions"]}
@@ -157,8 +182,8 @@ def _write_png(path: Path, image_rgb: np.ndarray) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _write_scenes(root: Path, seed: int, split: str, count: int) -> list[dict]:
-    draw = partial(_write_scene, root / "images" / split, seed, split)
+def _write_scenes(root: Path, seed: int, split: str, count: int, source: Source) -> list[dict]:
+    draw = partial(_write_scene, root / "images" / split, seed, FIRST_IMAGE_ID[split], source)
     if count < 500:  # done before the other processes would have begun
         return [draw(index) for index in range(count)]
     workers = min(os.cpu_count() or 1, 8)
@@ -168,12 +193,12 @@ def _write_scenes(root: Path, seed: int, split: str, count: int) -> list[dict]:
         return list(pool.map(draw, range(count), chunksize=50))
 
 
-def _write_scene(folder: Path, seed: int, split: str, index: int) -> dict:
+def _write_scene(folder: Path, seed: int, first_id: int, source: Source, index: int) -> dict:
     """Draws, describes and writes one scene; what comes back is all that the annotation files need of it."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    rng = np.random.default_rng([seed, source.stream, index])
     # The first ten scenes show every class once, so that even a tiny data set has no category without images.
-    scene = draw_scene(rng, split, first_label=index if index < len(CLASS_NAMES) else None)
-    image_id = FIRST_IMAGE_ID[split] + index
+    scene = draw_scene(rng, source.samples, first_label=index if index < len(CLASS_NAMES) else None)
+    image_id = first_id + index
     file_name = f"{image_id:012d}.png"
     _write_png(folder / file_name, scene.image)
     things = [Thing(CLASS_NAMES[i.label], i.colour, i.box, i.is_crowd) for i in scene.instances]
@@ -283,14 +308,15 @@ def _lvis_categories(train_scenes: list[dict]) -> list[dict]:
     return categories
 
 
-def _write_single_digits(root: Path) -> None:
+def _write_single_digits(root: Path, sources: dict[str, Source]) -> None:
     """An ImageNet-style tree, root/<split>/<class name>/<handwriting sample>.png."""
-    for split in SPLITS:
+    labels = handwriting()[1]
+    for split, source in sources.items():
         for name in CLASS_NAMES:
             (root / split / name).mkdir(parents=True)
-    for sample_id, label in enumerate(handwriting()[1]):
-        split = "train" if sample_id < NUM_TRAIN_SAMPLES else "test"
-        _write_png(root / split / CLASS_NAMES[label] / f"{sample_id:04d}.png", draw_single_digit(sample_id))
+        for sample_id in source.samples:
+            name = CLASS_NAMES[labels[sample_id]]
+            _write_png(root / split / name / f"{sample_id:04d}.png", draw_single_digit(sample_id))
 
 
 if __name__ == "__main__":

@@ -255,3 +255,17 @@ def test_the_program(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and str(foreign) in done.stderr
     assert contents(foreign) == {"thesis.txt": b"dear"}
+
+
+def test_development_holds_training_handwriting_out_and_never_shows_test_handwriting(prepare, tree, tmp_path):
+    output = tmp_path / "digit_scenes"
+    assert prepare(output, train_scenes=60, test_scenes=20, development=True)
+    held_out = range(NUM_TRAIN_SAMPLES - 200, NUM_TRAIN_SAMPLES)
+    for split, allowed in (("train", range(held_out.start)), ("test", held_out)):
+        scene_ids = {i for a in read(output, f"instances_{split}")["annotations"] for i in a["sample_ids"]}
+        assert scene_ids and scene_ids <= set(allowed)
+        assert {int(p.stem) for p in (output / "digits" / split).rglob("*.png")} == set(allowed)
+        # Not the same layouts with other handwriting, either.
+        images = {p.read_bytes() for p in (output / "images" / split).iterdir()}
+        assert not images & {p.read_bytes() for s in SPLITS for p in (tree / "images" / s).iterdir()}
+    assert not prepare(output, train_scenes=60, test_scenes=20, development=True)
