@@ -6,10 +6,10 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
-from uniperceiver_v2.decoder import Attributes, DenseFeedForward, Segment, UnifiedDecoder
+from uniperceiver_v2.decoder import IMAGE_TO_TEXT, Attributes, DenseFeedForward, Segment, UnifiedDecoder
 
 DIM, HEADS, FFN_DIM, DEPTH = 16, 2, 24, 2
-IMAGE, TEXT = Attributes("image", "input"), Attributes("text", "target")
+IMAGE, TEXT = Attributes("image", "input", IMAGE_TO_TEXT), Attributes("text", "target", IMAGE_TO_TEXT)
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ def test_layout_tells_which_attributes_stand_where(decoder):
     seen = []
     decoder.layers[0].ffn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     decoder([segment(2, IMAGE), segment(3, TEXT)])
-    assert list(seen[0]) == [(1, Attributes("special", "input")), (2, IMAGE), (3, TEXT)]
+    assert list(seen[0]) == [(1, Attributes("special", "input", IMAGE_TO_TEXT)), (2, IMAGE), (3, TEXT)]
     decoder([segment(3, TEXT)])
-    assert list(seen[1]) == [(1, Attributes("special", "target")), (3, TEXT)]
+    assert list(seen[1]) == [(1, Attributes("special", "target", IMAGE_TO_TEXT)), (3, TEXT)]
 
 
 def test_sizes_from_the_configuration():

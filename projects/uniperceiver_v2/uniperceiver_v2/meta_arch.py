@@ -9,7 +9,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import task_defaults
-from .decoder import Attributes, Representations, Segment, UnifiedDecoder
+from .decoder import IMAGE_TO_TEXT, Attributes, Representations, Segment, UnifiedDecoder
 from .image_encoder import ImageEncoder, ImageEncoding
 from .likelihood import CandidateCache, Likelihood
 from .tasks import TASK_KINDS, Task
@@ -102,7 +102,7 @@ class UniPerceiverV2(nn.Module):
         """<SPE>'s representation [C,d] of each text as a target."""
         token_ids, valid = self.text_encoder.tokenize(texts)
         tokens = self.text_encoder(token_ids, valid)
-        return self.decoder([Segment(tokens, valid, Attributes("text", "target"))]).spe
+        return self.decoder([Segment(tokens, valid, Attributes("text", "target", IMAGE_TO_TEXT))]).spe
 
     @torch.no_grad()
     def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
@@ -117,7 +117,7 @@ class UniPerceiverV2(nn.Module):
         return [*self.text_encoder.parameters(), *self.decoder.parameters()]
 
     def _decode(self, encoding: ImageEncoding) -> Representations:
-        attributes = Attributes("image", "input")
+        attributes = Attributes("image", "input", IMAGE_TO_TEXT)
         return self.decoder(
             [
                 Segment(encoding.global_tokens, encoding.global_valid, attributes),

@@ -87,7 +87,7 @@ class UnifiedDecoder(nn.Module):
         tokens = [self.input_norms[s.attributes.modality](s.tokens) for s in segments]
         hidden = torch.cat([spe, *tokens], dim=1)
         layout: Layout = [
-            (1, Attributes("special", first.attributes.role)),
+            (1, Attributes("special", first.attributes.role, first.attributes.task)),
             *((s.tokens.shape[1], s.attributes) for s in segments),
         ]
         mask = self._mask(segments)
