@@ -6,11 +6,13 @@ import shutil
 import pytest
 import torch
 from detectron2.config import get_cfg
-from transformers import AutoConfig, AutoTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel, AutoTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaModel
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.pretrained import REPOSITORY, resolve_directory
+from uniperceiver_v2.pretrained import REPOSITORY, load_tokenizer, resolve_directory
 from uniperceiver_v2.text_encoder import TextEncoder
 
 TOKENIZER = REPOSITORY / "configs/digit_scenes/text_encoder"
@@ -168,3 +170,167 @@ def test_weights_of_other_shapes(directory):
     found = message(directory)
     assert "another architecture" in found
     assert "[24, 16] in the file, [20, 16] in the model" in found
+
+
+@torch.no_grad()
+def test_causal_tokens_equal_robertas_as_a_decoder(directory):
+    RobertaModel(AutoConfig.from_pretrained(directory)).save_pretrained(directory)
+    encoder = TextEncoder(text_cfg(directory)).eval()
+    ids, valid = encoder.tokenize(TEXTS)
+    assert not valid.all()
+    expected = RobertaModel.from_pretrained(directory, is_decoder=True).eval()(ids, valid.long()).last_hidden_state
+    found = encoder(ids, valid, causal=True)
+    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
+    assert (found - encoder(ids, valid))[valid].abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_weights_saved_as_a_decoder_read_whole_texts(directory):
+    whole = RobertaModel(AutoConfig.from_pretrained(directory)).eval()
+    whole.config.is_decoder = True
+    whole.save_pretrained(directory)
+    encoder = TextEncoder(text_cfg(directory)).eval()
+    ids, valid = encoder.tokenize(TEXTS[1:2])
+    whole.config.is_decoder = False
+    torch.testing.assert_close(encoder(ids, valid), whole(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def small_encoder():
+    encoder = TextEncoder(text_cfg(TOKENIZER, dim=10))
+    encoder.model = RobertaModel(
+        RobertaConfig(
+            vocab_size=encoder.vocab_size,
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=LONGEST + 2,
+            initializer_range=0.3,
+        ),
+        add_pooling_layer=False,
+    )
+    encoder.project = torch.nn.Linear(WIDTH, 10)
+    return encoder.eval()
+
+
+@settings(max_examples=25, deadline=None)
+@given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), data=st.data())
+@torch.no_grad()
+def test_cache_gives_the_causal_tokens(small_encoder, chunks, data):
+    """Read in pieces of any length, while texts are reordered, multiplied and dropped."""
+    chunks = [size for i, size in enumerate(chunks) if sum(chunks[: i + 1]) <= LONGEST]
+    ids = torch.randint(3, small_encoder.vocab_size, (3, sum(chunks)))
+    cache, found = small_encoder.begin(), torch.empty(3, 0, 10)
+    for start, size in zip([sum(chunks[:i]) for i in range(len(chunks))], chunks, strict=True):
+        found = torch.cat([found, small_encoder.extend(cache, ids[:, start : start + size])], dim=1)
+        assert cache.length == start + size
+        indices = torch.tensor(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=5)))
+        ids, found, cache = ids[indices], found[indices], cache.select(indices)
+    expected = small_encoder(ids, torch.ones_like(ids, dtype=torch.bool), causal=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_cache_ends_with_the_encoders_positions(small_encoder):
+    cache = small_encoder.begin()
+    small_encoder.extend(cache, torch.full((1, LONGEST), 7))
+    with pytest.raises(ValueError, match="12 tokens cannot be followed by 1"):
+        small_encoder.extend(cache, torch.full((1, 1), 7))
+
+
+@torch.no_grad()
+def test_nothing_is_seen_of_later_tokens(small_encoder):
+    ids = torch.randint(3, small_encoder.vocab_size, (1, LONGEST))
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    before = small_encoder(ids, valid, causal=True)
+    for position in range(LONGEST):
+        changed = ids.clone()
+        changed[0, position] = (ids[0, position] + 7) % small_encoder.vocab_size
+        different = (small_encoder(changed, valid, causal=True) - before).abs().amax(-1)[0]
+        assert different[:position].max() == 0 if position else True
+        assert (different[position:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "roberta-prelayernorm", "bert"])
+@torch.no_grad()
+def test_relatives_read_causally_too(small_encoder, kind):
+    fields = {k: v for k, v in small_encoder.model.config.to_dict().items() if k != "model_type"}
+    encoder = TextEncoder(
+        model=AutoModel.from_config(AutoConfig.for_model(kind, **fields), add_pooling_layer=False),
+        tokenizer=small_encoder.tokenizer,
+        dim=WIDTH,
+    ).eval()
+    ids = torch.randint(3, encoder.vocab_size, (2, 6))
+    expected = encoder(ids, torch.ones_like(ids, dtype=torch.bool), causal=True)
+    torch.testing.assert_close(encoder(ids[:, :3], torch.ones(2, 3).bool(), causal=True), expected[:, :3])
+    cache = encoder.begin()
+    found = torch.cat([encoder.extend(cache, part) for part in ids.split(2, dim=1)], dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_every_attention_kernel_takes_the_mask(small_encoder):
+    ids, valid = small_encoder.tokenize(TEXTS)
+    expected = small_encoder(ids, valid, causal=True)[valid]
+    small_encoder.model.set_attn_implementation("eager")
+    torch.testing.assert_close(small_encoder(ids, valid, causal=True)[valid], expected, atol=1e-5, rtol=1e-5)
+    small_encoder.model.set_attn_implementation("sdpa")
+    with torch.autocast("cpu", torch.bfloat16):
+        half = small_encoder(ids, valid, causal=True)[valid]
+    torch.testing.assert_close(half.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_special_tokens_and_texts_of_tokens(small_encoder):
+    tokenizer = small_encoder.tokenizer
+    names = ("bos", "eos", "pad", "mask")
+    ids = [getattr(small_encoder, f"{name}_id") for name in names]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "</s>", "<pad>", "<mask>"]
+    texts = [*TEXTS, "für 数"]
+    token_ids, _ = small_encoder.tokenize(texts)
+    assert small_encoder.decode(token_ids) == texts
+    assert small_encoder.decode([token_ids[0], token_ids[2, :1]]) == [texts[0], ""]
+
+
+def test_tokenizer_alone():
+    tokenizer = load_tokenizer(TOKENIZER)
+    assert tokenizer("seven").input_ids == AutoTokenizer.from_pretrained(TOKENIZER)("seven").input_ids
+
+
+def tokenizer_message(path) -> str:
+    with pytest.raises(UserError) as info:
+        load_tokenizer(path)
+    return str(info.value)
+
+
+def test_no_tokenizer_beside_a_configuration(directory):
+    """Of this transformers makes a tokenizer that knows no word."""
+    for file in directory.glob("tokenizer*.json"):
+        file.unlink()
+    found = tokenizer_message(directory)
+    assert "no tokenizer can be loaded" in found
+    assert str(directory) in found
+
+
+@pytest.mark.parametrize(
+    "change", [lambda fields: fields.pop("mask_token"), lambda fields: fields.update(pad_token=None)]
+)
+def test_tokenizer_without_masking_or_padding(directory, change):
+    file = directory / "tokenizer_config.json"
+    fields = json.loads(file.read_text())
+    change(fields)
+    file.write_text(json.dumps(fields))
+    found = tokenizer_message(directory)
+    assert str(directory) in found
+    assert "None" in found
+
+
+def test_tokenizer_that_marks_no_ends(directory):
+    file = directory / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
+    assert "frames a text with [] " in tokenizer_message(directory)
+
+
+def test_tokenizer_of_a_larger_model(directory):
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**fields, "vocab_size": 99}))
+    assert "509 tokens, more than the text encoder's 99" in message(directory)

@@ -1,3 +1,3 @@
-from .text_encoder import TextEncoder
+from .text_encoder import TextCache, TextEncoder
 
-__all__ = ["TextEncoder"]
+__all__ = ["TextCache", "TextEncoder"]

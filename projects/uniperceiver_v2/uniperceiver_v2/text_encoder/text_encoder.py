@@ -5,20 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, resolve_directory
 
 
+class TextCache:
+    """Keys and values of the text encoder's layers for the tokens of B texts so far (`TextEncoder.begin`)."""
+
+    def __init__(self):
+        self.layers = DynamicCache()
+
+    @property
+    def length(self) -> int:
+        """The number of tokens so far."""
+        return self.layers.get_seq_length()
+
+    def select(self, indices: Tensor) -> TextCache:
+        """Makes text `indices[i]` the i-th, [B'] of 0..B-1, as often as one likes: beams are reordered, texts
+        multiplied or dropped. Returns itself."""
+        self.layers.batch_select_indices(indices)
+        return self
+
+
 class TextEncoder(nn.Module):
     """Texts to tokens [B,T,d].
 
+    A text is read whole, or causally: then a position sees nothing of what follows, so that a caption can be encoded
+    word by word while it is generated. Both are the same weights.
+
     Args:
-        model: a Hugging Face encoder that returns `last_hidden_state`, RoBERTa in the paper.
-        tokenizer: its tokenizer.
+        model: a Hugging Face encoder that returns `last_hidden_state`, RoBERTa in the paper. For causal reading it has
+            to take `past_key_values` and a mask for each pair of positions, as the relatives of BERT and RoBERTa do.
+        tokenizer: its tokenizer (`pretrained.load_tokenizer`).
         dim: d, the unified decoder's width; a projection is added where the encoder's differs.
     """
 
@@ -28,6 +51,7 @@ class TextEncoder(nn.Module):
         self.model, self.tokenizer = model, tokenizer
         width = model.config.hidden_size
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
+        self.bos_id, self.eos_id = tokenizer("")["input_ids"]  # <s> and </s>: what stands around every text
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -35,6 +59,19 @@ class TextEncoder(nn.Module):
         directory = resolve_directory(node.TEXT_ENCODER.PATH, "MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH")
         model, tokenizer = load_text_model(directory)
         return {"model": model, "tokenizer": tokenizer, "dim": node.EMBED_DIM}
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def mask_id(self) -> int:
+        return self.tokenizer.mask_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, special ones included: ids are 0..vocab_size-1."""
+        return len(self.tokenizer)
 
     @property
     def max_length(self) -> int:
@@ -51,26 +88,71 @@ class TextEncoder(nn.Module):
         device = next(self.parameters()).device
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
 
-    def forward(self, token_ids: Tensor, valid: Tensor) -> Tensor:
-        """[B,T] ids and validity to [B,T,d]."""
-        hidden = self.model(input_ids=token_ids, attention_mask=valid.long()).last_hidden_state
+    def decode(self, token_ids: Tensor | Sequence[Tensor]) -> list[str]:
+        """The text of each row of ids, [B,T] or [T] each, without special tokens and without space around it."""
+        texts = self.tokenizer.batch_decode([row.tolist() for row in token_ids], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def forward(self, token_ids: Tensor, valid: Tensor, causal: bool = False) -> Tensor:
+        """[B,T] ids and validity to [B,T,d]; `causal`: position t sees positions up to t."""
+        mask = valid.long()
+        if causal:
+            order = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=valid.device).tril()
+            mask = self._attention_mask(order & valid[:, None, None])
+        return self.project(self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state)
+
+    def begin(self) -> TextCache:
+        """An empty cache, for texts of which no token has been read."""
+        return TextCache()
+
+    def extend(self, cache: TextCache, token_ids: Tensor) -> Tensor:
+        """Reads further tokens of the cache's texts and adds them to it.
+
+        Args:
+            cache: of B texts, or new.
+            token_ids: [B,T], no padding.
+        Returns:
+            [B,T,d], what the causal `forward` gives at these positions of the whole texts.
+        Raises:
+            ValueError: the texts would become longer than `max_length`.
+        """
+        past, new = cache.length, token_ids.shape[1]
+        if past + new > self.max_length:
+            raise ValueError(f"{past} tokens cannot be followed by {new}: the encoder reads {self.max_length} at most")
+        visible = torch.ones(new, past + new, dtype=torch.bool, device=token_ids.device).tril(past)
+        mask = self._attention_mask(visible[None, None])
+        hidden = self.model(input_ids=token_ids, attention_mask=mask, past_key_values=cache.layers).last_hidden_state
         return self.project(hidden)
+
+    def _attention_mask(self, visible: Tensor) -> Tensor:
+        """The mask [B,1,T,K] to add to attention's scores, which every kernel takes, from where a position sees."""
+        dtype = self.model.dtype
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The model (with random weights, if the directory has none) and the tokenizer of a Hugging Face directory.
 
     Raises:
-        UserError: the directory holds no such model.
+        UserError: the directory holds no such model, or the tokenizer is not the model's.
     """
     tokenizer = load_tokenizer(directory)
     try:
+        config = AutoConfig.from_pretrained(directory)
+        # Saved as a decoder, it would read everything causally; here the caller says which.
+        config.is_decoder = config.add_cross_attention = False
         if has_weights(directory):
-            return load_weights(AutoModel, directory, add_pooling_layer=False), tokenizer
-        model = AutoModel.from_config(AutoConfig.from_pretrained(directory), add_pooling_layer=False)
-        # From BERT's start, where words weigh no more than their positions, all candidates are so alike that the first
-        # steps make them equal, and uniform likelihoods are slow to leave.
-        nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
-        return model, tokenizer
+            model = load_weights(AutoModel, directory, config=config, add_pooling_layer=False)
+        else:
+            model = AutoModel.from_config(config, add_pooling_layer=False)
+            # From BERT's start, where words weigh no more than their positions, all candidates are so alike that the
+            # first steps make them equal, and uniform likelihoods are slow to leave.
+            nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
     except LOADING_ERRORS as error:
         raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens, more than the text encoder's "
+            f"{model.config.vocab_size} (vocab_size in config.json)"
+        )
+    return model, tokenizer
