@@ -15,7 +15,7 @@ from uniperceiver_v2.data import (
     register_digit_scenes,
     register_image_folder,
 )
-from uniperceiver_v2.data.loaders import pack, unpack
+from uniperceiver_v2.data.batches import pack, unpack
 from uniperceiver_v2.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 from . import builtin  # noqa: F401  (registers the datasets)
 from .builtin import register_digit_scenes
-from .formats import register_image_folder
+from .formats import register_captions, register_image_folder, register_text_lines
 from .loaders import build_task_train_loader, build_test_loader
 from .records import load_dataset
 
@@ -10,6 +10,8 @@ __all__ = [
     "build_task_train_loader",
     "build_test_loader",
     "load_dataset",
+    "register_captions",
     "register_digit_scenes",
     "register_image_folder",
+    "register_text_lines",
 ]

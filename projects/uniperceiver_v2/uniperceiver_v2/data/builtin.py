@@ -4,13 +4,11 @@ Nothing is read before a dataset is used. COCO and LVIS are registered by Detect
 """
 
 import os
-from collections.abc import Callable
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 
-from .formats import load_caption_json, load_text_lines, register_image_folder
-from .records import Records, load_checked
+from .formats import register_captions, register_image_folder, register_text_lines
+from .records import register_dataset
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -34,27 +32,21 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
         images = os.path.join(root, "images", split)
         _register_instances(f"{prefix}digit_scenes_{split}", root, f"instances_{split}", images, command)
         captions = os.path.join(root, "annotations", f"captions_{split}.json")
-        _register(
-            f"{prefix}digit_scenes_captions_{split}",
-            lambda captions=captions, images=images: load_caption_json(captions, images),
-            json_file=captions,
-            image_root=images,
-            evaluator_type="coco_caption",
-            prepare_command=command,
-        )
+        for what, evaluator_type in (("captions", "coco_caption"), ("retrieval", "retrieval")):
+            register_captions(
+                f"{prefix}digit_scenes_{what}_{split}",
+                captions,
+                images,
+                evaluator_type=evaluator_type,
+                prepare_command=command,
+            )
         corpus = os.path.join(root, "corpus", f"{split}.txt")
-        _register(
-            f"{prefix}digit_corpus_{split}",
-            lambda corpus=corpus: load_text_lines(corpus),
-            source=corpus,
-            evaluator_type="corpus",
-            prepare_command=command,
-        )
+        register_text_lines(f"{prefix}digit_corpus_{split}", corpus, prepare_command=command)
         folder = os.path.join(root, "digits", split)
         register_image_folder(f"{prefix}digits_{split}", folder, DIGIT_NAMES, prepare_command=command)
     lvis_json = os.path.join(root, "annotations", "lvis_test.json")
     lvis_images = os.path.join(root, "images", "")  # load_lvis_json appends "test/<file>" as it stands
-    _register(
+    register_dataset(
         f"{prefix}digit_scenes_lvis_test",
         # Without the dataset's name: it would be looked up among LVIS's own versions.
         lambda: load_lvis_json(lvis_json, lvis_images),
@@ -68,7 +60,7 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
 
 def _register_instances(name: str, root: str, annotations: str, images: str, command: str) -> None:
     json_file = os.path.join(root, "annotations", f"{annotations}.json")
-    _register(
+    register_dataset(
         name,
         lambda: load_coco_json(json_file, images, name),
         json_file=json_file,
@@ -77,11 +69,6 @@ def _register_instances(name: str, root: str, annotations: str, images: str, com
         thing_classes=list(DIGIT_NAMES),
         prepare_command=command,
     )
-
-
-def _register(name: str, load: Callable[[], Records], **metadata) -> None:
-    DatasetCatalog.register(name, lambda: load_checked(name, load))
-    MetadataCatalog.get(name).set(**metadata)
 
 
 def register_imagenet(root: str) -> None:
@@ -94,5 +81,24 @@ def register_imagenet(root: str) -> None:
         )
 
 
+def register_karpathy(root: str) -> None:
+    """Register COCO's captions and Flickr30k in Karpathy's split; datasets/README.md shows the files.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    coco, flickr = os.path.join(root, "coco"), os.path.join(root, "flickr30k")
+    coco_json = os.path.join(coco, "annotations", "dataset_coco.json")
+    flickr_json = os.path.join(flickr, "dataset_flickr30k.json")
+    flickr_images = os.path.join(flickr, "flickr30k-images")
+    for split in ("train", "val", "test"):
+        register_captions(f"coco_2014_captions_karpathy_{split}", coco_json, coco, karpathy_split=split)
+    for split in ("val", "test"):
+        settings = {"karpathy_split": split, "evaluator_type": "retrieval"}
+        register_captions(f"coco_2014_retrieval_karpathy_{split}", coco_json, coco, **settings)
+        register_captions(f"flickr30k_retrieval_karpathy_{split}", flickr_json, flickr_images, **settings)
+
+
 register_digit_scenes(os.path.join(datasets_root(), "digit_scenes"))
 register_imagenet(os.path.join(datasets_root(), "imagenet"))
+register_karpathy(datasets_root())

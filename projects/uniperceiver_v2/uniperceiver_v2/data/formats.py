@@ -4,9 +4,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from .records import Records, load_checked
+from ..errors import UserError
+from .records import Records, register_dataset
 
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
@@ -32,14 +33,13 @@ def register_image_folder(
     """
 
     def load() -> Records:
-        return load_checked(name, lambda: load_image_folder(root, _classes(), dataset_name=name))
+        return load_image_folder(root, _classes(), dataset_name=name)
 
     def _classes() -> Sequence[str] | Mapping[str, str] | None:
         return class_names if names_file is None else _read_class_names(names_file)
 
-    DatasetCatalog.register(name, load)
     known = {} if class_names is None else {"thing_classes": list(_by_folder(class_names).values())}
-    MetadataCatalog.get(name).set(source=root, evaluator_type="imagenet", **known, **metadata)
+    register_dataset(name, load, source=root, evaluator_type="imagenet", **known, **metadata)
 
 
 def load_image_folder(
@@ -81,6 +81,34 @@ def _read_class_names(path: str) -> dict[str, str]:
     return {folder: names.split(",")[0].strip() for folder, names in lines}
 
 
+def register_captions(
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    karpathy_split: str | None = None,
+    evaluator_type: str = "coco_caption",
+    **metadata,
+) -> None:
+    """Register images with captions, for captioning and retrieval.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        json_file: in COCO's captions format, or in Karpathy's with ``karpathy_split``.
+        image_root: the folder of its images.
+        karpathy_split: "train", "val" or "test"; see :func:`load_karpathy_json`.
+        evaluator_type: "coco_caption" to be evaluated by generated captions, "retrieval" by finding one by the other.
+        metadata: more of it.
+    """
+
+    def load() -> Records:
+        if karpathy_split is None:
+            return load_caption_json(json_file, image_root)
+        return load_karpathy_json(json_file, image_root, karpathy_split)
+
+    register_dataset(name, load, json_file=json_file, image_root=image_root, evaluator_type=evaluator_type, **metadata)
+
+
 def load_caption_json(json_file: str, image_root: str) -> Records:
     """Records of COCO's captions format, in order of image id.
 
@@ -88,10 +116,9 @@ def load_caption_json(json_file: str, image_root: str) -> Records:
         {"file_name", "height", "width", "image_id", "captions": list[str] in order of their ids}.
 
     Raises:
-        KeyError: a caption's image is not among the JSON's.
+        UserError: a caption is no string, or its image is not among the JSON's.
     """
-    with open(json_file, encoding="utf-8") as file:
-        content = json.load(file)
+    content = _read_json(json_file)
     records = {
         image["id"]: {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -103,8 +130,65 @@ def load_caption_json(json_file: str, image_root: str) -> Records:
         for image in sorted(content["images"], key=lambda image: image["id"])
     }
     for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
-        records[annotation["image_id"]]["captions"].append(annotation["caption"])
+        if annotation["image_id"] not in records:
+            raise UserError(
+                f"{json_file}: annotation {annotation['id']} is of image {annotation['image_id']}, "
+                'which is not among "images"'
+            )
+        caption = _string(annotation["caption"], f"{json_file}: the caption of annotation {annotation['id']}")
+        records[annotation["image_id"]]["captions"].append(caption)
     return list(records.values())
+
+
+def load_karpathy_json(json_file: str, image_root: str, split: str) -> Records:
+    """Records of a split by Karpathy and Fei-Fei, in the file's order.
+
+    Args:
+        json_file: their ``dataset_coco.json`` or ``dataset_flickr30k.json``.
+        image_root: what its "filepath", if it has any, and "filename" stand below.
+        split: "train", which takes in COCO's "restval" as is usual, "val" or "test".
+
+    Returns:
+        {"file_name", "image_id": COCO's where there is one, else "imgid", "captions": list[str]}.
+
+    Raises:
+        UserError: a caption is no string.
+    """
+    splits = {"train", "restval"} if split == "train" else {split}
+    return [
+        {
+            "file_name": os.path.join(image_root, image.get("filepath", ""), image["filename"]),
+            "image_id": image.get("cocoid", image["imgid"]),
+            "captions": [
+                _string(sentence["raw"], f"{json_file}: the caption with sentid {sentence['sentid']}")
+                for sentence in image["sentences"]
+            ],
+        }
+        for image in _read_json(json_file)["images"]
+        if image["split"] in splits
+    ]
+
+
+def _read_json(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _string(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {value!r}, not a string")
+    return value
+
+
+def register_text_lines(name: str, path: str, **metadata) -> None:
+    """Register a text file for language modelling: one text on each line, empty lines left out.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        path: the file, in UTF-8.
+        metadata: more of it.
+    """
+    register_dataset(name, lambda: load_text_lines(path), source=path, evaluator_type="corpus", **metadata)
 
 
 def load_text_lines(path: str) -> Records:

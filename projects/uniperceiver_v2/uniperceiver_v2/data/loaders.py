@@ -1,37 +1,35 @@
 """From a task or a dataset to batches: lists of dicts, as Detectron2's models take them."""
 
 import difflib
-import io
-import logging
-import pickle
-from collections.abc import Callable, Iterator
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
-from .mappers import ClassificationMapper, DetectionMapper, UnreadableImage
+from .batches import Mapper, TestLoader, TrainingBatches, TrainLoader
+from .mappers import ClassificationMapper, DetectionMapper
 from .records import (
     Records,
     candidate_names,
+    check_known,
     load_classification_training,
     load_dataset,
     load_detection_training,
 )
-from .sampling import SampleOrder, numpy_draws_from
+from .sampling import SampleOrder
+from .text_mappers import (
+    CaptionMapper,
+    EachTokenOnceMapper,
+    ReferenceMapper,
+    RetrievalMapper,
+    TextMapper,
+    each_token_once,
+)
+from .texts import build_tokenizer, load_captions, load_texts
 
-logger = logging.getLogger(__name__)
 
-Batch = list[dict]
-
-MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
-MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
-
-
-def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) -> "TrainLoader":
+def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) -> TrainLoader:
     """This rank's batches of a task, without end.
 
     Batch n is a pure function of (cfg.SEED, task name, n): neither the number of workers nor where a run was
@@ -69,36 +67,25 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) 
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Every record of a dataset once, shared among the ranks.
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
+    """Every record of a dataset once, shared among the ranks; of a corpus, every token masked once.
 
-    What the images are prepared for follows from the ``evaluator_type`` in the dataset's metadata: "coco"
-    and "lvis" for detection, "imagenet" for classification. The batch size, and the size of images to be
-    classified, are those of the task of that kind, of several the one whose dataset's name is most like
-    this one's.
+    What the records are prepared for follows from the ``evaluator_type`` in the dataset's metadata: "coco"
+    and "lvis" for detection, "imagenet" for classification, "coco_caption" for captioning, "retrieval" and
+    "corpus" (language modelling). The batch size, and the size of images to be classified, are those of the
+    task of that kind, of several the one whose dataset's name is most like this one's.
 
     Raises:
-        UserError: the dataset cannot be used or evaluated.
+        UserError: the dataset cannot be used or evaluated; in iteration, an image cannot be read.
     """
-    records = load_dataset(dataset_name)
-    candidates = candidate_names(dataset_name)
     kind = _evaluated_kind(dataset_name)
     task_name = _task_like(cfg, kind, dataset_name)
-    if kind == "detection":
-        mapper = DetectionMapper(cfg, kind, candidates, is_train=False)
-    else:
-        size = cfg.TASKS[task_name].IMAGE_SIZE if task_name else cfg.INPUT.MIN_SIZE_TEST
-        mapper = ClassificationMapper(kind, candidates, cfg.INPUT.FORMAT, size)
+    records, mapper = _TEST_DATA[kind](cfg, dataset_name, task_name)
     batch_size = cfg.TASKS[task_name].IMS_PER_BATCH // comm.get_world_size() if task_name else 1
-    return build_detection_test_loader(
-        records,
-        mapper=_TestMapper(mapper),
-        batch_size=max(batch_size, 1),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    return TestLoader(records, mapper, batch_size=max(batch_size, 1), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def _detection_training(cfg: CfgNode, task_name: str) -> tuple[Records, Callable[[dict], dict]]:
+def _detection_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
     names = cfg.TASKS[task_name].DATASETS
     records = load_detection_training(
         names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, with_masks=cfg.MODEL.MASK_ON
@@ -106,7 +93,7 @@ def _detection_training(cfg: CfgNode, task_name: str) -> tuple[Records, Callable
     return records, DetectionMapper(cfg, task_name, candidate_names(names[0]), is_train=True)
 
 
-def _classification_training(cfg: CfgNode, task_name: str) -> tuple[Records, Callable[[dict], dict]]:
+def _classification_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
     task = cfg.TASKS[task_name]
     records = load_classification_training(task.DATASETS)
     mapper = ClassificationMapper(
@@ -120,12 +107,71 @@ def _classification_training(cfg: CfgNode, task_name: str) -> tuple[Records, Cal
     return records, mapper
 
 
-# By kind of task. A new kind adds its line here.
-_TRAINING_DATA = {"detection": _detection_training, "classification": _classification_training}
-_KIND_BY_EVALUATOR = {"coco": "detection", "lvis": "detection", "imagenet": "classification"}
+def _caption_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
+    tokenizer = build_tokenizer(cfg)
+    records = [record for name in cfg.TASKS[task_name].DATASETS for record in load_captions(name, tokenizer)]
+    return records, CaptionMapper(cfg, task_name, tokenizer)
+
+
+def _text_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
+    task, tokenizer = cfg.TASKS[task_name], build_tokenizer(cfg)
+    records = [record for name in task.DATASETS for record in load_texts(name, tokenizer)]
+    return records, TextMapper(task_name, tokenizer, task.MASKED_SHARE)
+
+
+def _detection_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[Records, Mapper]:
+    records = load_dataset(dataset_name)
+    return records, DetectionMapper(cfg, "detection", candidate_names(dataset_name), is_train=False)
+
+
+def _classification_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[Records, Mapper]:
+    records = load_dataset(dataset_name)
+    size = cfg.TASKS[task_name].IMAGE_SIZE if task_name else cfg.INPUT.MIN_SIZE_TEST
+    return records, ClassificationMapper("classification", candidate_names(dataset_name), cfg.INPUT.FORMAT, size)
+
+
+def _captioning_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[Records, Mapper]:
+    return load_captions(dataset_name, build_tokenizer(cfg)), ReferenceMapper(cfg, "captioning")
+
+
+def _retrieval_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[Records, Mapper]:
+    tokenizer = build_tokenizer(cfg)
+    return load_captions(dataset_name, tokenizer), RetrievalMapper(cfg, "retrieval", tokenizer)
+
+
+def _text_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[Records, Mapper]:
+    tokenizer = build_tokenizer(cfg)
+    records = each_token_once(load_texts(dataset_name, tokenizer), tokenizer)
+    return records, EachTokenOnceMapper("language_modelling", tokenizer)
+
+
+# By kind of task. A new kind adds its lines here.
+_TRAINING_DATA = {
+    "detection": _detection_training,
+    "classification": _classification_training,
+    "captioning": _caption_training,
+    "retrieval": _caption_training,
+    "language_modelling": _text_training,
+}
+_TEST_DATA = {
+    "detection": _detection_test,
+    "classification": _classification_test,
+    "captioning": _captioning_test,
+    "retrieval": _retrieval_test,
+    "language_modelling": _text_test,
+}
+_KIND_BY_EVALUATOR = {
+    "coco": "detection",
+    "lvis": "detection",
+    "imagenet": "classification",
+    "coco_caption": "captioning",
+    "retrieval": "retrieval",
+    "corpus": "language_modelling",
+}
 
 
 def _evaluated_kind(dataset_name: str) -> str:
+    check_known(dataset_name)
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in _KIND_BY_EVALUATOR:
         raise UserError(f"dataset '{dataset_name}' (evaluator_type {evaluator_type!r}) cannot be evaluated")
@@ -141,185 +187,3 @@ def _task_like(cfg: CfgNode, kind: str, dataset_name: str) -> str | None:
         return max(difflib.SequenceMatcher(None, dataset_name, name).ratio() for name in names)
 
     return max(tasks, key=likeness, default=None)
-
-
-class TrainingBatches(Dataset):
-    """Batch n of a task as element n: this rank's samples of it, and what could not be read.
-
-    Args:
-        records: of the task's datasets.
-        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
-        order: which record stands where.
-        batch_size: over all ranks, a multiple of ``world_size``.
-        rank, world_size: which share of it.
-    """
-
-    def __init__(
-        self,
-        records: Records,
-        mapper: Callable[[dict], dict],
-        order: SampleOrder,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-    ):
-        # Serialised, so that forked workers share the records' memory and get a fresh copy of what they read.
-        self._records = DatasetFromList(records, copy=False)
-        self._mapper = mapper
-        self._order = order
-        self._batch_size = batch_size
-        self.samples_per_batch = batch_size // world_size
-        first = rank * self.samples_per_batch
-        self._places = range(first, first + self.samples_per_batch)
-
-    def __getitem__(self, batch: int) -> tuple[Batch, list[str]]:
-        """The samples, and a message for each image that could not be read.
-
-        Samples are fewer than ``samples_per_batch`` only where no replacement could be read either.
-        """
-        samples: Batch = []
-        unreadable: list[str] = []
-        for place in self._places:
-            sample = self._make_sample(batch * self._batch_size + place, unreadable)
-            if sample is None:
-                break
-            samples.append(sample)
-        return samples, unreadable
-
-    def _make_sample(self, position: int, unreadable: list[str]) -> dict | None:
-        rng = self._order.rng_at(position)
-        index = self._order.index_at(position)
-        for _ in range(MAX_REPLACEMENTS):
-            try:
-                with numpy_draws_from(rng):
-                    return self._mapper(self._records[index])
-            except UnreadableImage as error:
-                unreadable.append(str(error))
-                index = self._order.other_index(rng)
-        return None
-
-
-class TrainLoader:
-    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, and answers for unreadable images.
-
-    Each is replaced by another one, counted, and named once in the log.
-
-    Args:
-        batches: where they come from.
-        start_batch: number of the first.
-        num_workers: processes that prepare them; 0 for this one.
-        max_corrupt_share: of the images read, beyond which iteration ends.
-        task_name: for messages.
-    """
-
-    def __init__(
-        self,
-        batches: TrainingBatches,
-        *,
-        start_batch: int,
-        num_workers: int,
-        max_corrupt_share: float,
-        task_name: str,
-    ):
-        self._loader = DataLoader(
-            batches,
-            sampler=_CountFrom(start_batch),
-            batch_size=None,
-            collate_fn=pack if num_workers else _as_it_is,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-        )
-        self._samples_per_batch = batches.samples_per_batch
-        self._max_corrupt_share = max_corrupt_share
-        self._task_name = task_name
-        self._num_read = 0
-        self._num_unreadable = 0
-        self._named: set[str] = set()
-
-    @property
-    def num_unreadable(self) -> int:
-        """Unreadable images met so far, each as often as it was met."""
-        return self._num_unreadable
-
-    def __iter__(self) -> Iterator[Batch]:
-        """
-        Raises:
-            UserError: the share of unreadable images is above the limit.
-        """
-        for loaded in self._loader:
-            samples, unreadable = unpack(loaded) if self._loader.num_workers else loaded
-            self._num_read += len(samples) + len(unreadable)
-            self._num_unreadable += len(unreadable)
-            for message in unreadable:
-                if message not in self._named:
-                    self._named.add(message)
-                    logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
-            self._check_share(is_complete=len(samples) == self._samples_per_batch)
-            yield samples
-
-    def _check_share(self, is_complete: bool) -> None:
-        too_few_to_tell = self._num_read < MIN_IMAGES_FOR_SHARE
-        tolerable = self._num_unreadable <= self._max_corrupt_share * self._num_read
-        if is_complete and (too_few_to_tell or tolerable):
-            return
-        raise UserError(
-            f"task {self._task_name}: {self._num_unreadable} of {self._num_read} images cannot be read, more than "
-            f"DATALOADER.MAX_CORRUPT_SHARE ({self._max_corrupt_share}) allows, among them "
-            f"{'; '.join(sorted(self._named)[:3])}"
-        )
-
-
-def _as_it_is(loaded: tuple[Batch, list[str]]) -> tuple[Batch, list[str]]:
-    return loaded
-
-
-class _CountFrom(Sampler):
-    """start, start + 1, ... without end."""
-
-    def __init__(self, start: int):
-        self._start = start
-
-    def __iter__(self) -> Iterator[int]:
-        number = self._start
-        while True:
-            yield number
-            number += 1
-
-
-class _TestMapper:
-    """A mapper for evaluation, where an image cannot be left out: what cannot be read ends the run."""
-
-    def __init__(self, mapper: Callable[[dict], dict]):
-        self._mapper = mapper
-
-    def __call__(self, record: dict) -> dict:
-        try:
-            return self._mapper(record)
-        except UnreadableImage as error:
-            raise UserError(f"an image to be evaluated cannot be read: {error}") from error
-
-
-class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as NumPy arrays, by their bytes."""
-
-    def reducer_override(self, obj):
-        if isinstance(obj, torch.Tensor):
-            return torch.from_numpy, (obj.numpy(),)
-        return NotImplemented
-
-
-def pack(content) -> torch.Tensor:
-    """Anything that can be pickled as one tensor, uint8 [bytes].
-
-    DataLoader passes each tensor between processes by a file descriptor of its own. Batches of hundreds of
-    images with their masks would soon use up all that a process may open; packed, a batch is one.
-    """
-    buffer = io.BytesIO()
-    _TensorPickler(buffer, protocol=5).dump(content)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-
-def unpack(packed: torch.Tensor):
-    """What :func:`pack` was given. Only for bytes from this program's own processes."""
-    return pickle.loads(packed.numpy())

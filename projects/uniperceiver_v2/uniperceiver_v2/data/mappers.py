@@ -1,8 +1,8 @@
 """From a dataset's record to what the model takes. Shapes: H, W of the transformed image; N instances.
 
 A mapper is a callable that takes a record, leaves it as it is, and gives a dict with "task", "image" (uint8
-[3, H, W] in ``cfg.INPUT.FORMAT``), "height" and "width" of the file's image, "file_name", "image_id" and
-"candidates", the names of the classes. Chance comes from NumPy's global generator alone, as in Detectron2.
+[3, H, W] in ``cfg.INPUT.FORMAT``), "height" and "width" of the file's image, "file_name", "image_id" and, where
+there are classes, "candidates", their names. Chance comes from NumPy's global generator alone, as in Detectron2.
 """
 
 import os
@@ -51,7 +51,7 @@ class ImageMapper:
 
     Args:
         task: the task's name in training, its kind in evaluation.
-        candidates: names of the classes, in the order of labels.
+        candidates: names of the classes, in the order of labels; None where there are none.
         augmentations: of ``detectron2.data.transforms``.
         image_format: "RGB" or "BGR".
     """
@@ -59,12 +59,12 @@ class ImageMapper:
     def __init__(
         self,
         task: str,
-        candidates: Sequence[str],
+        candidates: Sequence[str] | None,
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
     ):
         self._task = task
-        self._candidates = tuple(candidates)
+        self._classes = {} if candidates is None else {"candidates": tuple(candidates)}
         self._augmentations = T.AugmentationList(augmentations)
         self._image_format = image_format
 
@@ -83,7 +83,7 @@ class ImageMapper:
             "width": image.shape[1],
             "file_name": record["file_name"],
             "image_id": record["image_id"],
-            "candidates": self._candidates,
+            **self._classes,
         }
         self._add_targets(sample, record, transforms)
         return sample

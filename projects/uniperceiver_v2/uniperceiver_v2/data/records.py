@@ -18,9 +18,29 @@ def load_dataset(name: str) -> Records:
         UserError: it is not registered, or its files are missing, cut short or not in their format. The
             message names the file and, for the datasets that this project prepares, the command to prepare it.
     """
+    check_known(name)
+    return load_checked(name, lambda: DatasetCatalog.get(name))
+
+
+def check_known(name: str) -> None:
+    """
+    Raises:
+        UserError: no dataset of this name is registered; the message names the nearest one.
+    """
     if name not in DatasetCatalog:
         raise UserError(f"unknown dataset '{name}'{nearest(name, DatasetCatalog.list())}")
-    return load_checked(name, lambda: DatasetCatalog.get(name))
+
+
+def register_dataset(name: str, load: Callable[[], Records], **metadata) -> None:
+    """Register a dataset whose files are read by ``load`` when it is first used.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        load: gives its records. What a user can put right about the files becomes a :class:`UserError`.
+        metadata: "evaluator_type", and "json_file" or "source" for messages.
+    """
+    DatasetCatalog.register(name, lambda: load_checked(name, load))
+    MetadataCatalog.get(name).set(**metadata)
 
 
 def load_checked(name: str, load: Callable[[], Records]) -> Records:
@@ -35,7 +55,7 @@ def load_checked(name: str, load: Callable[[], Records]) -> Records:
         path = os.path.abspath(error.filename or source)
         raise UserError(f"dataset '{name}' is missing: looked for {path}{remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} of dataset '{name}' is cut short or not JSON ({error}){remedy}") from error
+        raise UserError(f"{source} of dataset '{name}' is cut short or damaged ({error}){remedy}") from error
     except (AssertionError, KeyError, TypeError, ValueError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source} of dataset '{name}' cannot be used ({reason}){remedy}") from error
@@ -58,7 +78,7 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
     """
     seen: set[int] = set()
     kept = []
-    for record in _load_joined(names):
+    for record in _load_joined(names, "annotations"):
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         if with_masks and not all(a.get("segmentation") for a in annotations):
             raise UserError(
@@ -78,13 +98,18 @@ def load_classification_training(names: Sequence[str]) -> Records:
     Raises:
         UserError: as :func:`load_dataset`; besides, the datasets' classes differ or a class has no images.
     """
-    records = _load_joined(names)
+    records = _load_joined(names, "label")
     _check_all_present(names, {record["label"] for record in records})
     return records
 
 
-def _load_joined(names: Sequence[str]) -> Records:
-    records = [record for name in names for record in load_dataset(name)]
+def _load_joined(names: Sequence[str], target: str) -> Records:
+    records = []
+    for name in names:
+        loaded = load_dataset(name)
+        if not all(target in record for record in loaded):
+            raise UserError(f"dataset '{name}' is not for this kind of task: its records have no \"{target}\"")
+        records += loaded
     for name in names[1:]:
         if candidate_names(name) != candidate_names(names[0]):
             raise UserError(f"datasets '{names[0]}' and '{name}' of one task have different classes")

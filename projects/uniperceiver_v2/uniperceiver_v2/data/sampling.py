@@ -14,7 +14,7 @@ import numpy as np
 _BLOCK = 4096  # tasks are drawn a block at a time, so that any iteration is found without the ones before
 
 
-def _entropy(text: str) -> int:
+def entropy_of(text: str) -> int:
     """A number for a name, the same in every process, which Python's own hash is not."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -57,7 +57,7 @@ class TaskSchedule:
 
     def _draw(self, block: int) -> np.ndarray:
         """Indices into the names, for the iterations of a block."""
-        rng = np.random.default_rng([self._seed, _entropy("tasks"), block])
+        rng = np.random.default_rng([self._seed, entropy_of("tasks"), block])
         return np.searchsorted(self._bounds, rng.random(_BLOCK), side="right")
 
 
@@ -74,7 +74,7 @@ class SampleOrder:
 
     def __init__(self, num_records: int, task: str, seed: int):
         self._num_records = num_records
-        self._stream = (seed, _entropy(task))
+        self._stream = (seed, entropy_of(task))
         self._cached_epoch: tuple[int, np.ndarray] | None = None
 
     def index_at(self, position: int) -> int:
