@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from .errors import UserError
 
@@ -44,7 +44,8 @@ def resolve_directory(path: str, key: str) -> Path:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory, with RoBERTa's conventions: it puts one token before and one behind a
-    text (`<s>`, `</s>`) and has tokens for padding and masking.
+    text (`<s>`, `</s>`) and has tokens for padding and masking. Its `model_max_length` is the most tokens that the text
+    encoder of the directory takes.
 
     Raises:
         UserError: there is no such tokenizer.
@@ -52,6 +53,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         frame = tokenizer("")["input_ids"]
+        if (directory / "config.json").is_file():
+            longest = longest_text(AutoConfig.from_pretrained(directory))
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     except LOADING_ERRORS as error:
         raise UserError(f"no tokenizer can be loaded from {directory}: {error}") from error
     # Beside a model's configuration, transformers makes a tokenizer without words out of missing files.
@@ -64,6 +68,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"padding is {tokenizer.pad_token!r}, for masking {tokenizer.mask_token!r}"
         )
     return tokenizer
+
+
+def longest_text(config: PretrainedConfig) -> int:
+    """The most tokens, special ones included, that a text encoder of this configuration takes."""
+    # RoBERTa counts positions from behind the padding index.
+    return config.max_position_embeddings - config.pad_token_id - 1
 
 
 def has_weights(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, resolve_directory
+from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, longest_text, resolve_directory
 
 
 class TextCache:
@@ -76,9 +76,7 @@ class TextEncoder(nn.Module):
     @property
     def max_length(self) -> int:
         """The longest sequence of tokens, special ones included."""
-        config = self.model.config
-        # RoBERTa counts positions from behind the padding index.
-        return config.max_position_embeddings - config.pad_token_id - 1
+        return longest_text(self.model.config)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [B,T] and their validity [B,T], on the encoder's device; longer texts are cut."""
