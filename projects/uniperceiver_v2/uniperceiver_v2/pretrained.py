@@ -71,7 +71,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def longest_text(config: PretrainedConfig) -> int:
-    """The most tokens, special ones included, that a text encoder of this configuration takes."""
+    """The most tokens, special ones included, that a text encoder of this configuration takes.
+
+    Raises:
+        ValueError: it is no text encoder's.
+    """
+    if not hasattr(config, "max_position_embeddings"):
+        raise ValueError(f"{config.model_type!r} is no text encoder, it has no max_position_embeddings")
     # RoBERTa counts positions from behind the padding index.
     return config.max_position_embeddings - config.pad_token_id - 1
 
