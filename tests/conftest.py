@@ -54,7 +54,11 @@ def tiny_config():
     node.REGION.update({"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "POINTS": 2, "FFN_DIM": 48, "ENCODER_LAYERS": 1})
     node.REGION.update({"DECODER_LAYERS": 2, "NUM_QUERIES": 12, "ANCHOR_SIZE": 0.2, "DENOISING_GROUPS": 2})
     node.CRITERION.NUM_POINTS = 64
-    for name, kind in (("scenes", "detection"), ("digits", "classification")):
+    for name, kind in (
+        ("scenes", "detection"),
+        ("digits", "classification"),
+        ("pairs", "retrieval"),
+    ):
         cfg.TASKS.NAMES.append(name)
         cfg.TASKS[name] = CfgNode(task_defaults(name, kind))
     return cfg

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniperceiver_v2.likelihood import CandidateCache, Likelihood
+from uniperceiver_v2.likelihood import CandidateCache, Likelihood, gather_from_ranks
 
 
 def test_equals_the_plain_formula():
@@ -74,13 +74,23 @@ def calls() -> list:
     return []
 
 
-@pytest.fixture
-def cache(encoder, calls) -> CandidateCache:
-    def encode(names: tuple[str, ...]) -> torch.Tensor:
-        calls.append(names)
-        return encoder(torch.tensor([[float(len(name))] for name in names]))
+class Names:
+    """Names through an encoder and a cache of two sets; `calls` are the names that were encoded."""
 
-    return CandidateCache(encode, encoder.parameters)
+    def __init__(self, encoder: nn.Linear, calls: list):
+        self.cache, self.encoder, self.calls = CandidateCache([encoder], capacity=2), encoder, calls
+
+    def get(self, names: tuple[str, ...]) -> torch.Tensor:
+        return self.cache.get(names, lambda: self.encode(names))
+
+    def encode(self, names: tuple[str, ...]) -> torch.Tensor:
+        self.calls.append(names)
+        return self.encoder(torch.tensor([[float(len(name))] for name in names]))
+
+
+@pytest.fixture
+def cache(encoder, calls) -> Names:
+    return Names(encoder, calls)
 
 
 NAMES, OTHERS = ("seven", "two"), ("one",)
@@ -150,7 +160,28 @@ def test_a_change_of_any_weight_empties_the_cache(cache, calls, encoder, change)
 def test_reading_weights_keeps_the_cache(cache, calls, encoder):
     cache.get(NAMES)
     copy.deepcopy(encoder.state_dict())
-    encoder.eval()
     encoder.weight.sum()
     cache.get(NAMES)
     assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_another_mode_may_encode_otherwise(cache, calls, encoder):
+    cache.get(NAMES)
+    encoder.eval()
+    cache.get(NAMES)
+    assert len(calls) == 2
+
+
+@torch.no_grad()
+def test_the_oldest_set_makes_room(cache, calls):
+    for names in (NAMES, OTHERS, ("three",), OTHERS):
+        cache.get(names)
+    assert calls == [NAMES, OTHERS, ("three",)]
+    cache.get(NAMES)
+    assert calls[-1] == NAMES
+
+
+def test_one_rank_gathers_its_own_rows():
+    rows = torch.randn(3, 2)
+    assert gather_from_ranks(rows) is rows

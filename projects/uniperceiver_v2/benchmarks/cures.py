@@ -3,9 +3,9 @@
     python datasets/prepare_digit_scenes.py --development
     python projects/uniperceiver_v2/benchmarks/cures.py [--iterations 500] [--seeds 1] [--only NAME ...]
 
-Trains on the development tree, where scenes for testing show held out training handwriting: nothing is chosen by the test
-set. A run that has its results is not repeated, so that the study can be stopped and taken up again. Prints one Markdown
-table; each run leaves its log and metrics in output/cures/<cure>_<seed>/.
+Trains on the development tree, where scenes for testing show held out training handwriting: nothing is chosen by the
+test set. A run that has its results is not repeated, so that the study can be stopped and taken up again. Prints one
+Markdown table; each run leaves its log and metrics in output/cures/<cure>_<seed>/.
 """
 
 from __future__ import annotations

@@ -47,6 +47,16 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
         "FLIP": True,
         "PROMPT": "{}",
     },
+    "captioning": {
+        # Words beside the batch's own that a training step compares with; 0 for the whole vocabulary.
+        "VOCABULARY_SAMPLE": 0,
+        "LABEL_SMOOTHING": 0.0,
+        "BEAM_SIZE": 3,
+        "LENGTH_PENALTY": 1.0,  # a caption's log-likelihood is divided by its length to this power
+        "MAX_LENGTH": 40,  # of generated captions, in tokens
+    },
+    "retrieval": {},
+    "language_modelling": {"MASKED_SHARE": 0.15, "VOCABULARY_SAMPLE": 0},
 }
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")

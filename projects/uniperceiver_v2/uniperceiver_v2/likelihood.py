@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 
@@ -38,26 +41,55 @@ class CandidateCache:
     """Encoded candidate sets, kept until a weight changes.
 
     In training, sets are encoded anew each time, with gradients. In evaluation a set is encoded once; a change of any
-    parameter (an optimizer's step, loaded weights, another device) empties the cache.
+    parameter (an optimizer's step, loaded weights, another device) or of the model's mode empties the cache.
 
     Args:
-        encode: names to representations [C,d].
-        parameters: gives all that `encode` depends on.
+        modules: all that encodings depend on.
+        capacity: sets kept, so that users' own label sets do not fill the memory; the oldest goes first.
     """
 
-    def __init__(self, encode: Callable[[tuple[str, ...]], Tensor], parameters: Callable[[], Iterable[Tensor]]):
-        self._encode, self._parameters = encode, parameters
+    def __init__(self, modules: Sequence[nn.Module], capacity: int = 64):
+        self._modules, self._capacity = tuple(modules), capacity
         self._state: tuple | None = None
-        self._sets: dict[tuple[str, ...], Tensor] = {}
+        self._sets: dict[Hashable, Tensor] = {}
 
-    def get(self, names: tuple[str, ...]) -> Tensor:
-        """Representations [C,d] of the candidates."""
+    def get(self, key: Hashable, encode: Callable[[], Tensor]) -> Tensor:
+        """Representations [C,d] of the candidates that `key` stands for, which `encode` makes."""
         if torch.is_grad_enabled():
-            return self._encode(names)
-        state = tuple((p.data_ptr(), p._version) for p in self._parameters())
+            return encode()
+        parameters = (p for module in self._modules for p in module.parameters())
+        state = tuple(m.training for m in self._modules), *((p.data_ptr(), p._version) for p in parameters)
         if state != self._state:
             self._state = state
             self._sets.clear()
-        if names not in self._sets:
-            self._sets[names] = self._encode(names)
-        return self._sets[names]
+        if key not in self._sets:
+            while len(self._sets) >= self._capacity:
+                del self._sets[next(iter(self._sets))]
+            self._sets[key] = encode()
+        return self._sets[key]
+
+
+class _GatherFromRanks(torch.autograd.Function):
+    """Concatenates [n,...] of every rank, all of the same n; gradients go back to the rank that a row came from."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        gathered = [torch.empty_like(rows) for _ in range(comm.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # every rank's loss depends on every row
+        return grad[comm.get_rank() * ctx.rows :][: ctx.rows]
+
+
+def gather_from_ranks(rows: Tensor) -> Tensor:
+    """[n,...] of this rank to [world size · n,...], in the order of ranks, with gradients to all of them.
+
+    A backward pass gives each rank the gradient of the sum of all ranks' losses; averaged over ranks, as
+    DistributedDataParallel does, it is that of the mean loss.
+    """
+    return rows if comm.get_world_size() == 1 else _GatherFromRanks.apply(rows)

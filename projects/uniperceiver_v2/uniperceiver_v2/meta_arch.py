@@ -9,11 +9,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import task_defaults
-from .decoder import IMAGE_TO_TEXT, Attributes, Representations, Segment, UnifiedDecoder
+from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder
 from .image_encoder import ImageEncoder, ImageEncoding
 from .likelihood import CandidateCache, Likelihood
 from .tasks import TASK_KINDS, Task
 from .text_encoder import TextEncoder
+
+VOCABULARY_CHUNK = 8192  # words encoded at once, for the memory of a whole vocabulary
 
 
 @META_ARCH_REGISTRY.register()
@@ -49,7 +51,7 @@ class UniPerceiverV2(nn.Module):
         self.decoder, self.likelihood = decoder, likelihood
         self.tasks = tasks
         self.detections_per_image = detections_per_image
-        self.candidates = CandidateCache(self.encode_candidates, self._text_parameters)
+        self._candidates = CandidateCache((text_encoder, decoder))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
@@ -90,19 +92,43 @@ class UniPerceiverV2(nn.Module):
         images = [(x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs]
         return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
 
+    def image_segments(self, encoding: ImageEncoding, task: TaskModalities) -> list[Segment]:
+        """An image as input: its global tokens, then its proposals."""
+        attributes = Attributes("image", "input", task)
+        return [
+            Segment(encoding.global_tokens, encoding.global_valid, attributes),
+            Segment(encoding.proposal_tokens, None, attributes),
+        ]
+
     def decode_image(self, encoding: ImageEncoding) -> Tensor:
         """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
-        return self._decode(encoding).spe
+        return self.decoder(self.image_segments(encoding, IMAGE_TO_TEXT)).spe
 
     def decode_proposals(self, encoding: ImageEncoding) -> Tensor:
         """The representation [B,O,d] of every proposal."""
-        return self._decode(encoding).segments[1]
+        return self.decoder(self.image_segments(encoding, IMAGE_TO_TEXT)).segments[1]
 
-    def encode_candidates(self, texts: tuple[str, ...]) -> Tensor:
-        """<SPE>'s representation [C,d] of each text as a target."""
-        token_ids, valid = self.text_encoder.tokenize(texts)
+    def encode_texts(self, token_ids: Tensor, valid: Tensor, task: TaskModalities) -> Tensor:
+        """<SPE>'s representation [C,d] of each text as a target: ids [C,T] and their validity."""
         tokens = self.text_encoder(token_ids, valid)
-        return self.decoder([Segment(tokens, valid, Attributes("text", "target", IMAGE_TO_TEXT))]).spe
+        return self.decoder([Segment(tokens, valid, Attributes("text", "target", task))]).spe
+
+    def encode_candidates(self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT) -> Tensor:
+        """Representations [C,d] of texts to choose from, kept in evaluation while no weight changes."""
+        return self._candidates.get((texts, task), lambda: self.encode_texts(*self.text_encoder.tokenize(texts), task))
+
+    def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
+        """Representations [n,d] of words as candidates: `<s> word </s>` each, of ids [n], encoded as any text."""
+        frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)
+        texts = torch.stack((frame[:, 0], token_ids, frame[:, 1]), dim=1)
+        valid = torch.ones_like(texts, dtype=torch.bool)
+        chunks = zip(texts.split(VOCABULARY_CHUNK), valid.split(VOCABULARY_CHUNK))
+        return torch.cat([self.encode_texts(*chunk, task) for chunk in chunks])
+
+    def vocabulary(self, task: TaskModalities) -> Tensor:
+        """Representations [V,d] of the whole vocabulary, kept in evaluation while no weight changes."""
+        words = torch.arange(self.text_encoder.vocab_size, device=self.device)
+        return self._candidates.get(("vocabulary", task), lambda: self.encode_vocabulary(words, task))
 
     @torch.no_grad()
     def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
@@ -112,15 +138,3 @@ class UniPerceiverV2(nn.Module):
         weight = valid.unsqueeze(-1).float()
         means = (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)
         return means - means.mean(0)
-
-    def _text_parameters(self) -> list[Tensor]:
-        return [*self.text_encoder.parameters(), *self.decoder.parameters()]
-
-    def _decode(self, encoding: ImageEncoding) -> Representations:
-        attributes = Attributes("image", "input", IMAGE_TO_TEXT)
-        return self.decoder(
-            [
-                Segment(encoding.global_tokens, encoding.global_valid, attributes),
-                Segment(encoding.proposal_tokens, None, attributes),
-            ]
-        )

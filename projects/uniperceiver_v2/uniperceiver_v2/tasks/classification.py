@@ -38,5 +38,5 @@ class ClassificationTask(Task):
         return [{"scores": scores} for scores in self._logits(model, encoding, inputs).softmax(-1)]
 
     def _logits(self, model: UniPerceiverV2, encoding: ImageEncoding, inputs: list[dict]) -> Tensor:
-        candidates = model.candidates.get(self.candidates(inputs))
+        candidates = model.encode_candidates(self.candidates(inputs))
         return model.likelihood(model.decode_image(encoding), candidates)

@@ -30,7 +30,7 @@ class DetectionTask(Task):
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates = model.candidates.get(self.candidates(inputs))
+        candidates = model.encode_candidates(self.candidates(inputs))
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         logits = model.likelihood(model.decode_proposals(encoding)[matches.image, matches.query], candidates)
@@ -50,7 +50,7 @@ class DetectionTask(Task):
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
-        candidates = model.candidates.get(self.candidates(inputs))
+        candidates = model.encode_candidates(self.candidates(inputs))
         categories = model.likelihood(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
         results = []

@@ -86,6 +86,13 @@ class TextEncoder(nn.Module):
         device = next(self.parameters()).device
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
 
+    def pad(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Texts of ids [T] as ids [B,T] of one length and their validity [B,T], on the encoder's device."""
+        device = next(self.parameters()).device
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        token_ids = nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=self.pad_id).to(device)
+        return token_ids, torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
+
     def decode(self, token_ids: Tensor | Sequence[Tensor]) -> list[str]:
         """The text of each row of ids, [B,T] or [T] each, without special tokens and without space around it."""
         texts = self.tokenizer.batch_decode([row.tolist() for row in token_ids], skip_special_tokens=True)

@@ -1,0 +1,72 @@
+"""Retrieval: images and captions are compared as wholes, each with the other side's batch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from ..decoder import IMAGE_TO_TEXT
+from ..likelihood import gather_from_ranks
+from .task import Task, register_task
+
+if TYPE_CHECKING:
+    from ..meta_arch import UniPerceiverV2
+
+
+@register_task("retrieval")
+class RetrievalTask(Task):
+    """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
+    caption all images, gathered over all ranks.
+
+    Inputs: "image", in training "image_id" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a list
+    of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1, so that cosines are their products.
+    """
+
+    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        images = model.decode_image(encoding)
+        texts = model.encode_texts(*model.text_encoder.pad([x["token_ids"] for x in inputs]), IMAGE_TO_TEXT)
+        all_images, all_texts = gather_from_ranks(images), gather_from_ranks(texts)
+        own = comm.get_rank() * len(inputs) + torch.arange(len(inputs), device=images.device)
+        same = self._same_pairs(inputs, own)
+        to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)
+        to_image = model.likelihood(texts, all_images).masked_fill(same, -torch.inf)
+        hits = (to_text.argmax(1) == own).float().mean() + (to_image.argmax(1) == own).float().mean()
+        get_event_storage().put_scalar("pair_accuracy", hits.item() / 2)
+        return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
+
+    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        images = F.normalize(model.decode_image(encoding).float(), dim=-1)
+        captions = [ids for x in inputs for ids in x["caption_token_ids"]]
+        texts = F.normalize(model.encode_texts(*model.text_encoder.pad(captions), IMAGE_TO_TEXT).float(), dim=-1)
+        counts = [len(x["caption_token_ids"]) for x in inputs]
+        return [
+            {"image_feature": image, "text_features": features} for image, features in zip(images, texts.split(counts))
+        ]
+
+    @staticmethod
+    def _same_pairs(inputs: list[dict], own: Tensor) -> Tensor:
+        """[B, world size · B] bool: another pair of the gathered batch with the same image or the same caption, which
+        is no wrong answer and must not be counted as one."""
+        keys = torch.stack(
+            (
+                torch.tensor([_key(str(x["image_id"]).encode()) for x in inputs], device=own.device),
+                torch.tensor([_key(x["token_ids"].cpu().numpy().tobytes()) for x in inputs], device=own.device),
+            ),
+            dim=1,
+        )
+        same = (keys[:, None] == gather_from_ranks(keys)).any(-1)
+        same[torch.arange(len(own), device=own.device), own] = False
+        return same
+
+
+def _key(content: bytes) -> int:
+    """63 bits that stand for some content, the same on every rank."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1

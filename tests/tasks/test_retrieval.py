@@ -1,0 +1,130 @@
+"""Retrieval: the contrastive likelihood against its plain formula, on one rank and on two, and its predictions."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.decoder import IMAGE_TO_TEXT
+
+CAPTIONS = ("a red seven", "two blue threes", "a nine above a two", "four digits")
+
+
+@pytest.fixture
+def pairs(tiny_model) -> list[dict]:
+    """Four images of one size, each with its caption."""
+    tokenizer = tiny_model.text_encoder.tokenizer
+    return [
+        {
+            "task": "pairs",
+            "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8),
+            "image_id": index,
+            "token_ids": torch.tensor(tokenizer(caption)["input_ids"]),
+        }
+        for index, caption in enumerate(CAPTIONS)
+    ]
+
+
+def cosines(model, pairs: list[dict]) -> list[list[float]]:
+    """Of every image with every caption, each encoded by itself, in Python's float64."""
+    images, texts = [], []
+    with torch.no_grad():
+        for pair in pairs:
+            encoding, _ = model.image_encoder(model.preprocess([pair]))
+            images.append(model.decode_image(encoding)[0].double().tolist())
+            valid = torch.ones_like(pair["token_ids"], dtype=torch.bool)
+            text = model.encode_texts(pair["token_ids"][None], valid[None], IMAGE_TO_TEXT)[0]
+            texts.append(text.double().tolist())
+    return [[sum(a * b for a, b in zip(x, y)) / math.hypot(*x) / math.hypot(*y) for y in texts] for x in images]
+
+
+def plain_loss(rows: list[list[float]], left_out: set[tuple[int, int]] = frozenset()) -> float:
+    """Half the mean over rows of -log softmax at the diagonal, plus half the same over columns."""
+    count, total = len(rows), 0.0
+    for i in range(count):
+        for line in (
+            [rows[i][j] for j in range(count) if (i, j) not in left_out],
+            [rows[j][i] for j in range(count) if (j, i) not in left_out],
+        ):
+            total += math.log(sum(math.exp(value) for value in line)) - rows[i][i]
+    return total / (2 * count)
+
+
+def loss_of(model, pairs: list[dict]) -> torch.Tensor:
+    with EventStorage():
+        return model.train()(pairs)["loss_contrastive"]
+
+
+def test_loss_equals_the_plain_formula(tiny_model, pairs):
+    found = loss_of(tiny_model, pairs).item()
+    tau = tiny_model.likelihood.temperature.item()
+    logits = [[value / tau for value in row] for row in cosines(tiny_model.eval(), pairs)]
+    assert found == pytest.approx(plain_loss(logits), rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["image_id", "token_ids"])
+def test_another_pair_of_the_same_image_or_caption_is_no_wrong_answer(tiny_model, pairs, what):
+    pairs[2][what] = pairs[0][what]
+    found = loss_of(tiny_model, pairs).item()
+    tau = tiny_model.likelihood.temperature.item()
+    logits = [[value / tau for value in row] for row in cosines(tiny_model.eval(), pairs)]
+    assert found == pytest.approx(plain_loss(logits, {(0, 2), (2, 0)}), rel=1e-4)
+    assert found < plain_loss(logits)
+
+
+def test_predictions_are_unit_vectors_with_the_cosines_of_the_likelihood(tiny_model, pairs):
+    ids = [pair.pop("token_ids") for pair in pairs]
+    expected = torch.tensor(cosines(tiny_model, [{**pair, "token_ids": x} for pair, x in zip(pairs, ids)]))
+    inputs = [
+        {**pairs[0], "task": "retrieval", "caption_token_ids": ids[:3]},
+        {**pairs[1], "task": "retrieval", "caption_token_ids": ids[3:]},
+    ]
+    first, second = tiny_model(inputs)
+    assert (first["text_features"].shape[0], second["text_features"].shape[0]) == (3, 1)
+    texts = torch.cat((first["text_features"], second["text_features"]))
+    images = torch.stack((first["image_feature"], second["image_feature"]))
+    torch.testing.assert_close(images @ texts.T, expected[:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(texts.norm(dim=-1), torch.ones(4))
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def train_on_a_share(rank: int, folder: str) -> None:
+    """One of two processes: loss and gradients of its half of the batch, averaged as in training."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    model, pairs = torch.load(f"{folder}/given.pth", weights_only=False)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    with EventStorage():
+        loss = wrapped(pairs[2 * rank : 2 * rank + 2])["loss_contrastive"]
+    loss.backward()
+    torch.save((loss.detach(), gradients(model)), f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_the_loss_and_gradients_of_one_with_the_whole_batch(tiny_model, pairs, tmp_path):
+    pairs[3]["token_ids"] = pairs[0]["token_ids"]  # the same caption on different ranks
+    torch.save((tiny_model.train(), pairs), tmp_path / "given.pth")
+    loss = loss_of(tiny_model, pairs)
+    loss.backward()
+    expected = gradients(tiny_model)
+    mp.spawn(train_on_a_share, (str(tmp_path),), nprocs=2)
+    (first, found), (second, other) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    torch.testing.assert_close((first + second) / 2, loss.detach(), atol=1e-6, rtol=1e-6)
+    scale = max(grad.abs().max() for grad in expected.values())
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, atol=1e-6 * scale.item(), rtol=1e-4, msg=name)
+        torch.testing.assert_close(other[name], found[name])
+
+
+def test_a_step_of_training_reaches_both_encoders_the_decoder_and_the_temperature(tiny_model, pairs):
+    loss_of(tiny_model, pairs).backward()
+    reached = {name.split(".")[0] for name in gradients(tiny_model)}
+    assert reached >= {"image_encoder", "text_encoder", "decoder", "likelihood"}
