@@ -1,0 +1,114 @@
+"""Greedy and beam search for the most likely sequence of tokens, over any function that says what may follow one.
+
+Shapes: B sequences are searched at once, A of them are not decided yet, each by k beams; V tokens, L steps at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# step(tokens [N], rows [N]) to log P [N,V] of the next token: row i goes on where row rows[i] of the last call was and
+# is one token longer by tokens[i]. Rows so come, go and are reordered as the search wants; in the first call they are
+# sequences without a token, 0..B-1.
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Generated:
+    """What was found for each of B sequences.
+
+    Attributes:
+        token_ids: [B,L'], without the start, filled up with the stop token.
+        lengths: [B], tokens of each; the stop token counts, where there was room for it.
+        log_likelihoods: [B], sum of the tokens' log P, in float64.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    log_likelihoods: Tensor
+
+
+class _Best:
+    """The best finished hypothesis of each sequence so far."""
+
+    def __init__(self, count: int, max_length: int, stop: int, device: torch.device):
+        self.scores = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
+        self.sums, self.lengths = torch.zeros_like(self.scores), torch.zeros_like(self.scores, dtype=torch.long)
+        self.token_ids = torch.full((count, max_length), stop, device=device)
+
+    def update(self, which: Tensor, scores_AK: Tensor, sums_AK: Tensor, tokens_AKl: Tensor) -> None:
+        """Keeps what is better than before for the sequences `which` [A]; -inf scores what has not finished."""
+        scores, beams = scores_AK.max(1)
+        better = (scores > self.scores[which]).nonzero()[:, 0]
+        rows, beams, length = which[better], beams[better], tokens_AKl.shape[2]
+        self.scores[rows], self.sums[rows], self.lengths[rows] = scores[better], sums_AK[better, beams], length
+        self.token_ids[rows, :length] = tokens_AKl[better, beams]
+
+
+@torch.no_grad()
+def search(
+    step: Step, start: Tensor, stop: int, *, beam_size: int, length_penalty: float, max_length: int
+) -> Generated:
+    """The sequences of highest score, log-likelihood / length**length_penalty, that `beam_size` beams find.
+
+    Of the 2 · beam_size best continuations, those that stop among the first beam_size are finished and the best others
+    go on. A sequence is decided when no beam can win any more, whatever follows. One beam is greedy search: the first
+    stop ends it.
+
+    Args:
+        step: what may follow; its values are log-probabilities, never above 0. -inf forbids a token.
+        start: [B], the token that each sequence opens with.
+        stop: the token that ends one.
+        beam_size: beams of each sequence.
+        length_penalty: above 0 longer sequences gain, below they lose. The stop token counts as length.
+        max_length: L; at this length a sequence ends even without the stop token.
+    Raises:
+        ValueError: beam_size or max_length is below 1.
+    """
+    if beam_size < 1 or max_length < 1:
+        raise ValueError(f"beam_size and max_length have to be 1 or more, not {beam_size} and {max_length}")
+    width = 2 * beam_size if beam_size > 1 else 1
+    which_A = torch.arange(len(start), device=start.device)
+    best = _Best(len(start), max_length, stop, start.device)
+    step_tokens, rows = start, which_A
+    sums_Ak = torch.zeros(len(start), 1, dtype=torch.float64, device=start.device)
+    tokens_Akl = start.new_empty(len(start), 1, 0)
+    for length in range(1, max_length + 1):
+        log_probs, ids = _top(step(step_tokens, rows), width)  # of each row first, so that little is kept and sorted
+        beams = sums_Ak.shape[1]
+        totals = (sums_Ak.view(-1, 1) + log_probs).view(len(which_A), -1)
+        sums_AC, flat = _top(totals, width)
+        parents = flat // log_probs.shape[1]
+        tokens_ACl = torch.cat(
+            [_rows(tokens_Akl, parents), ids.view(len(which_A), -1).gather(1, flat).unsqueeze(2)], dim=2
+        )
+        ended = (tokens_ACl[:, :, -1] == stop) | (length == max_length)
+        scores = (sums_AC / length**length_penalty).masked_fill(~ended, -torch.inf)
+        best.update(which_A, scores[:, :beam_size], sums_AC, tokens_ACl)
+
+        sums_Ak, kept = _top(sums_AC.masked_fill(ended, -torch.inf), beam_size)
+        # The sum only falls, so this is the best that the first beam can come to.
+        reach = max_length if length_penalty > 0 else length + 1
+        open_ = sums_Ak[:, 0] / reach**length_penalty > best.scores[which_A]
+        if not open_.any():
+            break
+        first_row = beams * torch.arange(len(which_A), device=start.device).unsqueeze(1)
+        rows = (first_row + parents.gather(1, kept))[open_].flatten()
+        which_A, sums_Ak, tokens_Akl = which_A[open_], sums_Ak[open_], _rows(tokens_ACl, kept)[open_]
+        step_tokens = tokens_Akl[:, :, -1].flatten()
+    return Generated(best.token_ids[:, : best.lengths.max()], best.lengths, best.sums)
+
+
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row, in float64, and where they stand; fewer where a row is shorter."""
+    largest, indices = values.topk(min(count, values.shape[1]))
+    return largest.double(), indices
+
+
+def _rows(values_ANl: Tensor, indices_AM: Tensor) -> Tensor:
+    """[A,M,l], rows `indices` of each of the A."""
+    return values_ANl.gather(1, indices_AM.unsqueeze(2).expand(-1, -1, values_ANl.shape[2]))

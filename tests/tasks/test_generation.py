@@ -1,0 +1,206 @@
+"""Greedy and beam search: against all sequences there are, a plain search with lists, and Hugging Face's generate."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import RobertaConfig, RobertaForCausalLM
+
+from uniperceiver_v2.tasks.generation import search
+
+STOP = 0
+
+
+class Toy:
+    """Random log P of the next token for every beginning of every sequence, peaked or flat."""
+
+    def __init__(self, seed: int, batch: int, vocabulary: int, max_length: int, sharpness: float = 2.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.tables = []
+        for _ in range(batch):
+            prefixes = itertools.chain.from_iterable(
+                itertools.product(range(vocabulary), repeat=n) for n in range(max_length)
+            )
+            logits = {prefix: torch.randn(vocabulary, generator=generator) * sharpness for prefix in prefixes}
+            self.tables.append({prefix: x.log_softmax(-1) for prefix, x in logits.items()})
+        self.state: list[tuple[int, tuple[int, ...]]] = [(image, ()) for image in range(batch)]
+        self.start = torch.full((batch,), 99)
+        self.calls: list[int] = []
+
+    def step(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        first = not self.calls
+        self.calls.append(len(rows))
+        state = [self.state[row] for row in rows.tolist()]
+        self.state = state if first else [(i, (*p, t)) for (i, p), t in zip(state, tokens.tolist(), strict=True)]
+        return torch.stack([self.tables[image][prefix] for image, prefix in self.state])
+
+    def log_likelihood(self, image: int, sequence: tuple[int, ...]) -> float:
+        return sum(float(self.tables[image][sequence[:i]][token]) for i, token in enumerate(sequence))
+
+
+def all_sequences(vocabulary: int, max_length: int):
+    """All that stop, and all that reach the greatest length without."""
+    words = range(1, vocabulary)
+    for length in range(max_length):
+        yield from ((*words_, STOP) for words_ in itertools.product(words, repeat=length))
+    yield from itertools.product(words, repeat=max_length)
+
+
+def plain_search(toy: Toy, image: int, beam_size: int, penalty: float, max_length: int) -> tuple[float, tuple]:
+    """The same rules with lists, without an early end. Of one beam: until the first stop."""
+    beams, finished = [(0.0, ())], []
+    for length in range(1, max_length + 1):
+        options = [
+            (total + float(value), (*prefix, token))
+            for total, prefix in beams
+            for token, value in enumerate(toy.tables[image][prefix])
+        ]
+        options = sorted(options, key=lambda option: -option[0])[: 2 * beam_size if beam_size > 1 else 1]
+        ended = [option[1][-1] == STOP or length == max_length for option in options]
+        finished += [
+            (total / length**penalty, sequence)
+            for (total, sequence), end in zip(options[:beam_size], ended, strict=False)
+            if end
+        ]
+        beams = [option for option, end in zip(options, ended, strict=True) if not end][:beam_size]
+    return max(finished)
+
+
+def found(generated, image: int) -> tuple[int, ...]:
+    return tuple(generated.token_ids[image, : generated.lengths[image]].tolist())
+
+
+SIZES = {
+    "seed": st.integers(0, 10**6),
+    "batch": st.integers(1, 3),
+    "vocabulary": st.integers(2, 4),
+    "max_length": st.integers(1, 4),
+    "penalty": st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES)
+def test_enough_beams_find_the_best_of_all_sequences(seed, batch, vocabulary, max_length, penalty):
+    toy = Toy(seed, batch, vocabulary, max_length)
+    beams = vocabulary**max_length
+    generated = search(toy.step, toy.start, STOP, beam_size=beams, length_penalty=penalty, max_length=max_length)
+    for image in range(batch):
+        scores = {s: toy.log_likelihood(image, s) / len(s) ** penalty for s in all_sequences(vocabulary, max_length)}
+        best = max(scores, key=scores.get)
+        assert found(generated, image) == best
+        assert generated.log_likelihoods[image].item() == pytest.approx(toy.log_likelihood(image, best), abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(beam_size=st.integers(1, 3), **SIZES)
+def test_search_is_a_plain_one_with_lists(beam_size, seed, batch, vocabulary, max_length, penalty):
+    toy = Toy(seed, batch, vocabulary, max_length)
+    generated = search(toy.step, toy.start, STOP, beam_size=beam_size, length_penalty=penalty, max_length=max_length)
+    for image in range(batch):
+        score, sequence = plain_search(toy, image, beam_size, penalty, max_length)
+        assert found(generated, image) == sequence
+        assert generated.log_likelihoods[image].item() == pytest.approx(score * len(sequence) ** penalty, abs=1e-5)
+        assert (generated.token_ids[image, generated.lengths[image] :] == STOP).all()
+
+
+def test_greedy_takes_the_likeliest_token_until_the_first_stop():
+    toy = Toy(3, 8, 4, 6)
+    generated = search(toy.step, toy.start, STOP, beam_size=1, length_penalty=1.0, max_length=6)
+    for image in range(8):
+        sequence: tuple[int, ...] = ()
+        while len(sequence) < 6 and sequence[-1:] != (STOP,):
+            sequence += (int(toy.tables[image][sequence].argmax()),)
+        assert found(generated, image) == sequence
+    assert generated.lengths.unique().numel() > 2
+
+
+def test_sequences_that_are_decided_are_searched_no_further():
+    toy = Toy(0, 2, 4, 6)
+    sure = {prefix: torch.tensor([0.0, -20.0, -20.0, -20.0]) for prefix in toy.tables[0]}
+    toy.tables[0] = sure
+    search(toy.step, toy.start, STOP, beam_size=3, length_penalty=1.0, max_length=6)
+    assert toy.calls[:2] == [2, 3]  # the first image's stop cannot be beaten, the second's three beams go on
+    toy = Toy(0, 1, 4, 6)
+    toy.tables[0] = sure
+    search(toy.step, toy.start, STOP, beam_size=3, length_penalty=1.0, max_length=6)
+    assert toy.calls == [1]
+
+
+def test_forbidden_tokens_are_never_taken():
+    toy = Toy(5, 4, 4, 5)
+    for table in toy.tables:
+        for log_probs in table.values():
+            log_probs[2] = -math.inf
+    generated = search(toy.step, toy.start, STOP, beam_size=3, length_penalty=1.0, max_length=5)
+    assert not (generated.token_ids == 2).any()
+    assert generated.log_likelihoods.isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [{"beam_size": 0, "max_length": 3}, {"beam_size": 2, "max_length": 0}])
+def test_sizes_of_nothing_are_refused(sizes):
+    with pytest.raises(ValueError, match="1 or more"):
+        search(lambda tokens, rows: tokens, torch.zeros(1), STOP, length_penalty=1.0, **sizes)
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        is_decoder=True,
+        initializer_range=0.7,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    model = RobertaForCausalLM(config).eval()
+    with torch.no_grad():
+        # generate counts positions from 0, where RoBERTa itself counts them from behind the padding index.
+        model.roberta.embeddings.position_embeddings.weight.zero_()
+        model.lm_head.bias[2] += 5
+    return model
+
+
+@pytest.mark.parametrize("beam_size", [1, 3, 5])
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.2])
+@torch.no_grad()
+def test_words_and_scores_of_hugging_faces_generate(language_model, beam_size, penalty):
+    """With `early_stopping="never"`, which means exactly that no beam can win any more."""
+    start, length = torch.arange(3, 27), 12
+    prefixes = torch.empty(len(start), 0, dtype=torch.long)
+
+    def step(tokens, rows):
+        nonlocal prefixes
+        prefixes = torch.cat([prefixes[rows], tokens[:, None]], dim=1)
+        log_probs = language_model(prefixes).logits[:, -1].log_softmax(-1)
+        return log_probs.index_fill(1, torch.tensor([1, 5]), -math.inf)
+
+    generated = search(step, start, 2, beam_size=beam_size, length_penalty=penalty, max_length=length)
+    beams = {"early_stopping": "never", "length_penalty": penalty} if beam_size > 1 else {}
+    expected = language_model.generate(
+        start[:, None],
+        attention_mask=torch.ones(len(start), 1, dtype=torch.long),
+        num_beams=beam_size,
+        max_new_tokens=length,
+        suppress_tokens=[1, 5],
+        return_dict_in_generate=True,
+        output_scores=True,
+        do_sample=False,
+        **beams,
+    )
+    words = expected.sequences[:, 1:]
+    assert words.shape[1] == generated.token_ids.shape[1]
+    assert torch.equal(words.masked_fill(words == 1, 2), generated.token_ids)
+    assert generated.lengths.unique().numel() > 2
+    if beam_size > 1:
+        scores = generated.log_likelihoods / generated.lengths**penalty
+        torch.testing.assert_close(scores.float(), expected.sequences_scores, atol=1e-5, rtol=1e-5)
