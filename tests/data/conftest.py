@@ -1,5 +1,6 @@
 """A tiny digit_scenes tree, registered as tiny_*, and configurations of tasks on it."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from transformers import PreTrainedTokenizerBase
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.data import register_digit_scenes
+from uniperceiver_v2.pretrained import REPOSITORY, load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +57,7 @@ def config() -> Callable[..., CfgNode]:
         cfg.INPUT.FORMAT = "RGB"
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (80, 96, 112), 96
         cfg.INPUT.RANDOM_FLIP = "none"
+        cfg.MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH = "configs/digit_scenes/text_encoder"
         cfg.DATALOADER.NUM_WORKERS = 0
         cfg.TASKS.NAMES = list(tasks)
         for name, settings in tasks.items():
@@ -72,8 +76,33 @@ DIGITS = {
     "CROP_SCALE": [0.5, 1.0],
     "FLIP": False,
 }
+CAPTIONS = {"KIND": "captioning", "DATASETS": ["tiny_digit_scenes_captions_train"], "IMS_PER_BATCH": 4}
+RETRIEVAL = {"KIND": "retrieval", "DATASETS": ["tiny_digit_scenes_captions_train"], "IMS_PER_BATCH": 6}
+TEXTS = {"KIND": "language_modelling", "DATASETS": ["tiny_digit_corpus_train"], "IMS_PER_BATCH": 8}
 
 
 @pytest.fixture
 def scenes_config(tiny, config) -> CfgNode:
     return config(scenes=SCENES, digits=DIGITS)
+
+
+@pytest.fixture
+def all_tasks_config(tiny, config) -> CfgNode:
+    """A task of each kind."""
+    return config(scenes=SCENES, digits=DIGITS, captions=CAPTIONS, retrieval=RETRIEVAL, texts=TEXTS)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """That of digit_scenes, for texts of up to 64 tokens."""
+    return load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")
+
+
+@pytest.fixture
+def logged(caplog):
+    """() -> the messages that this package has logged so far."""
+    logger = logging.getLogger("uniperceiver_v2")
+    propagated, logger.propagate = logger.propagate, True
+    caplog.set_level(logging.INFO, logger="uniperceiver_v2")
+    yield lambda: [record.getMessage() for record in caplog.records]
+    logger.propagate = propagated

@@ -1,4 +1,5 @@
 import itertools
+import json
 import logging
 import shutil
 
@@ -12,10 +13,12 @@ from PIL import Image
 from uniperceiver_v2.data import (
     build_task_train_loader,
     build_test_loader,
+    register_captions,
     register_digit_scenes,
     register_image_folder,
+    register_text_lines,
 )
-from uniperceiver_v2.data.batches import pack, unpack
+from uniperceiver_v2.data.texts import encode
 from uniperceiver_v2.errors import UserError
 
 
@@ -45,31 +48,40 @@ def assert_same(a, b):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("task", ["scenes", "digits"])
-def test_any_number_of_workers_gives_the_same_batches(scenes_config, workers, task):
-    expected = take(build_task_train_loader(scenes_config, task), 9)
-    scenes_config.DATALOADER.NUM_WORKERS = workers
-    assert_same(take(build_task_train_loader(scenes_config, task), 9), expected)
+@pytest.mark.parametrize("task", ["scenes", "digits", "captions", "retrieval", "texts"])
+def test_any_number_of_workers_gives_the_same_batches(all_tasks_config, workers, task):
+    expected = take(build_task_train_loader(all_tasks_config, task), 9)
+    all_tasks_config.DATALOADER.NUM_WORKERS = workers
+    assert_same(take(build_task_train_loader(all_tasks_config, task), 9), expected)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_where_it_was(scenes_config, workers):
-    whole = take(build_task_train_loader(scenes_config, "scenes"), 12)  # 40 images: into the second epoch
-    scenes_config.DATALOADER.NUM_WORKERS = workers
-    assert_same(take(build_task_train_loader(scenes_config, "scenes", start_batch=7), 5), whole[7:])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("name", ["captions_test", "retrieval_test"])
+def test_any_number_of_workers_gives_the_same_test_batches(all_tasks_config, workers, name):
+    expected = list(build_test_loader(all_tasks_config, f"tiny_digit_scenes_{name}"))
+    all_tasks_config.DATALOADER.NUM_WORKERS = workers
+    assert_same(list(build_test_loader(all_tasks_config, f"tiny_digit_scenes_{name}")), expected)
 
 
-def test_the_ranks_shares_are_the_whole_batch(scenes_config, monkeypatch):
-    whole = take(build_task_train_loader(scenes_config, "scenes"), 4)
+@pytest.mark.parametrize(("task", "workers"), [("scenes", 0), ("scenes", 2), ("captions", 2), ("texts", 2)])
+def test_a_run_goes_on_where_it_was(all_tasks_config, task, workers):
+    whole = take(build_task_train_loader(all_tasks_config, task), 12)  # of 40 images: into the next epoch
+    all_tasks_config.DATALOADER.NUM_WORKERS = workers
+    assert_same(take(build_task_train_loader(all_tasks_config, task, start_batch=7), 5), whole[7:])
+
+
+@pytest.mark.parametrize("task", ["scenes", "retrieval"])
+def test_the_ranks_shares_are_the_whole_batch(all_tasks_config, monkeypatch, task):
+    whole = take(build_task_train_loader(all_tasks_config, task), 4)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 3)
     shares = []
     for rank in range(3):
         monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        shares.append(take(build_task_train_loader(scenes_config, "scenes"), 4))
+        shares.append(take(build_task_train_loader(all_tasks_config, task), 4))
     assert_same([a + b + c for a, b, c in zip(*shares, strict=True)], whole)
-    scenes_config.TASKS.scenes.IMS_PER_BATCH = 7
-    with pytest.raises(UserError, match=r"TASKS\.scenes\.IMS_PER_BATCH: 3 processes"):
-        build_task_train_loader(scenes_config, "scenes")
+    all_tasks_config.TASKS[task].IMS_PER_BATCH = 7
+    with pytest.raises(UserError, match=rf"TASKS\.{task}\.IMS_PER_BATCH: 3 processes"):
+        build_task_train_loader(all_tasks_config, task)
 
 
 def test_seeds_and_tasks_give_other_batches(scenes_config, config):
@@ -168,11 +180,16 @@ def test_data_without_a_readable_image_ends_at_once(damaged, workers):
         take(build_task_train_loader(cfg, "scenes"), 1)
 
 
-def test_a_corrupt_test_image_ends_evaluation_by_name(damaged, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["", "captions_"])
+def test_a_corrupt_test_image_ends_evaluation_by_name(damaged, tmp_path, workers, kind):
     cfg = damaged(0)
+    cfg.DATALOADER.NUM_WORKERS = workers
     (tmp_path / "scenes/images/test/000001000003.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"000001000003\.png"):
-        list(build_test_loader(cfg, "damaged_digit_scenes_test"))
+    with pytest.raises(UserError) as caught:
+        list(build_test_loader(cfg, f"damaged_digit_scenes_{kind}test"))
+    assert str(caught.value).startswith("an image to be evaluated cannot be read: ")
+    assert "000001000003.png" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -211,6 +228,45 @@ def test_without_a_task_classification_is_tested_at_the_test_size(config, tiny):
     assert next(iter(build_test_loader(cfg, "tiny_digits_test")))[0]["image"].shape == (3, 40, 40)
 
 
+def test_captioning_and_retrieval_are_tested_on_every_image_once(all_tasks_config):
+    for name, kind, batch_size in (("captions", "captioning", 4), ("retrieval", "retrieval", 6)):
+        loader = build_test_loader(all_tasks_config, f"tiny_digit_scenes_{name}_test")
+        batches = list(loader)
+        assert len(loader) == len(batches) == 12 // batch_size
+        samples = [sample for batch in batches for sample in batch]
+        assert [s["image_id"] for s in samples] == [1_000_001 + i for i in range(12)]
+        assert all(s["task"] == kind and len(s["captions"]) == 5 for s in samples)
+        assert all(s["image"].shape == (3, 96, 96) and "candidates" not in s for s in samples)
+        assert all(("caption_token_ids" in s) == (kind == "retrieval") for s in samples)
+
+
+def test_language_modelling_is_tested_on_every_token_once(all_tasks_config, tokenizer, tmp_path, catalogs):
+    texts = ["a red seven is to the left of two blue threes", "nine", "vier über null"]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    register_text_lines("own", str(tmp_path / "corpus.txt"))
+    batches = list(build_test_loader(all_tasks_config, "own"))
+    assert max(len(batch) for batch in batches) == 8
+    samples = [sample for batch in batches for sample in batch]
+    assert all(s["task"] == "language_modelling" for s in samples)
+    for text_id, text in enumerate(texts):
+        labels = torch.stack([s["labels"] for s in samples if s["text_id"] == text_id])
+        assert ((labels != -100).sum(0)[1:-1] == 1).all()
+        assert torch.equal(labels.max(0).values[1:-1], encode(tokenizer, text)[1:-1])
+
+
+def test_images_without_a_caption_and_long_captions_in_a_test_set(all_tasks_config, tree, tmp_path, catalogs):
+    content = json.loads((tree / "annotations/captions_test.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["caption"] = {1_000_002: " ", 1_000_003: "sieben über " * 40}.get(
+            annotation["image_id"], annotation["caption"]
+        )
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    register_captions("own", str(tmp_path / "own.json"), str(tree / "images/test"), evaluator_type="retrieval")
+    samples = {s["image_id"]: s for batch in build_test_loader(all_tasks_config, "own") for s in batch}
+    assert len(samples) == 11 and 1_000_002 not in samples
+    assert [len(token_ids) for token_ids in samples[1_000_003]["caption_token_ids"]] == [64] * 5
+
+
 def test_ranks_share_a_test_set(scenes_config, monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     seen = []
@@ -229,12 +285,3 @@ def test_what_cannot_be_evaluated_is_refused(scenes_config, catalogs):
     DatasetCatalog.register("odd", lambda: [{"file_name": "a.png", "image_id": 0}])
     with pytest.raises(UserError, match="'smell'"):
         build_test_loader(scenes_config, "odd")
-
-
-def test_packing_keeps_content_and_makes_tensors_that_can_be_changed(scenes_config):
-    batch = next(iter(build_task_train_loader(scenes_config, "scenes")))
-    unpacked = unpack(pack(batch))
-    assert_same(unpacked, batch)
-    unpacked[0]["image"] += 1
-    unpacked[0]["instances"].gt_boxes.tensor.mul_(2)
-    assert not torch.equal(unpacked[0]["image"], batch[0]["image"])

@@ -14,6 +14,7 @@ from uniperceiver_v2.data import (
     register_digit_scenes,
     register_image_folder,
 )
+from uniperceiver_v2.data.builtin import register_karpathy
 from uniperceiver_v2.data.records import candidate_names
 from uniperceiver_v2.errors import UserError
 
@@ -25,6 +26,8 @@ NAMES = [
     "digits_test",
     "digit_scenes_captions_train",
     "digit_scenes_captions_test",
+    "digit_scenes_retrieval_train",
+    "digit_scenes_retrieval_test",
     "digit_corpus_train",
     "digit_corpus_test",
 ]
@@ -65,7 +68,30 @@ def test_importing_registers_every_name():
     registered = set(DatasetCatalog.list())
     assert {*NAMES, "imagenet_train", "imagenet_val", "coco_2017_train", "lvis_v1_val"} <= registered
     kinds = {name: MetadataCatalog.get(name).evaluator_type for name in NAMES}
-    assert set(kinds.values()) == {"coco", "lvis", "imagenet", "coco_caption", "corpus"}
+    assert set(kinds.values()) == {"coco", "lvis", "imagenet", "coco_caption", "retrieval", "corpus"}
+    karpathy = {name: MetadataCatalog.get(name).evaluator_type for name in registered if "karpathy" in name}
+    assert karpathy == {
+        **{f"coco_2014_captions_karpathy_{split}": "coco_caption" for split in ("train", "val", "test")},
+        **{f"coco_2014_retrieval_karpathy_{split}": "retrieval" for split in ("val", "test")},
+        **{f"flickr30k_retrieval_karpathy_{split}": "retrieval" for split in ("val", "test")},
+    }
+
+
+def test_karpathys_splits_lie_where_the_documentation_says(tmp_path, monkeypatch):
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})
+    register_karpathy(str(tmp_path))
+    for name, file in (
+        ("coco_2014_captions_karpathy_train", "coco/annotations/dataset_coco.json"),
+        ("flickr30k_retrieval_karpathy_test", "flickr30k/dataset_flickr30k.json"),
+    ):
+        message = message_of(load_dataset, name)
+        assert str(tmp_path / file) in message and "datasets/README.md" in message
+        image = {"filename": "a.jpg", "imgid": 7, "split": name.split("_")[-1], "sentences": []}
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(json.dumps({"images": [image]}))
+        folder = "coco" if name.startswith("coco") else "flickr30k/flickr30k-images"
+        assert load_dataset(name)[0]["file_name"] == str(tmp_path / folder / "a.jpg")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +102,7 @@ def test_every_dataset_loads(tiny, name):
     if "corpus" not in name:
         assert len(records) == expected[family]["test" in name]
         assert all(set(r) >= {"file_name", "image_id"} for r in records)
-    if "caption" in name:
+    if "caption" in name or "retrieval" in name:
         assert all(len(r["captions"]) == 5 for r in records)
     elif "corpus" in name:
         assert all(r["text"] for r in records) and len(records) > 500
@@ -199,6 +225,21 @@ def test_annotations_without_masks_need_masks_off(own_coco, scenes_config):
     scenes_config.MODEL.MASK_ON = False
     batch = next(iter(build_task_train_loader(scenes_config, "scenes")))
     assert not batch[0]["instances"].has("gt_masks")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "expected"),
+    [
+        ("scenes", "tiny_digit_scenes_captions_train", '"annotations"'),
+        ("digits", "tiny_digit_scenes_train", '"label"'),
+        ("captions", "tiny_digit_scenes_train", '"captions"'),
+        ("texts", "tiny_digit_scenes_captions_train", '"text"'),
+    ],
+)
+def test_data_of_another_kind_of_task_is_refused(all_tasks_config, task, name, expected):
+    all_tasks_config.TASKS[task].DATASETS = [name]
+    message = message_of(build_task_train_loader, all_tasks_config, task)
+    assert name in message and expected in message
 
 
 def test_images_with_nothing_to_learn_are_left_out_if_asked(own_coco, scenes_config):

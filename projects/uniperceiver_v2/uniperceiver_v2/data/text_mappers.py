@@ -97,19 +97,20 @@ class TextMapper:
 
     def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase, masked_share: float):
         self._task, self._tokenizer, self._masked_share = task, tokenizer, masked_share
-        self._words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+        self._is_word = word_table(tokenizer)
+        self._words = np.flatnonzero(self._is_word)
 
     def __call__(self, record: dict) -> dict:
-        token_ids = encode(self._tokenizer, record["text"])
-        positions = maskable(self._tokenizer, token_ids)
+        token_ids = encode(self._tokenizer, record["text"]).numpy()
+        positions = np.flatnonzero(self._is_word[token_ids])
         # A fraction of a token is a whole one as often as it says, so that texts of all lengths give their share.
         count = int(self._masked_share * len(positions) + np.random.uniform())
-        chosen = torch.from_numpy(np.random.permutation(positions)[: max(count, 1)])
-        fate = torch.from_numpy(np.random.uniform(size=len(chosen)))
-        others = torch.from_numpy(np.random.choice(self._words, size=len(chosen)))
-        shown = torch.where(fate < 0.9, others, token_ids[chosen])
+        chosen = np.random.permutation(positions)[: max(count, 1)]
+        fate = np.random.uniform(size=len(chosen))
+        others = np.random.choice(self._words, size=len(chosen))
+        shown = np.where(fate < 0.9, others, token_ids[chosen])
         shown[fate < 0.8] = self._tokenizer.mask_token_id
-        return masked_sample(self._task, record, token_ids, chosen, shown)
+        return _masked_sample(self._task, record, token_ids, chosen, shown)
 
 
 class EachTokenOnceMapper:
@@ -125,34 +126,42 @@ class EachTokenOnceMapper:
 
     def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase):
         self._task, self._tokenizer = task, tokenizer
+        self._is_word = word_table(tokenizer)
 
     def __call__(self, record: dict) -> dict:
-        token_ids = encode(self._tokenizer, record["text"])
-        positions = np.random.default_rng(entropy_of(record["text"])).permutation(maskable(self._tokenizer, token_ids))
-        chosen = torch.from_numpy(positions[record["evaluation_pass"] :: EVALUATION_PASSES])
-        shown = torch.full_like(chosen, self._tokenizer.mask_token_id)
-        return masked_sample(self._task, record, token_ids, chosen, shown)
+        token_ids = encode(self._tokenizer, record["text"]).numpy()
+        rng = np.random.default_rng(entropy_of(record["text"]))
+        positions = rng.permutation(np.flatnonzero(self._is_word[token_ids]))
+        chosen = positions[record["evaluation_pass"] :: EVALUATION_PASSES]
+        return _masked_sample(self._task, record, token_ids, chosen, self._tokenizer.mask_token_id)
 
 
 def each_token_once(records: Records, tokenizer: PreTrainedTokenizerBase) -> Records:
     """Each text as often, with another "evaluation_pass", as masks all of its tokens once: seven times, less for fewer
     tokens."""
+    is_word = word_table(tokenizer)
     return [
         {**record, "evaluation_pass": number}
         for record in records
-        for number in range(min(EVALUATION_PASSES, len(maskable(tokenizer, encode(tokenizer, record["text"])))))
+        for number in range(min(EVALUATION_PASSES, int(is_word[encode(tokenizer, record["text"])].sum())))
     ]
 
 
-def maskable(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> np.ndarray:
-    """The positions int64 [N] of all tokens that are not special, in order."""
-    return np.flatnonzero(~np.isin(token_ids.numpy(), tokenizer.all_special_ids))
+def word_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """For each token id whether it is no special token, bool [V]."""
+    table = np.ones(len(tokenizer), dtype=bool)
+    table[tokenizer.all_special_ids] = False
+    return table
 
 
-def masked_sample(task: str, record: dict, token_ids: torch.Tensor, chosen: torch.Tensor, shown: torch.Tensor) -> dict:
+def _masked_sample(task: str, record: dict, token_ids: np.ndarray, chosen: np.ndarray, shown: np.ndarray | int) -> dict:
     """The sample that shows other tokens [N] at chosen positions [N] and asks for those of ``token_ids``."""
-    labels = torch.full_like(token_ids, NOT_PREDICTED)
+    labels, masked = np.full_like(token_ids, NOT_PREDICTED), token_ids.copy()
     labels[chosen] = token_ids[chosen]
-    masked = token_ids.clone()
     masked[chosen] = shown
-    return {"task": task, "text_id": record["text_id"], "token_ids": masked, "labels": labels}
+    return {
+        "task": task,
+        "text_id": record["text_id"],
+        "token_ids": torch.from_numpy(masked),
+        "labels": torch.from_numpy(labels),
+    }

@@ -1,0 +1,73 @@
+"""What workers hand over: batches as they were made, and errors as they were raised."""
+
+import itertools
+
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from uniperceiver_v2.data.batches import TestLoader, TrainingBatches, TrainLoader, pack, unpack
+from uniperceiver_v2.data.sampling import SampleOrder
+from uniperceiver_v2.errors import UserError
+
+RECORDS = [{"number": number} for number in range(10)]
+MESSAGE = "boats.json: annotation 7 is no boat"
+
+
+def refuse_seven(record: dict) -> dict:
+    if record["number"] == 7:
+        raise UserError(MESSAGE)
+    return record
+
+
+def fail_at_seven(record: dict) -> dict:
+    return {"number": record["number"], "inverse": 1 / (record["number"] - 7)}
+
+
+def train_loader(mapper, workers: int) -> TrainLoader:
+    batches = TrainingBatches(RECORDS, mapper, SampleOrder(10, "boats", 0), batch_size=2, rank=0, world_size=1)
+    return TrainLoader(batches, start_batch=0, num_workers=workers, max_corrupt_share=0.0, task_name="boats")
+
+
+def evaluation_loader(mapper, workers: int) -> TestLoader:
+    return TestLoader(RECORDS, mapper, batch_size=2, num_workers=workers)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("build", [train_loader, evaluation_loader])
+def test_a_user_error_arrives_as_it_was_raised(build, workers):
+    seen = []
+    with pytest.raises(UserError) as caught:
+        for batch in itertools.islice(build(refuse_seven, workers), 10):
+            seen += [sample["number"] for sample in batch]
+    assert str(caught.value) == MESSAGE
+    # What was made before is delivered before.
+    order = [SampleOrder(10, "boats", 0).index_at(p) for p in range(10)] if build is train_loader else list(range(10))
+    assert seen == order[: order.index(7) // 2 * 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("build", [train_loader, evaluation_loader])
+def test_any_other_error_keeps_its_traceback(build, workers):
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(itertools.islice(build(fail_at_seven, workers), 10))
+    in_worker = "fail_at_seven" in str(caught.value)
+    assert in_worker == (workers > 0)
+
+
+def test_packing_keeps_content_and_makes_tensors_that_can_be_changed():
+    instances = Instances((4, 5), gt_boxes=Boxes(torch.rand(2, 4)), gt_masks=BitMasks(torch.ones(2, 4, 5)))
+    sample = {"image": torch.arange(60, dtype=torch.uint8).reshape(3, 4, 5), "instances": instances, "names": ("a",)}
+    made = [sample, UserError(MESSAGE)]
+    unpacked, error = unpack(pack(made))
+    assert isinstance(error, UserError) and str(error) == MESSAGE
+    assert unpacked.keys() == sample.keys() and unpacked["names"] == ("a",)
+    assert unpacked["image"].dtype == torch.uint8 and torch.equal(unpacked["image"], sample["image"])
+    assert unpacked["instances"].image_size == (4, 5)
+    for name in ("gt_boxes", "gt_masks"):
+        assert torch.equal(unpacked["instances"].get(name).tensor, instances.get(name).tensor)
+    unpacked["image"] += 1
+    unpacked["instances"].gt_boxes.tensor.mul_(2)
+    assert not torch.equal(unpacked["image"], sample["image"])
+    assert not torch.equal(unpacked["instances"].gt_boxes.tensor, instances.gt_boxes.tensor)
