@@ -58,6 +58,7 @@ def tiny_config():
         ("scenes", "detection"),
         ("digits", "classification"),
         ("pairs", "retrieval"),
+        ("corpus", "language_modelling"),
     ):
         cfg.TASKS.NAMES.append(name)
         cfg.TASKS[name] = CfgNode(task_defaults(name, kind))

@@ -1,6 +1,15 @@
 from .classification import ClassificationTask
 from .detection import DetectionTask
+from .language_modelling import LanguageModellingTask
 from .retrieval import RetrievalTask
 from .task import TASK_KINDS, Task, register_task
 
-__all__ = ["TASK_KINDS", "ClassificationTask", "DetectionTask", "RetrievalTask", "Task", "register_task"]
+__all__ = [
+    "TASK_KINDS",
+    "ClassificationTask",
+    "DetectionTask",
+    "LanguageModellingTask",
+    "RetrievalTask",
+    "Task",
+    "register_task",
+]

@@ -24,8 +24,8 @@ class RetrievalTask(Task):
     """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
     caption all images, gathered over all ranks.
 
-    Inputs: "image", in training "image_id" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a list
-    of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1, so that cosines are their products.
+    Inputs: "image", in training "image_id" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a
+    list of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
     """
 
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:

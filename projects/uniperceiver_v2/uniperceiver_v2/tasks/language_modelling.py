@@ -1,0 +1,56 @@
+"""Masked language modelling: what stands behind a mask is compared with the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from ..decoder import TEXT_TO_TEXT, Attributes, Segment
+from .task import Task, register_task
+from .vocabulary import vocabulary_logits
+
+if TYPE_CHECKING:
+    from ..meta_arch import UniPerceiverV2
+
+NOT_MASKED = -100  # label of a token that is not to be predicted
+
+
+@register_task("language_modelling")
+class LanguageModellingTask(Task):
+    """Language modelling as RoBERTa's, in both directions.
+
+    Inputs: "token_ids" [T], some of them masked, and "labels" [T], the token behind each mask and -100 elsewhere.
+    Predictions, of the M masked tokens in their order: "log_likelihoods" [M] of the right ones among the whole
+    vocabulary, and whether they are the likeliest, "correct" [M] bool.
+    """
+
+    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+        features, words, _ = self._masked(model, inputs)
+        logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"])
+        get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
+        return {"loss_word": F.cross_entropy(logits, labels)}
+
+    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+        features, words, counts = self._masked(model, inputs)
+        log_likelihoods = model.likelihood(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
+        right = log_likelihoods.gather(-1, words[:, None]).squeeze(-1)
+        correct = log_likelihoods.argmax(-1) == words
+        return [
+            {"log_likelihoods": likely, "correct": hit}
+            for likely, hit in zip(right.split(counts), correct.split(counts))
+        ]
+
+    @staticmethod
+    def _masked(model: UniPerceiverV2, inputs: list[dict]) -> tuple[Tensor, Tensor, list[int]]:
+        """Representations [K,d] at all masked tokens of the batch, the tokens behind them [K], and how many of them
+        each input has."""
+        token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
+        tokens = model.text_encoder(token_ids, valid)
+        decoded = model.decoder([Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))]).segments[0]
+        labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_MASKED).to(model.device)
+        masked = labels != NOT_MASKED
+        return decoded[masked], labels[masked], masked.sum(1).tolist()
