@@ -1,0 +1,87 @@
+"""Image captioning: each position of a caption is compared with the vocabulary, to say the next word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from ..decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
+from .generation import Step, search
+from .task import Task, register_task
+from .vocabulary import vocabulary_logits
+
+if TYPE_CHECKING:
+    from ..image_encoder import ImageEncoding
+    from ..meta_arch import UniPerceiverV2
+
+CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
+
+
+@register_task("captioning")
+class CaptioningTask(Task):
+    """Captions word by word, from left to right; nothing sees a later word, the image is seen whole.
+
+    Inputs: "image", in training "token_ids" [T] of one caption, from <s> to </s>. Predictions: "caption", its
+    "log_likelihood" among all texts (the sum over its words and the stop), and "image_feature" [d], the mean global
+    token, by which images are alike.
+    """
+
+    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
+        said = valid[:, 1:]  # position t of the caption says token t + 1
+        features = decode_captions(model, encoding, token_ids[:, :-1], said)[said]
+        logits, labels = vocabulary_logits(
+            model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"]
+        )
+        get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
+        smoothing = self.settings["LABEL_SMOOTHING"]
+        return {"loss_caption": F.cross_entropy(logits, labels, label_smoothing=smoothing)}
+
+    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        text_encoder = model.text_encoder
+        generated = search(
+            next_words(model, encoding),
+            torch.full((len(inputs),), text_encoder.bos_id, device=model.device),
+            text_encoder.eos_id,
+            beam_size=self.settings["BEAM_SIZE"],
+            length_penalty=self.settings["LENGTH_PENALTY"],
+            max_length=min(self.settings["MAX_LENGTH"], text_encoder.max_length),
+        )
+        captions = text_encoder.decode(generated.token_ids)
+        found = zip(captions, generated.log_likelihoods.tolist(), encoding.mean_global_token())
+        return [
+            {"caption": caption, "log_likelihood": log_likelihood, "image_feature": feature}
+            for caption, log_likelihood, feature in found
+        ]
+
+
+def decode_captions(model: UniPerceiverV2, encoding: ImageEncoding, token_ids: Tensor, valid: Tensor) -> Tensor:
+    """Representations [B,T,d] of the captions' tokens, ids and validity [B,T], behind their images."""
+    tokens = model.text_encoder(token_ids, valid, causal=True)
+    segments = [*model.image_segments(encoding, IMAGE_TEXT_TO_TEXT), Segment(tokens, valid, CAPTION)]
+    return model.decoder(segments).segments[-1]
+
+
+def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
+    """What may follow in captions of the B images: log P of all words [N,V], among which </s> is the one special token.
+    Image and words are read once, their keys and values kept."""
+    text_encoder, decoder = model.text_encoder, model.decoder
+    words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
+    special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
+    forbidden = torch.tensor(sorted(special), device=words.device)
+    text_cache, cache = text_encoder.begin(), decoder.begin(model.image_segments(encoding, IMAGE_TEXT_TO_TEXT))
+
+    def step(tokens: Tensor, rows: Tensor) -> Tensor:
+        nonlocal text_cache, cache
+        text_cache, cache = text_cache.select(rows), cache.select(rows)
+        tokens = text_encoder.extend(text_cache, tokens[:, None])
+        features = decoder.extend(cache, tokens, CAPTION)[:, 0]
+        return model.likelihood(features, words).log_softmax(-1).index_fill(1, forbidden, -torch.inf)
+
+    return step
