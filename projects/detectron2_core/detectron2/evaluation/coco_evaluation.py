@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -41,7 +42,11 @@ _METRICS = {
 class _InstanceEvaluator(DatasetEvaluator):
     """What COCO's and LVIS's evaluators share: collecting instances, gathering ranks, writing files."""
 
-    results_file: str  # the results JSON in output_dir
+    _RESULTS_FILE: str  # the results JSON in output_dir
+    _FIRST_ID: int  # of class 0's category, where the metadata says nothing about ids
+    _METRIC_NAMES: tuple[str, ...]
+
+    _do_evaluation: bool  # test sets come without annotations: their results are evaluated elsewhere
 
     def __init__(self, dataset_name: str, tasks, distributed: bool, output_dir: str | None):
         self._logger = logging.getLogger(__name__)
@@ -87,11 +92,35 @@ class _InstanceEvaluator(DatasetEvaluator):
                 torch.save(predictions, file)
         return predictions
 
-    def _in_dataset_ids(self, predictions: list[dict], first_id: int) -> list[dict]:
+    def _evaluate(self, metrics_of: Callable[[list[dict], str], dict[str, float]]) -> dict:
+        """Metrics of each task.
+
+        Args:
+            metrics_of: metrics by name of at least one result, for a task.
+        """
+        predictions = self._gather()
+        if not predictions:
+            return {}
+        results = self._in_dataset_ids(predictions)
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return {}
+        metrics = OrderedDict()
+        for task in self._tasks_of(results):
+            assert task in ("bbox", "segm"), f"Got unknown task: {task}!"
+            if not results:  # which neither API can take
+                self._logger.warning("No predictions from the model!")
+                metrics[task] = dict.fromkeys(self._METRIC_NAMES, float("nan"))
+                continue
+            # Both take a detection's area from its box if there is one, from its mask otherwise.
+            dropped = "bbox" if task == "segm" else None
+            metrics[task] = metrics_of([{k: v for k, v in r.items() if k != dropped} for r in results], task)
+        return metrics
+
+    def _in_dataset_ids(self, predictions: list[dict]) -> list[dict]:
         """All images' detections with the dataset's category ids, written to the results JSON.
 
-        They are copies: :meth:`evaluate` may be called again. ``first_id`` is the id of class 0 where the
-        metadata says nothing about ids.
+        They are copies: ``evaluate`` may be called again.
         """
         to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
         id_of = None if to_index is None else {index: i for i, index in to_index.items()}
@@ -102,10 +131,10 @@ class _InstanceEvaluator(DatasetEvaluator):
                 f"A prediction has class={category}, but the dataset only has {len(id_of)} classes and "
                 f"predicted class id should be in [0, {len(id_of) - 1}]."
             )
-            dataset_id = category + first_id if id_of is None else id_of[category]
+            dataset_id = category + self._FIRST_ID if id_of is None else id_of[category]
             results.append({**result, "category_id": dataset_id})
         if self._output_dir:
-            path = os.path.join(self._output_dir, self.results_file)
+            path = os.path.join(self._output_dir, self._RESULTS_FILE)
             self._logger.info("Saving results to %s", path)
             with PathManager.open(path, "w") as file:
                 json.dump(results, file)
@@ -138,7 +167,9 @@ class COCOEvaluator(_InstanceEvaluator):
         ValueError: a JSON is to be written but there is no ``output_dir``.
     """
 
-    results_file = "coco_instances_results.json"
+    _RESULTS_FILE = "coco_instances_results.json"
+    _FIRST_ID = 0
+    _METRIC_NAMES = tuple(_METRICS)
 
     def __init__(
         self,
@@ -165,7 +196,6 @@ class COCOEvaluator(_InstanceEvaluator):
             self._metadata.json_file = cache
         with contextlib.redirect_stdout(io.StringIO()):
             self._coco_api = COCO(PathManager.get_local_path(self._metadata.json_file))
-        # Test sets come without annotations: their results are evaluated elsewhere.
         self._do_evaluation = "annotations" in self._coco_api.dataset
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict:
@@ -180,26 +210,9 @@ class COCOEvaluator(_InstanceEvaluator):
         Raises:
             AssertionError: a predicted class is none of the dataset's.
         """
-        predictions = self._gather()
-        if not predictions:
-            return {}
-        results = self._in_dataset_ids(predictions, first_id=0)
-        if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
-            return {}
-        metrics = OrderedDict()
-        for task in self._tasks_of(results):
-            assert task in ("bbox", "segm"), f"Got unknown task: {task}!"
-            metrics[task] = self._evaluate_task(results, task, img_ids)
-        return metrics
+        return self._evaluate(lambda results, task: self._evaluate_task(results, task, img_ids))
 
     def _evaluate_task(self, results: list[dict], task: str, img_ids: list[int] | None) -> dict[str, float]:
-        if not results:  # which loadRes cannot take
-            self._logger.warning("No predictions from the model!")
-            return dict.fromkeys(_METRICS, float("nan"))
-        # COCO takes a detection's area from its box if there is one, from its mask otherwise.
-        dropped = "bbox" if task == "segm" else None
-        results = [{k: v for k, v in result.items() if k != dropped} for result in results]
         detections = self._coco_api.loadRes(results)
         evaluation = (COCOeval_opt if self._use_fast_impl else COCOeval)(self._coco_api, detections, task)
         evaluation.params.maxDets = self._max_dets

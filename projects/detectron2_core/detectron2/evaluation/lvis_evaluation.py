@@ -1,18 +1,15 @@
 """LVIS's metrics for boxes and masks, in percent."""
 
+import functools
 import types
-from collections import OrderedDict
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
-from lvis import LVIS, LVISEval, LVISResults
 
 from .coco_evaluation import _InstanceEvaluator
 
 __all__ = ["LVISEvaluator"]
-
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 class _NumpyWithFloat:
@@ -32,10 +29,13 @@ def _see_numpy_with_float(function: types.FunctionType) -> types.FunctionType:
     return copy
 
 
-class _LVISEval(LVISEval):
+@functools.cache
+def _evaluation_class() -> type:
     """lvis 0.5.3's evaluation on today's NumPy, with neither of the two modules changed."""
+    # Here and not above, because lvis imports matplotlib, of which nobody else has any use: 0.4 s at every start.
+    from lvis import LVISEval
 
-    accumulate = _see_numpy_with_float(LVISEval.accumulate)
+    return type("_LVISEval", (LVISEval,), {"accumulate": _see_numpy_with_float(LVISEval.accumulate)})
 
 
 class LVISEvaluator(_InstanceEvaluator):
@@ -52,7 +52,9 @@ class LVISEvaluator(_InstanceEvaluator):
         max_dets_per_image: how many detections of an image count, best first; None is LVIS's 300.
     """
 
-    results_file = "lvis_instances_results.json"
+    _RESULTS_FILE = "lvis_instances_results.json"
+    _FIRST_ID = 1
+    _METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
     def __init__(
         self,
@@ -63,10 +65,11 @@ class LVISEvaluator(_InstanceEvaluator):
         *,
         max_dets_per_image: int | None = None,
     ):
+        from lvis import LVIS
+
         super().__init__(dataset_name, tasks, distributed, output_dir)
         self._max_dets_per_image = 300 if max_dets_per_image is None else max_dets_per_image
         self._lvis_api = LVIS(PathManager.get_local_path(self._metadata.json_file))
-        # Test sets come without annotations: their results are evaluated elsewhere.
         self._do_evaluation = len(self._lvis_api.get_ann_ids()) > 0
 
     def evaluate(self) -> dict:
@@ -78,28 +81,17 @@ class LVISEvaluator(_InstanceEvaluator):
         Raises:
             AssertionError: a predicted class is none of the dataset's.
         """
-        predictions = self._gather()
-        if not predictions:
-            return {}
-        results = self._in_dataset_ids(predictions, first_id=1)
-        if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
-            return {}
-        return OrderedDict((task, self._evaluate_task(results, task)) for task in self._tasks_of(results))
+        return self._evaluate(self._evaluate_task)
 
     def _evaluate_task(self, results: list[dict], task: str) -> dict[str, float]:
-        if not results:  # which LVISResults cannot take
-            self._logger.warning("No predictions from the model!")
-            return dict.fromkeys(_METRICS, float("nan"))
-        # LVIS takes a detection's area from its box if there is one, from its mask otherwise.
-        dropped = "bbox" if task == "segm" else None
-        results = [{k: v for k, v in result.items() if k != dropped} for result in results]
+        from lvis import LVISResults
+
         self._logger.info("Evaluating with max detections per image = %d", self._max_dets_per_image)
         detections = LVISResults(self._lvis_api, results, max_dets=self._max_dets_per_image)
-        evaluation = _LVISEval(self._lvis_api, detections, task)
+        evaluation = _evaluation_class()(self._lvis_api, detections, task)
         evaluation.run()
         evaluation.print_results()
         found = evaluation.get_results()
-        metrics = {name: float(found[name] * 100) for name in _METRICS}
+        metrics = {name: float(found[name] * 100) for name in self._METRIC_NAMES}
         self._logger.info("Evaluation results for %s: \n%s", task, create_small_table(metrics))
         return metrics
