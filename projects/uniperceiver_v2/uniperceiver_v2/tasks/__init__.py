@@ -1,3 +1,4 @@
+from .captioning import CaptioningTask
 from .classification import ClassificationTask
 from .detection import DetectionTask
 from .language_modelling import LanguageModellingTask
@@ -6,6 +7,7 @@ from .task import TASK_KINDS, Task, register_task
 
 __all__ = [
     "TASK_KINDS",
+    "CaptioningTask",
     "ClassificationTask",
     "DetectionTask",
     "LanguageModellingTask",
