@@ -57,6 +57,7 @@ def tiny_config():
     for name, kind in (
         ("scenes", "detection"),
         ("digits", "classification"),
+        ("captions", "captioning"),
         ("pairs", "retrieval"),
         ("corpus", "language_modelling"),
     ):
