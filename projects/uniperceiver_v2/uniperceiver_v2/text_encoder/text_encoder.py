@@ -28,7 +28,7 @@ class TextCache:
     def select(self, indices: Tensor) -> TextCache:
         """Makes text `indices[i]` the i-th, [B'] of 0..B-1, as often as one likes: beams are reordered, texts
         multiplied or dropped. Returns itself."""
-        self.layers.batch_select_indices(indices)
+        self.layers.reorder_cache(indices)
         return self
 
 
