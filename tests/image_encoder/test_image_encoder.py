@@ -86,3 +86,12 @@ def test_every_weight_but_the_losses_own_reaches_the_tokens(encoder):
     assert unreached <= {name for name, _ in encoder.named_parameters() if "objectness" in name} | {
         name for name, _ in encoder.named_parameters() if "select.box_head" in name or "denoising" in name
     }
+
+
+def test_the_mean_global_token_needs_no_region_network(encoder):
+    images = batch_of(torch.randn(3, 64, 96), torch.randn(3, 40, 60))
+    expected = encoder(images)[0].mean_global_token()
+    torch.testing.assert_close(encoder.mean_global_token(images), expected)
+    for part in (encoder.regions.encoder, encoder.regions.decoder):
+        part.forward = None
+    torch.testing.assert_close(encoder.mean_global_token(images), expected)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import task_defaults
 from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder
-from .image_encoder import ImageEncoder, ImageEncoding
+from .image_encoder import ImageEncoder, ImageEncoding, mean_of_valid
 from .likelihood import CandidateCache, Likelihood
 from .tasks import TASK_KINDS, Task
 from .text_encoder import TextEncoder
@@ -135,6 +135,5 @@ class UniPerceiverV2(nn.Module):
         """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the
         mean over the texts, so that they differ as much as they can."""
         token_ids, valid = self.text_encoder.tokenize(texts)
-        weight = valid.unsqueeze(-1).float()
-        means = (self.text_encoder(token_ids, valid) * weight).sum(1) / weight.sum(1)
+        means = mean_of_valid(self.text_encoder(token_ids, valid), valid)
         return means - means.mean(0)

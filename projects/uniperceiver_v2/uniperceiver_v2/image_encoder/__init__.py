@@ -1,7 +1,7 @@
 from .backbone import HuggingFaceBackbone, build_huggingface_backbone
 from .image_encoder import ImageEncoder
 from .region_network import RegionSupervision
-from .structures import ImageEncoding, Proposals, RegionTargets
+from .structures import ImageEncoding, Proposals, RegionTargets, mean_of_valid
 
 __all__ = [
     "HuggingFaceBackbone",
@@ -11,4 +11,5 @@ __all__ = [
     "RegionSupervision",
     "RegionTargets",
     "build_huggingface_backbone",
+    "mean_of_valid",
 ]

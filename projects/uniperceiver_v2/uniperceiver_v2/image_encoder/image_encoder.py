@@ -5,12 +5,12 @@ from __future__ import annotations
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
-from torch import nn
+from torch import Tensor, nn
 
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
 from .region_network import RegionNetwork, RegionSupervision
-from .structures import ImageEncoding, RegionTargets, valid_pixels
+from .structures import ImageEncoding, RegionTargets, mean_of_valid, valid_pixels
 from .tokens import GlobalTokens, ProposalFusion
 
 
@@ -75,11 +75,19 @@ class ImageEncoder(nn.Module):
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
         """Encodes a batch; with targets, also the region network's losses and matches."""
-        shapes = self.backbone.output_shape()
-        maps = self.backbone(images.tensor)
-        ordered = [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]
-        output = self.regions(ordered, valid_pixels(images), targets)
+        output = self.regions(self._maps(images), valid_pixels(images), targets)
         proposals = output.proposals()
         global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)
+
+    def mean_global_token(self, images: ImageList) -> Tensor:
+        """[B,d], `ImageEncoding.mean_global_token` of the images without the work of the region network."""
+        features, coarsest = self.regions.project(self._maps(images)[1:], valid_pixels(images))
+        return mean_of_valid(*self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :]))
+
+    def _maps(self, images: ImageList) -> list[Tensor]:
+        """The backbone's maps [B,C,h,w], finest first."""
+        shapes = self.backbone.output_shape()
+        maps = self.backbone(images.tensor)
+        return [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]

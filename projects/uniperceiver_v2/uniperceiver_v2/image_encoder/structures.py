@@ -71,8 +71,7 @@ class ImageEncoding:
 
     def mean_global_token(self) -> Tensor:
         """[B,d], padding left out."""
-        weight = self.global_valid.unsqueeze(-1).to(self.global_tokens.dtype)
-        return (self.global_tokens * weight).sum(1) / weight.sum(1)
+        return mean_of_valid(self.global_tokens, self.global_valid)
 
 
 @dataclass
@@ -124,6 +123,12 @@ class Matches:
     image: Tensor
     query: Tensor
     target: Tensor
+
+
+def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean [B,d] of the tokens [B,T,d] that are valid, [B,T] bool."""
+    weight = valid.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weight).sum(1) / weight.sum(1)
 
 
 def valid_pixels(images: ImageList) -> Tensor:

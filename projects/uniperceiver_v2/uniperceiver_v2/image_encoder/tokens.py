@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..layers import MultiHeadAttention, box_position_encoding, map_position_encoding
 from .boxes import contains
-from .structures import Proposals, on_padded_map
+from .structures import Proposals, mean_of_valid, on_padded_map
 
 
 class ProposalFusion(nn.Module):
@@ -60,9 +60,7 @@ class AttentionPools(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
         """[B,S,dim] tokens and positions, [B,S] bool valid, to [B,M',dim]."""
-        weight = valid.unsqueeze(-1).to(tokens.dtype)
-        mean = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-        query = mean + self.queries
+        query = mean_of_valid(tokens, valid).unsqueeze(1) + self.queries
         return self.attention(query, tokens + positions, tokens, valid[:, None, None])
 
 
