@@ -1,0 +1,235 @@
+"""Captioning on whole models: losses against equation (7), nothing sees later words, caches change nothing."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.decoder import IMAGE_TEXT_TO_TEXT, Segment
+from uniperceiver_v2.tasks import CaptioningTask
+from uniperceiver_v2.tasks.captioning import CAPTION, decode_captions, next_words
+from uniperceiver_v2.tasks.generation import search
+
+TEXTS = ("a red seven to the left of a blue three", "three twos", "")
+
+
+def with_settings(model, **settings) -> None:
+    model.tasks["captioning"] = CaptioningTask({**task_defaults("captioning", "captioning"), **settings})
+
+
+@pytest.fixture(params=[0, 4], ids=["dense", "experts"])
+def model(tiny_config, request):
+    """With weights that make every part count: as it starts, the decoder only pools."""
+    tiny_config.MODEL.UNIPERCEIVER_V2.DECODER.update({"LAYERS": 2, "EXPERTS": request.param, "ACTIVE_EXPERTS": 2})
+    model = build_model(tiny_config).eval()
+    with torch.no_grad():
+        for part in (model.decoder, model.text_encoder):
+            for parameter in part.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.05))
+    return model
+
+
+@pytest.fixture
+def captioned(tiny_model, scenes) -> list[dict]:
+    """Images of three sizes with a long, a short and an empty caption."""
+    ids, valid = tiny_model.text_encoder.tokenize(TEXTS)
+    return [
+        {"task": "captioning", "image": x["image"], "token_ids": i[v]}
+        for x, i, v in zip(scenes, ids, valid, strict=True)
+    ]
+
+
+def encode(model, batch: list[dict]):
+    return model.image_encoder(model.preprocess(batch))[0]
+
+
+def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
+    with EventStorage():
+        return model.train()(batch)
+
+
+@torch.no_grad()
+def word_log_probs(model, batch: list[dict], smoothing: float = 0.0) -> list[torch.Tensor]:
+    """Plain equation (7) of each caption's words, [T-1] each in float64, every word from its own beginning alone."""
+    encoding, words = encode(model, batch), model.vocabulary(IMAGE_TEXT_TO_TEXT).double()
+    words = words / words.norm(dim=1, keepdim=True)
+    found = [[] for _ in batch]
+    for length in range(1, max(len(x["token_ids"]) for x in batch)):
+        beginnings, valid = model.text_encoder.pad([x["token_ids"][:length] for x in batch])
+        features = decode_captions(model, encoding, beginnings, valid).double()
+        for i, item in enumerate(batch):
+            if length < len(item["token_ids"]):
+                feature = features[i, length - 1]
+                z = words @ (feature / feature.norm()) / model.likelihood.temperature.double()
+                log_probs = z - z.exp().sum().log()
+                found[i].append((1 - smoothing) * log_probs[item["token_ids"][length]] + smoothing * log_probs.mean())
+    return [torch.stack(log_probs) for log_probs in found]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_equation_7_of_each_word_after_its_beginning(model, captioned, smoothing):
+    with_settings(model, LABEL_SMOOTHING=smoothing)
+    model.train()  # image encoders may differ between the modes
+    expected = -torch.cat(word_log_probs(model, captioned, smoothing)).mean()
+    losses = train_losses(model, captioned)
+    assert losses.keys() == {"loss_caption"}
+    assert losses["loss_caption"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_loss_with_a_sampled_vocabulary(model, captioned, monkeypatch):
+    encoded, encode_vocabulary = [], model.encode_vocabulary
+    monkeypatch.setattr(
+        model, "encode_vocabulary", lambda ids, task: (encoded.append(ids), encode_vocabulary(ids, task))[1]
+    )
+    whole = train_losses(model, captioned)["loss_caption"]
+    with_settings(model, VOCABULARY_SAMPLE=200)
+    samples = torch.stack([train_losses(model, captioned)["loss_caption"].detach() for _ in range(8)])
+    said = torch.cat([x["token_ids"][1:] for x in captioned]).unique()
+    assert [len(ids) for ids in encoded] == [model.text_encoder.vocab_size] + 8 * [200 + len(said)]
+    assert samples.std() > 0
+    assert samples.mean().item() == pytest.approx(whole.item(), rel=0.05)
+
+
+def test_loss_teaches_every_part(model, captioned):
+    train_losses(model, captioned)["loss_caption"].backward()
+    parts = ("image_encoder.backbone", "image_encoder.fusion", "image_encoder.global_tokens", "text_encoder", "decoder")
+    for part in (*parts, "likelihood"):
+        gradients = [p.grad for p in model.get_submodule(part).parameters()]
+        assert any(g is not None and g.any() for g in gradients), part
+        assert all(g is None or g.isfinite().all() for g in gradients), part
+
+
+@torch.no_grad()
+def test_accuracy_is_logged(model, captioned):
+    model.train()
+    encoding, hits = encode(model, captioned), []
+    for i, item in enumerate(captioned):
+        ids, valid = model.text_encoder.pad([x["token_ids"] for x in captioned])
+        logits = model.likelihood(decode_captions(model, encoding, ids, valid)[i], model.vocabulary(IMAGE_TEXT_TO_TEXT))
+        hits += (logits.argmax(-1)[: len(item["token_ids"]) - 1] == item["token_ids"][1:]).tolist()
+    with EventStorage() as storage:
+        model(captioned)
+        assert storage.latest()["word_accuracy"][0] == pytest.approx(sum(hits) / len(hits))
+
+
+@torch.no_grad()
+def test_no_position_sees_a_later_word(model, captioned):
+    """Through text encoder, decoder and routed networks; neither <SPE> nor the image sees any word."""
+    encoding = encode(model, captioned[:1])
+    ids = captioned[0]["token_ids"][None]
+    valid = torch.ones_like(ids, dtype=torch.bool)
+
+    def decode(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = model.text_encoder(token_ids, valid, causal=True)
+        segments = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
+        found = model.decoder([*segments, Segment(tokens, valid, CAPTION)])
+        return torch.cat([found.spe[:, None], *found.segments[:-1]], dim=1), found.segments[-1][0]
+
+    image, words = decode(ids)
+    for position in range(ids.shape[1]):
+        changed = ids.clone()
+        changed[0, position] = (ids[0, position] + 100) % model.text_encoder.vocab_size
+        other_image, other_words = decode(changed)
+        assert torch.equal(other_image, image)
+        assert torch.equal(other_words[:position], words[:position])
+        assert ((other_words - words)[position:].abs().amax(-1) > 1e-3).all()
+
+
+@torch.no_grad()
+def test_words_depend_on_the_image(model, captioned):
+    ids, valid = model.text_encoder.pad([captioned[0]["token_ids"]] * 3)
+    found = decode_captions(model, encode(model, captioned), ids, valid)
+    assert (found[0] - found[1]).abs().amax(-1).min() > 1e-3
+
+
+def next_words_anew(model, encoding):
+    """`next_words` without any cache: each step reads image and words from the beginning."""
+    segments = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
+    images, prefixes = torch.arange(len(segments[0].tokens)), torch.empty(len(segments[0].tokens), 0, dtype=torch.long)
+
+    def step(tokens, rows):
+        nonlocal images, prefixes
+        images, prefixes = images[rows], torch.cat([prefixes[rows], tokens[:, None]], dim=1)
+        caption = model.text_encoder(prefixes, torch.ones_like(prefixes, dtype=torch.bool), causal=True)
+        image = [
+            Segment(s.tokens[images], None if s.valid is None else s.valid[images], s.attributes) for s in segments
+        ]
+        features = model.decoder([*image, Segment(caption, None, CAPTION)]).segments[-1][:, -1]
+        log_probs = model.likelihood(features, model.vocabulary(IMAGE_TEXT_TO_TEXT)).log_softmax(-1)
+        log_probs[:, [0, 1, 3, 4]] = -torch.inf  # all special tokens but </s>
+        return log_probs
+
+    return step
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@torch.no_grad()
+def test_caches_change_neither_words_nor_likelihoods(model, captioned, beam_size):
+    with_settings(model, BEAM_SIZE=beam_size, LENGTH_PENALTY=0.7, MAX_LENGTH=12)
+    anew = search(
+        next_words_anew(model, encode(model, captioned)),
+        torch.full((3,), model.text_encoder.bos_id),
+        model.text_encoder.eos_id,
+        beam_size=beam_size,
+        length_penalty=0.7,
+        max_length=12,
+    )
+    found = model(captioned)
+    assert [x["caption"] for x in found] == model.text_encoder.decode(anew.token_ids)
+    log_likelihoods = torch.tensor([x["log_likelihood"] for x in found], dtype=torch.float64)
+    torch.testing.assert_close(log_likelihoods, anew.log_likelihoods, atol=1e-5, rtol=1e-5)
+    assert len({x["caption"] for x in found}) == 3
+
+
+@torch.no_grad()
+def test_predictions(model, captioned):
+    with_settings(model, MAX_LENGTH=9)
+    features = encode(model, captioned).mean_global_token()
+    special = set(model.text_encoder.tokenizer.all_special_tokens)
+    for prediction, feature in zip(model(captioned), features, strict=True):
+        assert prediction.keys() == {"caption", "log_likelihood", "image_feature"}
+        assert isinstance(prediction["caption"], str)
+        assert not any(token in prediction["caption"] for token in special)
+        assert prediction["log_likelihood"] < 0
+        torch.testing.assert_close(prediction["image_feature"], feature)
+
+
+@torch.no_grad()
+def test_special_tokens_are_no_words(model, captioned):
+    step = next_words(model, encode(model, captioned))
+    log_probs = step(torch.full((3,), model.text_encoder.bos_id), torch.arange(3))
+    assert log_probs.shape == (3, model.text_encoder.vocab_size)
+    names = model.text_encoder.tokenizer.convert_ids_to_tokens((log_probs[0] == -torch.inf).nonzero()[:, 0].tolist())
+    assert set(names) == {"<s>", "<pad>", "<unk>", "<mask>"}
+
+
+@torch.no_grad()
+def test_captions_are_no_longer_than_asked_for_or_than_the_encoder_reads(model, captioned, monkeypatch):
+    stop = model.text_encoder.eos_id
+    words = model.vocabulary(IMAGE_TEXT_TO_TEXT).clone()
+    words[stop] = -words.mean(0)  # the unlikeliest of all
+    monkeypatch.setattr(model, "vocabulary", lambda task: words)
+    for asked, longest in ((5, 5), (1000, model.text_encoder.max_length)):
+        with_settings(model, MAX_LENGTH=asked, BEAM_SIZE=1)
+        steps, extend = [], model.text_encoder.extend
+        with monkeypatch.context() as patch:
+            patch.setattr(model.text_encoder, "extend", lambda *x: (steps.append(x), extend(*x))[1])  # noqa: B023
+            model(captioned[:1])
+        assert len(steps) == longest
+
+
+def test_a_batch_is_learned_and_said(tiny_model, captioned):
+    """From samples of the vocabulary, though generation chooses from all of it."""
+    with_settings(tiny_model, VOCABULARY_SAMPLE=30)
+    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = train_losses(tiny_model, captioned)["loss_caption"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = tiny_model.eval()(captioned)
+    assert [x["caption"] for x in found] == list(TEXTS)
+    with torch.no_grad():
+        expected = [log_probs.sum().item() for log_probs in word_log_probs(tiny_model, captioned)]
+    assert [x["log_likelihood"] for x in found] == pytest.approx(expected, abs=1e-4)
