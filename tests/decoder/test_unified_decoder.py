@@ -6,7 +6,14 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
-from uniperceiver_v2.decoder import IMAGE_TO_TEXT, Attributes, DenseFeedForward, Segment, UnifiedDecoder
+from uniperceiver_v2.decoder import (
+    IMAGE_TO_TEXT,
+    Attributes,
+    ConditionalFeedForward,
+    DenseFeedForward,
+    Segment,
+    UnifiedDecoder,
+)
 
 DIM, HEADS, FFN_DIM, DEPTH = 16, 2, 24, 2
 IMAGE, TEXT = Attributes("image", "input", IMAGE_TO_TEXT), Attributes("text", "target", IMAGE_TO_TEXT)
@@ -122,15 +129,22 @@ def test_layout_tells_which_attributes_stand_where(decoder):
     assert list(seen[1]) == [(1, Attributes("special", "target", IMAGE_TO_TEXT)), (3, TEXT)]
 
 
-def test_sizes_from_the_configuration():
+@pytest.mark.parametrize(("experts", "network"), [(0, DenseFeedForward), (5, ConditionalFeedForward)])
+def test_sizes_from_the_configuration(experts, network):
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
     node = cfg.MODEL.UNIPERCEIVER_V2
-    node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS, node.DECODER.FFN_DIM = 24, 3, 4, 40
+    node.EMBED_DIM = 24
+    node.DECODER.update({"LAYERS": 3, "HEADS": 4, "FFN_DIM": 40, "EXPERTS": experts, "ACTIVE_EXPERTS": 3})
     decoder = UnifiedDecoder(cfg)
     assert len(decoder.layers) == 3
     assert decoder.layers[0].attention.heads == 4
-    assert decoder.layers[0].ffn.linear1.weight.shape == (40, 24)
+    ffn = decoder.layers[0].ffn
+    assert isinstance(ffn, network)
+    if experts:
+        assert (len(ffn.experts), ffn.active) == (5, 3)
+    first = ffn.experts[0] if experts else ffn
+    assert first.linear1.weight.shape == (40, 24)
 
 
 def test_gradients_by_finite_differences():

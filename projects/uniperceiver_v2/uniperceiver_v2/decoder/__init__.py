@@ -1,4 +1,5 @@
-from .feed_forward import DenseFeedForward
+from .cache import DecoderCache
+from .feed_forward import ConditionalFeedForward, DenseFeedForward, MergedFeedForward
 from .segments import (
     IMAGE_TEXT_TO_TEXT,
     IMAGE_TO_TEXT,
@@ -8,14 +9,18 @@ from .segments import (
     TaskModalities,
     attribute_classes,
 )
-from .unified_decoder import Representations, UnifiedDecoder
+from .unified_decoder import MergeReport, Representations, UnifiedDecoder
 
 __all__ = [
     "IMAGE_TEXT_TO_TEXT",
     "IMAGE_TO_TEXT",
     "TEXT_TO_TEXT",
     "Attributes",
+    "ConditionalFeedForward",
+    "DecoderCache",
     "DenseFeedForward",
+    "MergeReport",
+    "MergedFeedForward",
     "Representations",
     "Segment",
     "TaskModalities",

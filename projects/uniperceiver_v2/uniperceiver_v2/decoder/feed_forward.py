@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .segments import Attributes
 
 Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
+Route = list[tuple[int, Tensor]]  # experts with the weights of their outputs
 
 
 class DenseFeedForward(nn.Module):
@@ -20,6 +22,122 @@ class DenseFeedForward(nn.Module):
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
 
+    def forward(self, hidden: Tensor, layout: Layout | None = None) -> Tensor:
+        """[B,L,d] to [B,L,d], whatever the layout."""
+        return self.linear2(F.gelu(self.linear1(hidden)))
+
+
+class ConditionalFeedForward(nn.Module):
+    """Conditional MoE with attribute-level routing (Zhu et al., "Uni-Perceiver-MoE", NeurIPS 2022).
+
+    The router is one linear map of a token's attributes, and of nothing else, to a distribution p over the E experts.
+    The k likeliest experts are used, the output of expert e weighed by p_e · E / k: the mean of k experts where p is
+    uniform, which it nearly is at the start. As p is normalised over all experts, those that are not used learn to be.
+
+    A route belongs to a class of attributes, so that nothing is dispatched token by token: all tokens of a class are
+    one dense product for each layer of its k experts. Their matrices are not joined into one for that, which
+    :meth:`merge` does once: a copy of the weights costs up to half of a forward pass with 300 tokens.
+
+    Args:
+        dim: d.
+        ffn_dim: width of an expert; k experts cost what a dense network of k times this width costs.
+        experts: E.
+        active: k.
+    Raises:
+        ValueError: k is not between 1 and E.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, experts: int, active: int):
+        super().__init__()
+        if not 1 <= active <= experts:
+            raise ValueError(f"the active experts must be between 1 and {experts}, the number of experts, not {active}")
+        self.active = active
+        self.router = nn.Linear(Attributes.ENCODING_LENGTH, experts)
+        nn.init.normal_(self.router.weight, std=0.1)  # routes differ from class to class, weights hardly
+        nn.init.zeros_(self.router.bias)
+        self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
+
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L."""
-        return self.linear2(F.gelu(self.linear1(hidden)))
+        classes = _classes(layout)
+        routes = dict(zip(classes, self.route(classes)))
+
+        def network(attributes: Attributes, tokens: Tensor) -> Tensor:
+            return sum(weight * self.experts[expert](tokens) for expert, weight in routes[attributes])
+
+        return _by_class(hidden, layout, network)
+
+    def route(self, classes: Sequence[Attributes]) -> list[Route]:
+        """The k experts of each class of attributes, the likeliest first."""
+        encodings = self.router.weight.new_tensor([attributes.encoding() for attributes in classes])
+        with torch.autocast(encodings.device.type, enabled=False):  # a choice must not depend on the precision
+            shares = self.router(encodings).softmax(dim=-1)
+        weights, experts = (shares * (len(self.experts) / self.active)).topk(self.active)
+        return [list(zip(*pair)) for pair in zip(experts.tolist(), weights.unbind())]
+
+    @torch.no_grad()
+    def merge(self, classes: Iterable[Attributes]) -> MergedFeedForward:
+        """The same function for these classes of attributes as one dense network each."""
+        classes = list(classes)
+        return MergedFeedForward({a: self._join(route) for a, route in zip(classes, self.route(classes))})
+
+    def _join(self, route: Route) -> DenseFeedForward:
+        """The experts side by side, their weights in the second layer."""
+        experts, weights = [self.experts[expert] for expert, _ in route], [weight for _, weight in route]
+        first, second = [e.linear1 for e in experts], [e.linear2 for e in experts]
+        dim, ffn_dim = second[0].weight.shape
+        joined = DenseFeedForward(dim, len(route) * ffn_dim).to(first[0].weight)
+        joined.linear1.weight.copy_(torch.cat([linear.weight for linear in first]))
+        joined.linear1.bias.copy_(torch.cat([linear.bias for linear in first]))
+        joined.linear2.weight.copy_(torch.cat([w * linear.weight for w, linear in zip(weights, second)], dim=1))
+        joined.linear2.bias.copy_(sum(w * linear.bias for w, linear in zip(weights, second)))
+        return joined
+
+
+class MergedFeedForward(nn.Module):
+    """A dense network for each class of attributes, without a router: what a Conditional MoE is deployed as.
+
+    Args:
+        networks: by the attributes of the tokens that they are for. In the state they stand under the digits of
+            :meth:`Attributes.encoding`.
+    """
+
+    def __init__(self, networks: Mapping[Attributes, DenseFeedForward]):
+        super().__init__()
+        self.networks = nn.ModuleDict({_key(attributes): network for attributes, network in networks.items()})
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L.
+
+        Raises:
+            ValueError: the experts were not merged for these attributes.
+        """
+        return _by_class(hidden, layout, self._network)
+
+    def _network(self, attributes: Attributes, tokens: Tensor) -> Tensor:
+        if _key(attributes) not in self.networks:
+            raise ValueError(f"the experts were merged without a network for {attributes}")
+        return self.networks[_key(attributes)](tokens)
+
+
+def _key(attributes: Attributes) -> str:
+    return "".join(map(str, attributes.encoding()))
+
+
+def _classes(layout: Layout) -> list[Attributes]:
+    return list(dict.fromkeys(attributes for _, attributes in layout))
+
+
+def _by_class(hidden: Tensor, layout: Layout, network: Callable[[Attributes, Tensor], Tensor]) -> Tensor:
+    """[B,L,d] through `network`, once for each class of attributes with all tokens of that class."""
+    classes = _classes(layout)
+    if len(classes) == 1:
+        return network(classes[0], hidden)
+    parts = hidden.split([length for length, _ in layout], dim=1)
+    outputs = list(parts)
+    for attributes in classes:
+        places = [place for place, (_, others) in enumerate(layout) if others == attributes]
+        found = network(attributes, torch.cat([parts[place] for place in places], dim=1))
+        for place, output in zip(places, found.split([layout[place][0] for place in places], dim=1)):
+            outputs[place] = output
+    return torch.cat(outputs, dim=1)

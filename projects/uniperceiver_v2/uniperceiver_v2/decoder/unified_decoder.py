@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..layers import MultiHeadAttention
-from .feed_forward import DenseFeedForward, Layout
+from .cache import DecoderCache, KeyValueBuffer, KeyValues
+from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout
 from .segments import Attributes, Segment
 
 
@@ -27,20 +28,40 @@ class Representations:
     segments: list[Tensor]
 
 
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging the experts did to the unified decoder.
+
+    Attributes:
+        parameters_before, parameters_after: of the whole unified decoder.
+        dropped_experts: of each layer, how many experts no class of attributes is routed to.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    dropped_experts: list[int]
+
+
 class UnifiedDecoderLayer(nn.Module):
     """Self-attention and a feed-forward network of BERT's shape, each normalised before it (pre-norm)."""
 
-    def __init__(self, dim: int, heads: int, ffn_dim: int):
+    def __init__(self, dim: int, heads: int, ffn: nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(dim, heads)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = DenseFeedForward(dim, ffn_dim)
+        self.ffn = ffn
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, layout: Layout, past: KeyValues | KeyValueBuffer | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """Tokens that see each other and, before them, the past: their outputs, and keys and values of all."""
         normalised = self.attention_norm(hidden)
-        hidden = hidden + self.attention(normalised, normalised, normalised, mask)
-        return hidden + self.ffn(self.ffn_norm(hidden), layout)
+        seen = KeyValues(self.attention.k_proj(normalised), self.attention.v_proj(normalised))
+        if past is not None:
+            seen = past.append(seen)
+        hidden = hidden + self.attention.attend(normalised, seen.keys, seen.values, mask)
+        return hidden + self.ffn(self.ffn_norm(hidden), layout), seen
 
 
 class UnifiedDecoder(nn.Module):
@@ -49,14 +70,22 @@ class UnifiedDecoder(nn.Module):
     Args:
         depth: number of layers, 6 in the paper.
         dim, heads, ffn_dim: BERT-base's 768, 12 and 3072 in the paper.
+        experts: of each feed-forward network, `ffn_dim` wide each; 0 for dense networks.
+        active_experts: how many of them a token goes through.
     """
 
     @configurable
-    def __init__(self, *, depth: int, dim: int, heads: int, ffn_dim: int):
+    def __init__(self, *, depth: int, dim: int, heads: int, ffn_dim: int, experts: int = 0, active_experts: int = 1):
         super().__init__()
+
+        def feed_forward() -> nn.Module:
+            if experts:
+                return ConditionalFeedForward(dim, ffn_dim, experts, active_experts)
+            return DenseFeedForward(dim, ffn_dim)
+
         self.spe = nn.Parameter(torch.randn(dim) * 0.02)
         self.input_norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("image", "text")})
-        self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, ffn_dim) for _ in range(depth))
+        self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward()) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self._start_as_pooling()
 
@@ -67,8 +96,10 @@ class UnifiedDecoder(nn.Module):
         for layer in self.layers:
             for projection in (layer.attention.v_proj, layer.attention.o_proj):
                 nn.init.eye_(projection.weight)
-            nn.init.zeros_(layer.ffn.linear2.weight)
-            nn.init.zeros_(layer.ffn.linear2.bias)
+            for network in layer.ffn.modules():  # the network itself, or each of its experts
+                if isinstance(network, DenseFeedForward):
+                    nn.init.zeros_(network.linear2.weight)
+                    nn.init.zeros_(network.linear2.bias)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -78,30 +109,122 @@ class UnifiedDecoder(nn.Module):
             "dim": node.EMBED_DIM,
             "heads": node.DECODER.HEADS,
             "ffn_dim": node.DECODER.FFN_DIM,
+            "experts": node.DECODER.EXPERTS,
+            "active_experts": node.DECODER.ACTIVE_EXPERTS,
         }
 
     def forward(self, segments: Sequence[Segment]) -> Representations:
-        """Decodes <SPE> followed by the segments; all tokens see each other, padding is seen by none."""
-        first = segments[0]
-        spe = self.spe.expand(first.tokens.shape[0], 1, -1)
-        tokens = [self.input_norms[s.attributes.modality](s.tokens) for s in segments]
-        hidden = torch.cat([spe, *tokens], dim=1)
-        layout: Layout = [
-            (1, Attributes("special", first.attributes.role, first.attributes.task)),
-            *((s.tokens.shape[1], s.attributes) for s in segments),
-        ]
-        mask = self._mask(segments)
-        for layer in self.layers:
-            hidden = layer(hidden, mask, layout)
-        spe_out, *outputs = self.norm(hidden).split([length for length, _ in layout], dim=1)
-        return Representations(spe_out[:, 0], outputs)
+        """Decodes <SPE> followed by the segments. All tokens see each other, but for those of a causal segment, which
+        stands last: its token t is seen by its tokens from t on and by no others. Padding is seen by none.
 
-    @staticmethod
-    def _mask(segments: Sequence[Segment]) -> Tensor | None:
-        """[B,1,1,1+L] bool, or None where nothing is padding."""
-        if all(s.valid is None for s in segments):
-            return None
-        valid = [
-            s.tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.valid is None else s.valid for s in segments
-        ]
-        return torch.cat([valid[0].new_ones(len(valid[0]), 1), *valid], dim=1)[:, None, None]
+        Raises:
+            ValueError: a causal segment is not the last.
+        """
+        others, causal = list(segments), None
+        if others[-1].attributes.causal:
+            causal = others.pop()
+        if any(s.attributes.causal for s in others):
+            raise ValueError("a causal segment must be the last segment")
+        hidden, layout, valid = self._open(others, segments[0])
+        mask = _key_mask(valid)
+        if causal is not None:
+            later, later_layout = self._enter(causal), [(causal.tokens.shape[1], causal.attributes)]
+            later_mask = _causal_mask(later, hidden.shape[1], _join_valid([(hidden, valid), (later, causal.valid)]))
+        for layer in self.layers:
+            hidden, seen = layer(hidden, mask, layout)
+            if causal is not None:
+                later, _ = layer(later, later_mask, later_layout, past=seen)
+        spe, *outputs = self.norm(hidden).split([length for length, _ in layout], dim=1)
+        if causal is not None:
+            outputs.append(self.norm(later))
+        return Representations(spe[:, 0], outputs)
+
+    @torch.no_grad()
+    def begin(self, segments: Sequence[Segment]) -> DecoderCache:
+        """The start of generation: what causal tokens after <SPE> and these segments will see.
+
+        Raises:
+            ValueError: a segment is causal.
+        """
+        if any(s.attributes.causal for s in segments):
+            raise ValueError("generation begins with segments that are not causal")
+        hidden, layout, valid = self._open(segments, segments[0])
+        mask, layers = _key_mask(valid), []
+        for layer in self.layers:
+            hidden, seen = layer(hidden, mask, layout)
+            layers.append(seen)
+        return DecoderCache(layers, valid)
+
+    @torch.no_grad()
+    def extend(self, cache: DecoderCache, tokens: Tensor, attributes: Attributes) -> Tensor:
+        """Decodes causal tokens [B,T,d] after all that the cache holds, and adds them to it.
+
+        Returns:
+            [B,T,d], what `forward` gives for them.
+        Raises:
+            ValueError: the attributes are not causal.
+        """
+        if not attributes.causal:
+            raise ValueError(f"only causal tokens extend a sequence, not {attributes}")
+        hidden, layout = self._enter(Segment(tokens, None, attributes)), [(tokens.shape[1], attributes)]
+        mask = _causal_mask(hidden, cache.length, cache.valid(tokens.shape[1]))
+        for layer, past in zip(self.layers, cache.layers):
+            hidden, _ = layer(hidden, mask, layout, past)
+        return self.norm(hidden)
+
+    def merge_experts(self, classes: Iterable[Attributes]) -> MergeReport:
+        """Makes every Conditional MoE a dense network for each of these classes of attributes, in place and for good:
+        the same outputs without router and without experts that none of them is routed to (Uni-Perceiver-MoE).
+
+        A merged decoder's weights fit one that was merged for the same classes. Each class has the parameters of k
+        experts, so that only few classes (for one task there are four) make it smaller than it was.
+
+        Args:
+            classes: all that will be decoded, see :func:`attribute_classes`.
+        Raises:
+            ValueError: there are no experts to merge.
+        """
+        if not all(isinstance(layer.ffn, ConditionalFeedForward) for layer in self.layers):
+            raise ValueError("the decoder has no experts to merge: its networks are dense or were merged before")
+        classes, before, dropped = list(classes), self._parameter_count(), []
+        for layer in self.layers:
+            routed = {expert for route in layer.ffn.route(classes) for expert, _ in route}
+            dropped.append(len(layer.ffn.experts) - len(routed))
+            layer.ffn = layer.ffn.merge(classes)
+        return MergeReport(before, self._parameter_count(), dropped)
+
+    def _parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _open(self, segments: Sequence[Segment], first: Segment) -> tuple[Tensor, Layout, Tensor | None]:
+        """<SPE>, with the role and task of the `first` segment, and the segments: tokens, layout and validity."""
+        spe = self.spe.expand(first.tokens.shape[0], 1, -1)
+        special = Attributes("special", first.attributes.role, first.attributes.task)
+        hidden = torch.cat([spe, *(self._enter(s) for s in segments)], dim=1)
+        layout = [(1, special), *((s.tokens.shape[1], s.attributes) for s in segments)]
+        return hidden, layout, _join_valid([(spe, None), *((s.tokens, s.valid) for s in segments)])
+
+    def _enter(self, segment: Segment) -> Tensor:
+        return self.input_norms[segment.attributes.modality](segment.tokens)
+
+
+def _join_valid(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
+    """Validity [B,L] of tokens [B,T,d] behind each other, or None where nothing is padding."""
+    if all(valid is None for _, valid in parts):
+        return None
+    known = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if v is None else v for tokens, v in parts]
+    return torch.cat(known, dim=1)
+
+
+def _key_mask(valid: Tensor | None) -> Tensor | None:
+    """[B,1,1,L]: every token sees all that is valid."""
+    return None if valid is None else valid[:, None, None]
+
+
+def _causal_mask(tokens: Tensor, before: int, valid: Tensor | None) -> Tensor | None:
+    """For causal tokens [B,T,d] after `before` others, [B or 1,1,T,before + T]; None where all see all."""
+    length = tokens.shape[1]
+    if length == 1:
+        return _key_mask(valid)
+    mask = torch.ones(length, before + length, dtype=torch.bool, device=tokens.device).tril(before)[None, None]
+    return mask if valid is None else mask & _key_mask(valid)

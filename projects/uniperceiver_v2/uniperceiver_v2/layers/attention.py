@@ -38,9 +38,10 @@ class MultiHeadAttention(nn.Module):
         Returns:
             [B,Q,dim]
         """
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        return self.attend(query, self.k_proj(key), self.v_proj(value), mask)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `forward`, with keys and values [B,K,dim] that have been projected before."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.q_proj(query), keys, values))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
