@@ -105,7 +105,10 @@ def _add_model_config(cfg: CN) -> None:
     node.DECODER = CN()
     node.DECODER.LAYERS = 6
     node.DECODER.HEADS = 12
-    node.DECODER.FFN_DIM = 3072
+    node.DECODER.FFN_DIM = 3072  # width of a feed-forward network, or of each of its experts
+    # Experts of a feed-forward network, and how many of them a token goes through; no experts: a dense network.
+    node.DECODER.EXPERTS = 8
+    node.DECODER.ACTIVE_EXPERTS = 2
 
     node.REGION = CN()
     node.REGION.DIM = 256
@@ -305,9 +308,21 @@ def check_config(cfg: CN, *, training: bool, world_size: int = 1) -> None:
 
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
+    _check_experts(cfg)
     _check_tasks(cfg, world_size)
     if training:
         _check_training(cfg)
+
+
+def _check_experts(cfg: CN) -> None:
+    prefix, node = "MODEL.UNIPERCEIVER_V2.DECODER", cfg.MODEL.UNIPERCEIVER_V2.DECODER
+    if node.EXPERTS < 0:
+        raise UserError(f"{prefix}.EXPERTS is a number of experts, 0 for dense networks, not {node.EXPERTS}")
+    if node.EXPERTS and not 1 <= node.ACTIVE_EXPERTS <= node.EXPERTS:
+        raise UserError(
+            f"{prefix}.ACTIVE_EXPERTS must be between 1 and {prefix}.EXPERTS ({node.EXPERTS}), "
+            f"not {node.ACTIVE_EXPERTS}"
+        )
 
 
 def _check_tasks(cfg: CN, world_size: int) -> None:
