@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-import logging
 import re
 import runpy
 import shutil
@@ -42,19 +41,6 @@ def checkout(tree, tmp_path, monkeypatch, catalogs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     return tmp_path
-
-
-@pytest.fixture
-def loggers():
-    """A run sets up loggers for its process; here the process goes on."""
-    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def test_the_documented_script_trains_and_evaluates(checkout, loggers, monkeypatch, capsys):

@@ -22,7 +22,7 @@ def pairs(tiny_model) -> list[dict]:
         {
             "task": "pairs",
             "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8),
-            "image_id": index,
+            "file_name": f"{index}.png",
             "token_ids": torch.tensor(tokenizer(caption)["input_ids"]),
         }
         for index, caption in enumerate(CAPTIONS)
@@ -66,7 +66,7 @@ def test_loss_equals_the_plain_formula(tiny_model, pairs):
     assert found == pytest.approx(plain_loss(logits), rel=1e-4)
 
 
-@pytest.mark.parametrize("what", ["image_id", "token_ids"])
+@pytest.mark.parametrize("what", ["file_name", "token_ids"])
 def test_another_pair_of_the_same_image_or_caption_is_no_wrong_answer(tiny_model, pairs, what):
     pairs[2][what] = pairs[0][what]
     found = loss_of(tiny_model, pairs).item()

@@ -3,10 +3,15 @@
 from . import builtin  # noqa: F401  (registers the datasets)
 from .builtin import register_digit_scenes
 from .formats import register_captions, register_image_folder, register_text_lines
-from .loaders import build_task_train_loader, build_test_loader
+from .loaders import KIND_BY_EVALUATOR, TEST_DATA, TRAINING_DATA, build_task_train_loader, build_test_loader
+from .mappers import ImageMapper
 from .records import load_dataset
 
 __all__ = [
+    "KIND_BY_EVALUATOR",
+    "TEST_DATA",
+    "TRAINING_DATA",
+    "ImageMapper",
     "build_task_train_loader",
     "build_test_loader",
     "load_dataset",

@@ -44,7 +44,7 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) 
         UserError: the task's data cannot be used; in iteration, too many images cannot be read.
     """
     task = cfg.TASKS[task_name]
-    records, mapper = _TRAINING_DATA[task.KIND](cfg, task_name)
+    records, mapper = TRAINING_DATA[task.KIND](cfg, task_name)
     world_size = comm.get_world_size()
     if task.IMS_PER_BATCH % world_size:
         raise UserError(
@@ -80,7 +80,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
     """
     kind = _evaluated_kind(dataset_name)
     task_name = _task_like(cfg, kind, dataset_name)
-    records, mapper = _TEST_DATA[kind](cfg, dataset_name, task_name)
+    records, mapper = TEST_DATA[kind](cfg, dataset_name, task_name)
     batch_size = cfg.TASKS[task_name].IMS_PER_BATCH // comm.get_world_size() if task_name else 1
     return TestLoader(records, mapper, batch_size=max(batch_size, 1), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
@@ -146,21 +146,21 @@ def _text_test(cfg: CfgNode, dataset_name: str, task_name: str | None) -> tuple[
 
 
 # By kind of task. A new kind adds its lines here.
-_TRAINING_DATA = {
+TRAINING_DATA = {
     "detection": _detection_training,
     "classification": _classification_training,
     "captioning": _caption_training,
     "retrieval": _caption_training,
     "language_modelling": _text_training,
 }
-_TEST_DATA = {
+TEST_DATA = {
     "detection": _detection_test,
     "classification": _classification_test,
     "captioning": _captioning_test,
     "retrieval": _retrieval_test,
     "language_modelling": _text_test,
 }
-_KIND_BY_EVALUATOR = {
+KIND_BY_EVALUATOR = {
     "coco": "detection",
     "lvis": "detection",
     "imagenet": "classification",
@@ -173,9 +173,9 @@ _KIND_BY_EVALUATOR = {
 def _evaluated_kind(dataset_name: str) -> str:
     check_known(dataset_name)
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type not in _KIND_BY_EVALUATOR:
+    if evaluator_type not in KIND_BY_EVALUATOR:
         raise UserError(f"dataset '{dataset_name}' (evaluator_type {evaluator_type!r}) cannot be evaluated")
-    return _KIND_BY_EVALUATOR[evaluator_type]
+    return KIND_BY_EVALUATOR[evaluator_type]
 
 
 def _task_like(cfg: CfgNode, kind: str, dataset_name: str) -> str | None:

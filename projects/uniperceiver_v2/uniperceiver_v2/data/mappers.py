@@ -85,10 +85,10 @@ class ImageMapper:
             "image_id": record["image_id"],
             **self._classes,
         }
-        self._add_targets(sample, record, transforms)
+        self.add_targets(sample, record, transforms)
         return sample
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         """Add to ``sample`` what is learned or compared with."""
 
 
@@ -115,7 +115,7 @@ class DetectionMapper(ImageMapper):
         self._is_train = is_train
         self._with_masks = cfg.MODEL.MASK_ON
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         if not self._is_train:
             return
         height, width = sample["image"].shape[1:]
@@ -197,7 +197,7 @@ class ClassificationMapper(ImageMapper):
             augmentations.append(T.RandomFlip())
         super().__init__(task, candidates, augmentations, image_format)
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["label"] = record["label"]
 
 

@@ -43,7 +43,7 @@ class CaptionMapper(_CaptionedImageMapper):
         super().__init__(cfg, task, is_train=True)
         self._tokenizer = tokenizer
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["caption"] = record["captions"][np.random.randint(len(record["captions"]))]
         sample["token_ids"] = encode(self._tokenizer, sample["caption"])
 
@@ -59,7 +59,7 @@ class ReferenceMapper(_CaptionedImageMapper):
     def __init__(self, cfg: CfgNode, task: str):
         super().__init__(cfg, task, is_train=False)
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = list(record["captions"])
 
 
@@ -76,7 +76,7 @@ class RetrievalMapper(_CaptionedImageMapper):
         super().__init__(cfg, task, is_train=False)
         self._tokenizer = tokenizer
 
-    def _add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = record["captions"][:CAPTIONS_PER_IMAGE]
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
 

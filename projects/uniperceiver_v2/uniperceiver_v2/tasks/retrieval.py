@@ -24,7 +24,7 @@ class RetrievalTask(Task):
     """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
     caption all images, gathered over all ranks.
 
-    Inputs: "image", in training "image_id" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a
+    Inputs: "image", in training "file_name" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a
     list of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
     """
 
@@ -57,7 +57,7 @@ class RetrievalTask(Task):
         is no wrong answer and must not be counted as one."""
         keys = torch.stack(
             (
-                torch.tensor([_key(str(x["image_id"]).encode()) for x in inputs], device=own.device),
+                torch.tensor([_key(x["file_name"].encode()) for x in inputs], device=own.device),
                 torch.tensor([_key(x["token_ids"].cpu().numpy().tobytes()) for x in inputs], device=own.device),
             ),
             dim=1,
