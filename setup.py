@@ -24,6 +24,7 @@ setup(
         "pycocotools>=2.0.6",
         "faster-coco-eval>=1.6",
         "lvis>=0.5.3",
+        "pycocoevalcap>=1.2",
         "scikit-learn",
         "tensorboard",
         "pillow",

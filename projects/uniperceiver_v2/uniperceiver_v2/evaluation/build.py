@@ -7,8 +7,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
 from ..errors import UserError, nearest
+from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
+from .language_modelling import LanguageModellingEvaluator
 from .lvis_numpy import repair_lvis
+from .retrieval import RetrievalEvaluator
 
 
 def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
@@ -20,12 +23,23 @@ def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
 _EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
     "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
     "lvis": _lvis_evaluator,
-    "imagenet": lambda name, folder: ClassificationEvaluator(name, folder),
+    "imagenet": ClassificationEvaluator,
+    "coco_caption": CaptionEvaluator,
+    "retrieval": RetrievalEvaluator,
+    "corpus": LanguageModellingEvaluator,
 }
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str, baselines: CaptionBaselines | None = None
+) -> DatasetEvaluator:
     """The evaluator for a registered dataset, which writes its files into ``output_folder``.
+
+    Args:
+        cfg: the run's settings.
+        dataset_name: with "evaluator_type" in its metadata.
+        output_folder: made if need be.
+        baselines: of a dataset of captions; other datasets have no use for them.
 
     Raises:
         UserError: the dataset's metadata names no kind of evaluation that there is.
@@ -33,4 +47,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
     if kind not in _EVALUATORS:
         raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, _EVALUATORS)}")
+    if kind == "coco_caption":
+        return CaptionEvaluator(dataset_name, output_folder, baselines)
     return _EVALUATORS[kind](dataset_name, output_folder)

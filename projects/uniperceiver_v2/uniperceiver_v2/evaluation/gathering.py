@@ -1,0 +1,75 @@
+"""What our evaluators share: a record of each sample, those of all ranks together, JSON files."""
+
+import itertools
+import json
+import logging
+import math
+import os
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+class GatheringEvaluator(DatasetEvaluator):
+    """Keeps a record of every sample in ``process`` and evaluates those of all ranks on the first.
+
+    A subclass appends to ``_records`` and computes metrics in :meth:`_metrics`.
+
+    Args:
+        dataset_name: a registered dataset.
+        output_folder: for ``results.json`` and the subclass's predictions; None writes nothing.
+    """
+
+    _ORDER = "image_id"  # the key by which records are put in an order that no number of ranks changes
+
+    def __init__(self, dataset_name: str, output_folder: str | None = None):
+        self._dataset_name = dataset_name
+        self._output_folder = output_folder
+        self._records: list[dict] = []
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._records = []
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """
+        Returns:
+            {task: {metric: value}}, NaN for what cannot be computed; empty without predictions and on other
+            ranks than the first.
+        """
+        gathered = comm.gather(self._records)
+        if not comm.is_main_process():
+            return {}
+        records = sorted(itertools.chain.from_iterable(gathered), key=lambda record: record[self._ORDER])
+        if not records:
+            logger.warning("no predictions for %s", self._dataset_name)
+            return {}
+        results = self._metrics(records)
+        self._write("results.json", results)
+        return results
+
+    def _metrics(self, records: list[dict]) -> dict[str, dict[str, float]]:
+        """Results from the records of all ranks, at least one."""
+        raise NotImplementedError
+
+    def _write(self, file_name: str, content: Any) -> None:
+        if self._output_folder is not None:
+            write_json(os.path.join(self._output_folder, file_name), content)
+
+
+def write_json(path: str, content: Any) -> None:
+    """Write JSON that every reader takes: null for NaN and infinity, which JSON does not know."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(_finite(content), file, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
