@@ -1,6 +1,6 @@
 """Evaluators by dataset, and one table of their results."""
 
-from .build import build_evaluator
+from .build import EVALUATORS, build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
 from .gathering import write_json
@@ -9,6 +9,7 @@ from .retrieval import RetrievalEvaluator
 from .table import format_results_table
 
 __all__ = [
+    "EVALUATORS",
     "CaptionBaselines",
     "CaptionEvaluator",
     "ClassificationEvaluator",

@@ -20,7 +20,7 @@ def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
 
 
 # By the "evaluator_type" in a dataset's metadata. A new kind of dataset adds its line here.
-_EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
     "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
     "lvis": _lvis_evaluator,
     "imagenet": ClassificationEvaluator,
@@ -45,8 +45,8 @@ def build_evaluator(
         UserError: the dataset's metadata names no kind of evaluation that there is.
     """
     kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
-    if kind not in _EVALUATORS:
-        raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, _EVALUATORS)}")
+    if kind not in EVALUATORS:
+        raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, EVALUATORS)}")
     if kind == "coco_caption":
         return CaptionEvaluator(dataset_name, output_folder, baselines)
-    return _EVALUATORS[kind](dataset_name, output_folder)
+    return EVALUATORS[kind](dataset_name, output_folder)
