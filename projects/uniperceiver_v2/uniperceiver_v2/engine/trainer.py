@@ -18,8 +18,9 @@ from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader, load_dataset
 from ..data.sampling import TaskSchedule
-from ..evaluation import build_evaluator
+from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer
+from .caption_baselines import caption_baselines
 from .delayed_start import DelayedStart
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
@@ -132,7 +133,15 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """As in Detectron2, but results are always by dataset, also where there is only one."""
+        """As in Detectron2, but results are always by dataset, also where there is only one, and captions are reported
+        beside those that the training set has."""
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            captioning = [evaluator for evaluator in evaluators if isinstance(evaluator, CaptionEvaluator)]
+            if captioning:
+                baselines = caption_baselines(cfg, model)
+                for evaluator in captioning:
+                    evaluator.baselines = baselines
         results = super().test(cfg, model, evaluators)
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 

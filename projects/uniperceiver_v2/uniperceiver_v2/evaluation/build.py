@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
 from ..errors import UserError, nearest
-from .captions import CaptionBaselines, CaptionEvaluator
+from .captions import CaptionEvaluator
 from .classification import ClassificationEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .lvis_numpy import repair_lvis
@@ -30,16 +30,13 @@ EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
 }
 
 
-def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_folder: str, baselines: CaptionBaselines | None = None
-) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """The evaluator for a registered dataset, which writes its files into ``output_folder``.
 
     Args:
         cfg: the run's settings.
         dataset_name: with "evaluator_type" in its metadata.
         output_folder: made if need be.
-        baselines: of a dataset of captions; other datasets have no use for them.
 
     Raises:
         UserError: the dataset's metadata names no kind of evaluation that there is.
@@ -47,6 +44,4 @@ def build_evaluator(
     kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
     if kind not in EVALUATORS:
         raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, EVALUATORS)}")
-    if kind == "coco_caption":
-        return CaptionEvaluator(dataset_name, output_folder, baselines)
     return EVALUATORS[kind](dataset_name, output_folder)

@@ -65,12 +65,12 @@ class CaptionEvaluator(GatheringEvaluator):
         output_folder: for ``results.json``, ``coco_captions_results.json`` in COCO's results format and
             ``predictions.json``, which has references and baselines beside each caption; None writes none.
         baselines: adds a row for a caption drawn from the training set and one for a caption of the nearest
-            training image.
+            training image. May be given later, before there are predictions.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None, baselines: CaptionBaselines | None = None):
         super().__init__(dataset_name, output_folder)
-        self._baselines = baselines
+        self.baselines = baselines
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
@@ -91,15 +91,15 @@ class CaptionEvaluator(GatheringEvaluator):
                 "log_likelihood": float(output["log_likelihood"]),
                 "references": list(sample["captions"]),
             }
-            if self._baselines is not None:
+            if "image_feature" in output:
                 record["image_feature"] = output["image_feature"].float().cpu()
             self._records.append(record)
 
     def _metrics(self, records: list[dict]) -> dict[str, dict[str, float]]:
         rows = {"caption": [record["caption"] for record in records]}
-        if self._baselines is not None:
-            rows[_RANDOM] = self._baselines.random(len(records))
-            rows[_NEAREST] = self._baselines.nearest(torch.stack([record["image_feature"] for record in records]))
+        if self.baselines is not None:
+            rows[_RANDOM] = self.baselines.random(len(records))
+            rows[_NEAREST] = self.baselines.nearest(torch.stack([record["image_feature"] for record in records]))
         ids = [record["image_id"] for record in records]
         results = [{"image_id": image, "caption": caption} for image, caption in zip(ids, rows["caption"])]
         self._write("coco_captions_results.json", results)

@@ -84,7 +84,9 @@ class ImageEncoder(nn.Module):
     def mean_global_token(self, images: ImageList) -> Tensor:
         """[B,d], `ImageEncoding.mean_global_token` of the images without the work of the region network."""
         features, coarsest = self.regions.project(self._maps(images)[1:], valid_pixels(images))
-        return mean_of_valid(*self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :]))
+        return mean_of_valid(
+            *self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :])
+        )
 
     def _maps(self, images: ImageList) -> list[Tensor]:
         """The backbone's maps [B,C,h,w], finest first."""

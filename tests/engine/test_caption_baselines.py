@@ -1,0 +1,83 @@
+"""What captions are compared with: the training images' features and captions."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.engine import UniPerceiverTrainer
+from uniperceiver_v2.engine.caption_baselines import caption_baselines
+from uniperceiver_v2.evaluation import CaptionEvaluator
+
+NAME = "baseline_captions"
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Five images of one colour each, with two captions."""
+    records = []
+    for index in range(5):
+        path = str(tmp_path / f"{index}.png")
+        with PathManager.open(path, "wb") as file:
+            Image.new("RGB", (64, 64), (50 * index, 255 - 50 * index, 90)).save(file, "PNG")
+        captions = [f"image {index}", f"number {index}"]
+        size = {"height": 64, "width": 64}
+        records.append({"file_name": path, "image_id": index, "captions": captions, **size})
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).set(evaluator_type="coco_caption")
+    yield records
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture
+def cfg(tiny_config, captioned, tmp_path):
+    tiny_config.TASKS.NAMES = ["captions"]
+    tiny_config.TASKS.captions = CfgNode({**task_defaults("captions", "captioning"), "DATASETS": [NAME]})
+    tiny_config.INPUT.MIN_SIZE_TEST = 64
+    tiny_config.DATASETS.TEST = (NAME,)
+    tiny_config.OUTPUT_DIR = str(tmp_path / "output")
+    tiny_config.DATALOADER.NUM_WORKERS = 0
+    return tiny_config
+
+
+def test_every_training_image_with_its_feature_and_captions(cfg, tiny_model, captioned):
+    baselines = caption_baselines(cfg, tiny_model)
+    assert list(baselines.captions) == [record["captions"] for record in captioned]
+    for record, feature in zip(captioned, baselines.features, strict=True):
+        image = torch.from_numpy(np.array(Image.open(record["file_name"]))).permute(2, 0, 1)
+        with torch.no_grad():
+            encoding, _ = tiny_model.image_encoder(tiny_model.preprocess([{"image": image}]))
+        torch.testing.assert_close(feature, encoding.mean_global_token()[0], atol=1e-5, rtol=1e-4)
+
+
+def test_without_captioning_there_are_none(cfg, tiny_model):
+    cfg.TASKS.NAMES = []
+    assert caption_baselines(cfg, tiny_model) is None
+
+
+def test_evaluation_reports_captions_beside_the_baselines(cfg, tiny_model, monkeypatch):
+    # The metrics have tests of their own; here what reaches them.
+    seen = {}
+
+    def metrics(references, rows):
+        seen.update(rows)
+        return {name: {"CIDEr": 1.0} for name in rows}
+
+    monkeypatch.setattr("uniperceiver_v2.evaluation.captions.caption_metrics", metrics)
+    results = UniPerceiverTrainer.test(cfg, tiny_model)[NAME]
+    assert set(results) == {"caption", "caption (random training caption)", "caption (nearest training image)"}
+    nearest = seen["caption (nearest training image)"]
+    assert all(caption in (f"image {i}", f"number {i}") for i, caption in nearest.items())  # each is its own nearest
+
+
+def test_evaluators_that_are_given_are_taken_as_they_are(cfg, tiny_model, monkeypatch):
+    monkeypatch.setattr(
+        "uniperceiver_v2.evaluation.captions.caption_metrics", lambda references, rows: {n: {} for n in rows}
+    )
+    evaluator = CaptionEvaluator(NAME)
+    assert set(UniPerceiverTrainer.test(cfg, tiny_model, [evaluator])[NAME]) == {"caption"}
