@@ -49,6 +49,22 @@ def test_attention_with_a_mask_of_queries_and_keys(attentions, qkv):
     torch.testing.assert_close(ours(*qkv, mask=allowed), expected)
 
 
+def test_attention_to_projected_keys_and_values(attentions, qkv):
+    """Keys of two calls, as a cache has them; gradients as well."""
+    ours, theirs = attentions
+    leaves = [x.requires_grad_() for x in qkv]
+    query, key, value = leaves
+    keys, values = (
+        torch.cat([projection(part) for part in x.split((3, 4), dim=1)], dim=1)
+        for projection, x in ((ours.k_proj, key), (ours.v_proj, value))
+    )
+    found, expected = ours.attend(query, keys, values), theirs(query, key, value, need_weights=False)[0]
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, leaves, upstream) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_attention_width_must_be_a_multiple_of_the_heads():
     with pytest.raises(ValueError, match="10 is not a multiple"):
         MultiHeadAttention(10, 3)
