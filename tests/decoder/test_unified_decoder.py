@@ -3,10 +3,13 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
 from uniperceiver_v2.decoder import (
+    IMAGE_TEXT_TO_TEXT,
     IMAGE_TO_TEXT,
     Attributes,
     ConditionalFeedForward,
@@ -17,14 +20,21 @@ from uniperceiver_v2.decoder import (
 
 DIM, HEADS, FFN_DIM, DEPTH = 16, 2, 24, 2
 IMAGE, TEXT = Attributes("image", "input", IMAGE_TO_TEXT), Attributes("text", "target", IMAGE_TO_TEXT)
+CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
+
+
+def random_decoder(experts: int = 0) -> UnifiedDecoder:
+    decoder = UnifiedDecoder(
+        depth=DEPTH, dim=DIM, heads=HEADS, ffn_dim=FFN_DIM, experts=experts, active_experts=2
+    ).double()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return decoder
 
 
 @pytest.fixture
 def decoder() -> UnifiedDecoder:
-    decoder = UnifiedDecoder(depth=DEPTH, dim=DIM, heads=HEADS, ffn_dim=FFN_DIM).double()
-    for parameter in decoder.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return decoder
+    return random_decoder()
 
 
 def segment(length: int, attributes: Attributes = IMAGE, valid: torch.Tensor | None = None, batch: int = 2) -> Segment:
@@ -64,6 +74,76 @@ def test_equals_pytorchs_transformer(decoder, padded):
     torch.testing.assert_close(found.segments[0], expected[:, 1:4])
     kept = slice(None) if valid is None else valid
     torch.testing.assert_close(found.segments[1][kept], expected[:, 4:][kept])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_causal_tokens_equal_pytorchs_with_a_mask(decoder, padded):
+    """The whole mask at once, where ours decodes what comes before the causal tokens by itself."""
+    before, valid = None, None
+    if padded:
+        before, valid = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+        before[0, 1] = valid[1, 3:] = valid[0, 2] = False
+    parts = [segment(3, IMAGE, before), segment(5, CAPTION, valid)]
+    for part in parts:
+        part.tokens.requires_grad_()
+    found = decoder(parts)
+    norms = decoder.input_norms
+    sequence = [decoder.spe.expand(2, 1, DIM), norms["image"](parts[0].tokens), norms["text"](parts[1].tokens)]
+    hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
+    hidden[:4, :4] = False
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    if padded:
+        padding[:, 1:] = ~torch.cat((before, valid), dim=1)
+    expected = pytorchs(decoder).train()(torch.cat(sequence, dim=1), hidden, src_key_padding_mask=padding)
+    ours = torch.cat([found.spe[:, None], *found.segments], dim=1)
+    torch.testing.assert_close(ours[~padding], expected[~padding])
+    upstream = torch.randn_like(expected[~padding])
+    leaves = [part.tokens for part in parts]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours[~padding], leaves, upstream),
+        torch.autograd.grad(expected[~padding], leaves, upstream),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    before=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([IMAGE, TEXT])), max_size=3),
+    length=st.integers(1, 6),
+    data=st.data(),
+    experts=st.sampled_from([0, 4]),
+)
+def test_nothing_sees_a_later_causal_token(before, length, data, experts):
+    torch.manual_seed(0)
+    changed = data.draw(st.integers(0, length - 1))
+    parts = [segment(n, attributes) for n, attributes in before]
+    caption = segment(length, CAPTION)
+    other = Segment(caption.tokens.clone(), None, CAPTION)
+    other.tokens[:, changed] += torch.randn(DIM, dtype=torch.float64)
+    decoder = random_decoder(experts)
+    first, second = decoder([*parts, caption]), decoder([*parts, other])
+    assert torch.equal(first.spe, second.spe)
+    for ours, theirs in zip(first.segments[:-1], second.segments[:-1], strict=True):
+        assert torch.equal(ours, theirs)
+    moved = (first.segments[-1] - second.segments[-1]).abs().amax(-1)
+    assert (moved[:, :changed] < 1e-12).all()
+    assert (moved[:, changed:] > 1e-6).all()
+    if parts:  # nor does it matter to the others that there is a causal segment; <SPE> takes the first one's task
+        torch.testing.assert_close(decoder(parts).segments, first.segments[:-1])
+
+
+def test_causal_tokens_see_what_stands_before(decoder):
+    parts = [segment(2, IMAGE), segment(3, CAPTION)]
+    parts[0].tokens.requires_grad_()
+    for t in range(3):
+        output = decoder(parts).segments[-1][:, t].square().sum()
+        (gradient,) = torch.autograd.grad(output, parts[0].tokens)
+        assert (gradient.abs().amax(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("order", [(CAPTION, IMAGE), (IMAGE, CAPTION, CAPTION)])
+def test_a_causal_segment_stands_last(decoder, order):
+    with pytest.raises(ValueError, match="must be the last"):
+        decoder([segment(2, attributes) for attributes in order])
 
 
 def test_padding_is_invisible(decoder):
@@ -109,14 +189,6 @@ def test_modalities_have_norms_of_their_own(decoder):
     assert not torch.allclose(as_image.spe, as_text.spe)
     decoder.input_norms["text"].load_state_dict(decoder.input_norms["image"].state_dict())
     torch.testing.assert_close(decoder([Segment(tokens, None, TEXT)]).spe, as_image.spe)
-
-
-def test_feed_forward_is_berts():
-    ffn = DenseFeedForward(DIM, FFN_DIM).double()
-    x = torch.randn(2, 3, DIM, dtype=torch.float64)
-    hidden = x @ ffn.linear1.weight.T + ffn.linear1.bias
-    gelu = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
-    torch.testing.assert_close(ffn(x, [(3, IMAGE)]), gelu @ ffn.linear2.weight.T + ffn.linear2.bias)
 
 
 def test_layout_tells_which_attributes_stand_where(decoder):
