@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.config import task_defaults
-from uniperceiver_v2.decoder import IMAGE_TEXT_TO_TEXT, Segment
+from uniperceiver_v2.decoder import IMAGE_TEXT_TO_TEXT, Segment, attribute_classes
 from uniperceiver_v2.tasks import CaptioningTask
 from uniperceiver_v2.tasks.captioning import CAPTION, decode_captions, next_words
 from uniperceiver_v2.tasks.generation import search
@@ -180,6 +180,17 @@ def test_caches_change_neither_words_nor_likelihoods(model, captioned, beam_size
     log_likelihoods = torch.tensor([x["log_likelihood"] for x in found], dtype=torch.float64)
     torch.testing.assert_close(log_likelihoods, anew.log_likelihoods, atol=1e-5, rtol=1e-5)
     assert len({x["caption"] for x in found}) == 3
+
+
+@pytest.mark.parametrize("model", [4], indirect=True)
+@torch.no_grad()
+def test_merged_experts_say_the_same(model, captioned):
+    with_settings(model, MAX_LENGTH=12)
+    expected = model(captioned)
+    model.decoder.merge_experts(attribute_classes([IMAGE_TEXT_TO_TEXT]))
+    for a, b in zip(model(captioned), expected, strict=True):
+        assert a["caption"] == b["caption"]
+        assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], rel=1e-5)
 
 
 @torch.no_grad()

@@ -95,8 +95,8 @@ def test_enough_beams_find_the_best_of_all_sequences(seed, batch, vocabulary, ma
         assert generated.log_likelihoods[image].item() == pytest.approx(toy.log_likelihood(image, best), abs=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(beam_size=st.integers(1, 3), **SIZES)
+@settings(max_examples=100, deadline=None)
+@given(beam_size=st.integers(1, 3), **{**SIZES, "vocabulary": st.integers(2, 6)})
 def test_search_is_a_plain_one_with_lists(beam_size, seed, batch, vocabulary, max_length, penalty):
     toy = Toy(seed, batch, vocabulary, max_length)
     generated = search(toy.step, toy.start, STOP, beam_size=beam_size, length_penalty=penalty, max_length=max_length)

@@ -33,8 +33,12 @@ class Likelihood(nn.Module):
 
     def forward(self, inputs: Tensor, candidates: Tensor) -> Tensor:
         """log P(x, y) up to a constant, of inputs [...,d] and candidates [C,d]: [...,C], in float32."""
-        inputs, candidates = F.normalize(inputs.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
-        return inputs @ candidates.T / self.temperature
+        return self.of_directions(inputs, F.normalize(candidates.float(), dim=-1))
+
+    def of_directions(self, inputs: Tensor, directions: Tensor) -> Tensor:
+        """As `forward`, with candidates [C,d] of length 1 in float32: for a caller that asks again and again, as making
+        them so costs as much as the product."""
+        return F.normalize(inputs.float(), dim=-1) @ directions.T / self.temperature
 
 
 class CandidateCache:

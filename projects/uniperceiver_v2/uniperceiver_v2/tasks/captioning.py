@@ -72,7 +72,7 @@ def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
     """What may follow in captions of the B images: log P of all words [N,V], among which </s> is the one special token.
     Image and words are read once, their keys and values kept."""
     text_encoder, decoder = model.text_encoder, model.decoder
-    words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
+    words = F.normalize(model.vocabulary(IMAGE_TEXT_TO_TEXT).float(), dim=-1)
     special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
     forbidden = torch.tensor(sorted(special), device=words.device)
     text_cache, cache = text_encoder.begin(), decoder.begin(model.image_segments(encoding, IMAGE_TEXT_TO_TEXT))
@@ -82,6 +82,6 @@ def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
         text_cache, cache = text_cache.select(rows), cache.select(rows)
         tokens = text_encoder.extend(text_cache, tokens[:, None])
         features = decoder.extend(cache, tokens, CAPTION)[:, 0]
-        return model.likelihood(features, words).log_softmax(-1).index_fill(1, forbidden, -torch.inf)
+        return model.likelihood.of_directions(features, words).log_softmax(-1).index_fill(1, forbidden, -torch.inf)
 
     return step
