@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from uniperceiver_v2.config import load_config, sampling_ratios
 from uniperceiver_v2.errors import UserError, nearest
+from uniperceiver_v2.pretrained import REPOSITORY
 
 if "ConfigTestModel" not in META_ARCH_REGISTRY:
 
@@ -179,3 +180,32 @@ def test_nearest_lists_what_is_valid_where_nothing_is_close():
     assert nearest("zzz", ["b", "a"]) == "; valid: a, b"
     assert nearest("Scenes", ["scenes", "digits"]) == "; did you mean 'scenes'?"
     assert nearest("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "expected"),
+    [
+        ("language_modelling", "MASKED_SHARE", "0.0", "above 0 and at most 1, not 0.0"),
+        ("language_modelling", "MASKED_SHARE", "1.5", "above 0 and at most 1, not 1.5"),
+        ("language_modelling", "VOCABULARY_SAMPLE", "-1", "0 or a number of words, not -1"),
+        ("captioning", "BEAM_SIZE", "0", "must be 1 or more, not 0"),
+        ("captioning", "MAX_LENGTH", "0", "must be 1 or more, not 0"),
+    ],
+)
+def test_settings_of_texts_are_checked(config_file, kind, key, value, expected):
+    task = ["TASKS.texts.KIND", kind, "TASKS.texts.DATASETS", "['config_scenes_train']", "TASKS.NAMES", "['texts']"]
+    assert load_config(config_file, task).TASKS.texts.KIND == kind
+    found = message(*task, f"TASKS.texts.{key}", value, config_file=config_file)
+    assert f"TASKS.texts.{key}" in found and expected in found
+
+
+@pytest.mark.parametrize("name", ["r50", "swin_base", "swin_large"])
+def test_the_papers_joint_configurations_are_valid(name):
+    import uniperceiver_v2  # noqa: F401  (registers datasets and model)
+
+    cfg = load_config(str(REPOSITORY / f"configs/joint/uniperceiver_v2_{name}.yaml"))
+    kinds = {cfg.TASKS[task].KIND for task in cfg.TASKS.NAMES}
+    assert kinds == {"detection", "classification", "captioning", "retrieval"}
+    node = cfg.MODEL.UNIPERCEIVER_V2
+    assert (node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS) == (768, 6, 12)
+    assert node.DECODER.FFN_DIM * node.DECODER.ACTIVE_EXPERTS == 3072  # BERT-base's, for what a token goes through

@@ -338,6 +338,13 @@ def _check_tasks(cfg: CN, world_size: int) -> None:
         for key in ("SAMPLING_RATIO", "LOSS_WEIGHT", "GRADIENT_WEIGHT", "IMS_PER_BATCH"):
             if not (math.isfinite(task[key]) and task[key] > 0):
                 raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
+        if not 0 < task.get("MASKED_SHARE", 1.0) <= 1:
+            raise UserError(f"{prefix}.MASKED_SHARE is a share above 0 and at most 1, not {task.MASKED_SHARE}")
+        for key in ("BEAM_SIZE", "MAX_LENGTH"):
+            if task.get(key, 1) < 1:
+                raise UserError(f"{prefix}.{key} must be 1 or more, not {task[key]}")
+        if task.get("VOCABULARY_SAMPLE", 0) < 0:
+            raise UserError(f"{prefix}.VOCABULARY_SAMPLE is 0 or a number of words, not {task.VOCABULARY_SAMPLE}")
         if task.IMS_PER_BATCH % world_size:
             raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
 
