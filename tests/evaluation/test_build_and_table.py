@@ -9,7 +9,15 @@ from detectron2.structures import Boxes, Instances
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.evaluation import ClassificationEvaluator, build_evaluator, format_results_table
+from uniperceiver_v2.evaluation import (
+    CaptionEvaluator,
+    ClassificationEvaluator,
+    LanguageModellingEvaluator,
+    RetrievalEvaluator,
+    build_evaluator,
+    format_results_table,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -80,9 +88,18 @@ def test_instances_are_evaluated_by_detectron2(cfg, register, files, kind, cls):
     assert any((files / "out").iterdir())
 
 
-def test_classification_is_evaluated_by_us(cfg, register, tmp_path):
-    register("letters", evaluator_type="imagenet", thing_classes=["a", "b"])
-    assert isinstance(build_evaluator(cfg, "letters", str(tmp_path)), ClassificationEvaluator)
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("imagenet", ClassificationEvaluator),
+        ("coco_caption", CaptionEvaluator),
+        ("retrieval", RetrievalEvaluator),
+        ("corpus", LanguageModellingEvaluator),
+    ],
+)
+def test_the_rest_is_evaluated_by_us(cfg, register, tmp_path, kind, cls):
+    register("letters", evaluator_type=kind)
+    assert type(build_evaluator(cfg, "letters", str(tmp_path))) is cls
 
 
 def test_another_kind_is_refused(cfg, register, tmp_path):
@@ -96,23 +113,53 @@ def test_another_kind_is_refused(cfg, register, tmp_path):
 
 def test_the_table_of_all_tasks():
     results = {
+        "digits": {"classification": {"top1": 95.6, "top5": 100.0}},
         "scenes": {
             "bbox": {"AP": 40.04, "AP50": 60.0, "AP75": 45.25, "APs": 1.0, "AP-seven": 2.0},
-            "segm": {"AP": 35.0, "AP50": float("nan"), "AP75": 30.0},
+            "segm": {"AP": 35.0, "AP50": float("nan"), "AP75": None},
         },
         "scenes_lvis": {"bbox": {"AP": 39.0, "APr": -100.0, "APc": 38.0, "APf": 41.0}},
-        "digits": {"classification": {"top1": 95.6, "top5": 100.0}},
+        "captions": {
+            "caption": {"Bleu_1": 61.0, "Bleu_4": 20.0, "METEOR": float("nan"), "CIDEr": 101.25},
+            "caption (nearest training image)": {"Bleu_1": 41.0, "Bleu_4": 0.0, "METEOR": None, "CIDEr": 51.0},
+        },
+        "pairs": {"text_retrieval": {"R@1": 71.8, "R@5": 90.0, "R@10": 95.0}},
+        "corpus": {"language_modelling": {"accuracy": 60.0, "perplexity": 3.456}},
+        "odd": {"something": {"else": 1.0}},
     }
     assert format_results_table(results).splitlines() == [
-        "| dataset     | task           |   AP | AP50 | AP75 | APr |  APc |  APf | top1 |  top5 |",
-        "|-------------|----------------|-----:|-----:|-----:|----:|-----:|-----:|-----:|------:|",
-        "| scenes      | boxes          | 40.0 | 60.0 | 45.2 |     |      |      |      |       |",
-        "| scenes      | masks          | 35.0 |  n/a | 30.0 |     |      |      |      |       |",
-        "| scenes_lvis | boxes          | 39.0 |      |      | n/a | 38.0 | 41.0 |      |       |",
-        "| digits      | classification |      |      |      |     |      |      | 95.6 | 100.0 |",
+        "| dataset     | task                             |       AP |       AP50 |   AP75 |   APr |  APc |  APf |",
+        "|-------------|----------------------------------|---------:|-----------:|-------:|------:|-----:|-----:|",
+        "| scenes      | boxes                            |     40.0 |       60.0 |   45.2 |       |      |      |",
+        "| scenes      | masks                            |     35.0 |        n/a |    n/a |       |      |      |",
+        "| scenes_lvis | boxes                            |     39.0 |            |        |   n/a | 38.0 | 41.0 |",
+        "|             |                                  |     top1 |       top5 |        |       |      |      |",
+        "| digits      | classification                   |     95.6 |      100.0 |        |       |      |      |",
+        "|             |                                  |   Bleu_1 |     Bleu_4 | METEOR | CIDEr |      |      |",
+        "| captions    | caption                          |     61.0 |       20.0 |    n/a | 101.2 |      |      |",
+        "| captions    | caption (nearest training image) |     41.0 |        0.0 |    n/a |  51.0 |      |      |",
+        "|             |                                  |      R@1 |        R@5 |   R@10 |       |      |      |",
+        "| pairs       | text retrieval                   |     71.8 |       90.0 |   95.0 |       |      |      |",
+        "|             |                                  | accuracy | perplexity |        |       |      |      |",
+        "| corpus      | language modelling               |     60.0 |       3.46 |        |       |      |      |",
     ]
 
 
 def test_a_table_of_one_task_has_its_columns_only():
     table = format_results_table({"digits": {"classification": {"top1": 1.0, "top5": 2.0}}})
-    assert table.splitlines()[0] == "| dataset | task           | top1 | top5 |"
+    assert table.splitlines() == [
+        "| dataset | task           | top1 | top5 |",
+        "|---------|----------------|-----:|-----:|",
+        "| digits  | classification |  1.0 |  2.0 |",
+    ]
+
+
+def test_a_table_of_nothing_is_empty():
+    assert format_results_table({}) == format_results_table({"digits": {}}) == ""
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    content = {"a": float("nan"), "b": [1.5, float("-inf"), "é"], "c": {"d": (1, None)}}
+    write_json(str(tmp_path / "new/file.json"), content)
+    text = (tmp_path / "new/file.json").read_text(encoding="utf-8")
+    assert text == '{"a": null, "b": [1.5, null, "é"], "c": {"d": [1, null]}}'

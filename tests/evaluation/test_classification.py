@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +6,6 @@ from detectron2.data import MetadataCatalog
 
 from uniperceiver_v2.evaluation import ClassificationEvaluator
 
-PROGRAM = Path(__file__).parent / "two_ranks.py"
 NAMES = tuple("abcdefg")
 
 
@@ -87,23 +83,11 @@ def test_every_output_needs_its_input(dataset):
         ClassificationEvaluator(dataset).process(inputs, outputs[:4])
 
 
-def test_two_ranks_give_the_result_of_one(dataset, tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    printed = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        printed.append(json.loads(out.splitlines()[-1]))
+def test_two_ranks_give_the_result_of_one(dataset, tmp_path, on_two_ranks):
     inputs, outputs = samples(41)
+    together = on_two_ranks(lambda: ClassificationEvaluator(dataset, str(tmp_path)), inputs, outputs)
     evaluator = ClassificationEvaluator(dataset)
     evaluator.process(inputs, outputs)
-    assert printed == [evaluator.evaluate(), {}]
+    assert together == [evaluator.evaluate(), {}]
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 41
+    assert json.loads((tmp_path / "results.json").read_text()) == together[0]

@@ -6,10 +6,10 @@ figure was made with. Without Java, :func:`tokenize_plainly` follows the same ru
 - numbers ("3.5", "1,000"), initials ("u.s.") and words joined by "-" or "/" ("black-and-white") stay whole;
 - "n't" and what follows an apostrophe ("'s", "'re", ...) are words of their own;
 - every other sign is a word of its own, brackets under their Treebank names ("-lrb-");
-- then pycocoevalcap's list of punctuation is left out.
+- quotation marks and then pycocoevalcap's list of punctuation are left out.
 
 It knows no other abbreviation ("mr.", "e.g."), no split word ("cannot" is "can not" to the Treebank) and no web
-address. On captions of digit_scenes the two agree word for word.
+address. On the captions of digit_scenes, 15,069 different ones, the two agree word for word.
 """
 
 import logging
@@ -24,6 +24,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 logger = logging.getLogger(__name__)
 
 _PUNCTUATION = frozenset(ptbtokenizer.PUNCTUATIONS)
+_QUOTES = str.maketrans({"’": "'", "‘": "'", **dict.fromkeys('"“”')})
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _CLITICS = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b")
 _WORDS = re.compile(
@@ -57,7 +58,7 @@ def tokenize(captions: Sequence[str]) -> tuple[list[str], bool]:
 
 def tokenize_plainly(caption: str) -> str:
     """Words of a caption without Java, by the rules above."""
-    text = _CLITICS.sub(r" \1", caption.lower().replace("’", "'"))
+    text = _CLITICS.sub(r" \1", caption.lower().translate(_QUOTES))
     return _without_punctuation([_BRACKETS.get(word, word) for word in _WORDS.findall(text)])
 
 
