@@ -185,3 +185,12 @@ def test_the_oldest_set_makes_room(cache, calls):
 def test_one_rank_gathers_its_own_rows():
     rows = torch.randn(3, 2)
     assert gather_from_ranks(rows) is rows
+
+
+def test_float32_under_autocast():
+    likelihood, inputs, candidates = Likelihood(0.07), torch.randn(4, 64), torch.randn(5, 64)
+    expected = likelihood(inputs, candidates)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = likelihood(inputs, candidates)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)

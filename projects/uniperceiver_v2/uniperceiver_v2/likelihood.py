@@ -38,7 +38,8 @@ class Likelihood(nn.Module):
     def of_directions(self, inputs: Tensor, directions: Tensor) -> Tensor:
         """As `forward`, with candidates [C,d] of length 1 in float32: for a caller that asks again and again, as making
         them so costs as much as the product."""
-        return F.normalize(inputs.float(), dim=-1) @ directions.T / self.temperature
+        with torch.autocast(inputs.device.type, enabled=False):  # it would take the product in half precision
+            return F.normalize(inputs.float(), dim=-1) @ directions.T / self.temperature
 
 
 class CandidateCache:
