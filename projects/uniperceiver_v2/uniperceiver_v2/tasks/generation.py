@@ -93,12 +93,12 @@ def search(
         sums_Ak, kept = _top(sums_AC.masked_fill(ended, -torch.inf), beam_size)
         # The sum only falls, so this is the best that the first beam can come to.
         reach = max_length if length_penalty > 0 else length + 1
-        open_ = sums_Ak[:, 0] / reach**length_penalty > best.scores[which_A]
-        if not open_.any():
+        undecided = sums_Ak[:, 0] / reach**length_penalty > best.scores[which_A]
+        if not undecided.any():
             break
         first_row = beams * torch.arange(len(which_A), device=start.device).unsqueeze(1)
-        rows = (first_row + parents.gather(1, kept))[open_].flatten()
-        which_A, sums_Ak, tokens_Akl = which_A[open_], sums_Ak[open_], _rows(tokens_ACl, kept)[open_]
+        rows = (first_row + parents.gather(1, kept))[undecided].flatten()
+        which_A, sums_Ak, tokens_Akl = which_A[undecided], sums_Ak[undecided], _rows(tokens_ACl, kept)[undecided]
         step_tokens = tokens_Akl[:, :, -1].flatten()
     return Generated(best.token_ids[:, : best.lengths.max()], best.lengths, best.sums)
 
