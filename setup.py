@@ -14,7 +14,7 @@ setup(
     # or comes from projects/detectron2_core (see the Makefile).
     install_requires=[
         "torch>=2.4",
-        "transformers>=4.48",
+        "transformers>=5.0",
         "tokenizers",
         "numpy",
         "scipy",
