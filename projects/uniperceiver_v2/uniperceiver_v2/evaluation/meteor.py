@@ -79,10 +79,11 @@ class _Meteor(meteor.Meteor):
 
 
 def _words(captions: Iterable[str]) -> set[bytes]:
-    """All that METEOR, which may cut a word before and after any sign, can see as a word of the captions."""
+    """All that METEOR can see as a word of the captions: it cuts words before and after signs and characters such as
+    Chinese ones, but never between two letters or digits of ASCII."""
     words = set()
     for word in set(itertools.chain.from_iterable(caption.split() for caption in captions)):
-        parts = re.findall(r"\w+|\W", word)
+        parts = re.findall(r"[A-Za-z0-9]+|.", word)
         for start, end in itertools.combinations(range(len(parts) + 1), 2):
             words.add("".join(parts[start:end]).encode("utf-8", errors="replace"))
     return words
