@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,8 @@ class ConditionalFeedForward(nn.Module):
         routes = dict(zip(classes, self.route(classes)))
 
         def network(attributes: Attributes, tokens: Tensor) -> Tensor:
-            return sum(weight * self.experts[expert](tokens) for expert, weight in routes[attributes])
+            outputs = (weight * self.experts[expert](tokens) for expert, weight in routes[attributes])
+            return reduce(torch.add, outputs)
 
         return _by_class(hidden, layout, network)
 
