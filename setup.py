@@ -27,6 +27,7 @@ setup(
         "pycocoevalcap>=1.2",
         "scikit-learn",
         "tensorboard",
+        "matplotlib",
         "pillow",
         "tabulate",
         "termcolor",

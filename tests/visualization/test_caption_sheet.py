@@ -113,3 +113,10 @@ def test_scenes_without_both_are_left_out(scenes):
     arguments = scenes(3, [found(2), found(3), found(4)])
     assert draw_caption_sheet(**arguments)
     assert cv2.imread(arguments["path"]).shape[1] == 24 + 2 * (SIZE + 24)
+
+
+@pytest.mark.parametrize("text", ["größer naïve Ünï", "красный", "κόκκινο"])
+def test_letters_of_europe_are_written_as_they_are(text):
+    font = caption_sheet._font(16)
+    for letter in text.replace(" ", ""):
+        assert bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")), letter

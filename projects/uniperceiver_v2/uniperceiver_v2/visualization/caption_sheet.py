@@ -16,7 +16,7 @@ _PICTURE = 360  # a scene's width and height at the most
 _GAP = 24
 _TEXT_HEIGHT = 112
 _TITLE_HEIGHT = 52
-_CAPTION_SIZE, _REFERENCE_SIZE, _LABEL_SIZE, _TITLE_SIZE = 17, 13, 13, 20
+_CAPTION_SIZE, _REFERENCE_SIZE, _LABEL_SIZE, _TITLE_SIZE = 16, 12, 12, 19
 _PAPER, _FRAME, _INK, _PALE_INK, _LINE = "#ffffff", "#eceef2", "#14181f", "#6b7280", "#ffffff"
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -166,4 +166,7 @@ def _fit(draw: ImageDraw.ImageDraw, line: str, size: int) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    """DejaVu Sans, which has Latin, Greek and Cyrillic letters; Pillow's own font ends with ASCII."""
+    from matplotlib import get_data_path  # a fifth of a second, for those who draw
+
+    return ImageFont.truetype(os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
