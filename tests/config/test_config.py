@@ -188,13 +188,14 @@ def test_nearest_lists_what_is_valid_where_nothing_is_close():
         ("language_modelling", "MASKED_SHARE", "0.0", "above 0 and at most 1, not 0.0"),
         ("language_modelling", "MASKED_SHARE", "1.5", "above 0 and at most 1, not 1.5"),
         ("language_modelling", "VOCABULARY_SAMPLE", "-1", "0 or a number of words, not -1"),
+        ("captioning", "CAPTIONS_PER_IMAGE", "0", "must be 1 or more, not 0"),
         ("captioning", "BEAM_SIZE", "0", "must be 1 or more, not 0"),
         ("captioning", "MAX_LENGTH", "0", "must be 1 or more, not 0"),
     ],
 )
 def test_settings_of_texts_are_checked(config_file, kind, key, value, expected):
     task = ["TASKS.texts.KIND", kind, "TASKS.texts.DATASETS", "['config_scenes_train']", "TASKS.NAMES", "['texts']"]
-    assert load_config(config_file, task).TASKS.texts.KIND == kind
+    assert kind == load_config(config_file, task).TASKS.texts.KIND
     found = message(*task, f"TASKS.texts.{key}", value, config_file=config_file)
     assert f"TASKS.texts.{key}" in found and expected in found
 

@@ -13,6 +13,7 @@ from uniperceiver_v2.data.sampling import numpy_draws_from
 from uniperceiver_v2.data.text_mappers import (
     CaptionMapper,
     EachTokenOnceMapper,
+    PairMapper,
     ReferenceMapper,
     RetrievalMapper,
     TextMapper,
@@ -38,23 +39,38 @@ def record(tiny) -> dict:
 
 def test_a_caption_in_training(scenes_config, record, tokenizer):
     before = copy.deepcopy(record)
-    sample = drawn(CaptionMapper(scenes_config, "captions", tokenizer), record, 0)
+    sample = drawn(PairMapper(scenes_config, "pairs", tokenizer), record, 0)
     assert record == before
     assert sample.keys() == {
         *("task", "image", "height", "width", "file_name", "image_id", "caption", "token_ids"),
     }
-    assert (sample["task"], sample["image_id"], sample["file_name"]) == ("captions", 1, record["file_name"])
+    assert (sample["task"], sample["image_id"], sample["file_name"]) == ("pairs", 1, record["file_name"])
     assert sample["image"].dtype == torch.uint8 and sample["caption"] in record["captions"]
     assert torch.equal(sample["token_ids"], encode(tokenizer, sample["caption"]))
     assert tokenizer.decode(sample["token_ids"], skip_special_tokens=True).strip() == sample["caption"]
 
 
+def test_several_captions_in_training(scenes_config, record, tokenizer):
+    record["captions"] = ["a one", "a two", "a three"]
+    for count in (1, 2, 3, 8):
+        sample = drawn(CaptionMapper(scenes_config, "captions", tokenizer, count), record, 0)
+        assert sample.keys() == {
+            *("task", "image", "height", "width", "file_name", "image_id", "captions", "caption_token_ids"),
+        }
+        assert len(set(sample["captions"])) == min(count, 3) and set(sample["captions"]) <= set(record["captions"])
+        for caption, token_ids in zip(sample["captions"], sample["caption_token_ids"], strict=True):
+            assert torch.equal(token_ids, encode(tokenizer, caption))
+
+
 def test_every_caption_of_an_image_is_drawn_as_often(scenes_config, record, tokenizer):
-    mapper = CaptionMapper(scenes_config, "captions", tokenizer)
-    count = 300
-    counts = Counter(drawn(mapper, record, seed)["caption"] for seed in range(count))
-    assert set(counts) == set(record["captions"])
-    assert max(abs(n - count / 5) for n in counts.values()) < 4 * np.sqrt(count * 0.2 * 0.8)
+    one, count = PairMapper(scenes_config, "pairs", tokenizer), 300
+    several = CaptionMapper(scenes_config, "captions", tokenizer, 1)
+    for counts in (
+        Counter(drawn(one, record, seed)["caption"] for seed in range(count)),
+        Counter(drawn(several, record, seed)["captions"][0] for seed in range(count)),
+    ):
+        assert set(counts) == set(record["captions"])
+        assert max(abs(n - count / 5) for n in counts.values()) < 4 * np.sqrt(count * 0.2 * 0.8)
 
 
 def test_captioned_images_are_resized_as_for_detection_but_never_mirrored_or_cropped(scenes_config, tiny, tokenizer):
@@ -66,7 +82,7 @@ def test_captioned_images_are_resized_as_for_detection_but_never_mirrored_or_cro
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = size, cfg.INPUT.MAX_SIZE_TRAIN
         plain[size] = DetectionMapper(cfg, "detection", ("a",), is_train=False)
     cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "horizontal", True
-    mapper = CaptionMapper(cfg, "captions", tokenizer)
+    mapper = PairMapper(cfg, "pairs", tokenizer)
     sizes = Counter()
     for seed in range(30):
         image = drawn(mapper, captions[seed], seed)["image"]
@@ -98,7 +114,7 @@ def test_retrieval_takes_the_first_five_captions(scenes_config, record, tokenize
 def test_an_unreadable_image_of_a_caption_is_told(scenes_config, record, tokenizer, tmp_path):
     record["file_name"] = str(tmp_path / "none.jpg")
     with pytest.raises(UnreadableImage, match=r"none\.jpg"):
-        CaptionMapper(scenes_config, "captions", tokenizer)(record)
+        CaptionMapper(scenes_config, "captions", tokenizer, 1)(record)
 
 
 def within(observed: int, trials: int, share: float) -> bool:

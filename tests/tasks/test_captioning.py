@@ -35,7 +35,7 @@ def captioned(tiny_model, scenes) -> list[dict]:
     """Images of three sizes with a long, a short and an empty caption."""
     ids, valid = tiny_model.text_encoder.tokenize(TEXTS)
     return [
-        {"task": "captioning", "image": x["image"], "token_ids": i[v]}
+        {"task": "captioning", "image": x["image"], "caption_token_ids": [i[v]]}
         for x, i, v in zip(scenes, ids, valid, strict=True)
     ]
 
@@ -55,15 +55,17 @@ def word_log_probs(model, batch: list[dict], smoothing: float = 0.0) -> list[tor
     encoding, words = encode(model, batch), model.vocabulary(IMAGE_TEXT_TO_TEXT).double()
     words = words / words.norm(dim=1, keepdim=True)
     found = [[] for _ in batch]
-    for length in range(1, max(len(x["token_ids"]) for x in batch)):
-        beginnings, valid = model.text_encoder.pad([x["token_ids"][:length] for x in batch])
-        features = decode_captions(model, encoding, beginnings, valid).double()
+    for length in range(1, max(len(x["caption_token_ids"][0]) for x in batch)):
+        beginnings, valid = model.text_encoder.pad([x["caption_token_ids"][0][:length] for x in batch])
+        features = decode_captions(model, encoding, [*range(len(batch))], beginnings, valid).double()
         for i, item in enumerate(batch):
-            if length < len(item["token_ids"]):
+            if length < len(item["caption_token_ids"][0]):
                 feature = features[i, length - 1]
                 z = words @ (feature / feature.norm()) / model.likelihood.temperature.double()
                 log_probs = z - z.exp().sum().log()
-                found[i].append((1 - smoothing) * log_probs[item["token_ids"][length]] + smoothing * log_probs.mean())
+                found[i].append(
+                    (1 - smoothing) * log_probs[item["caption_token_ids"][0][length]] + smoothing * log_probs.mean()
+                )
     return [torch.stack(log_probs) for log_probs in found]
 
 
@@ -85,7 +87,7 @@ def test_loss_with_a_sampled_vocabulary(model, captioned, monkeypatch):
     whole = train_losses(model, captioned)["loss_caption"]
     with_settings(model, VOCABULARY_SAMPLE=200)
     samples = torch.stack([train_losses(model, captioned)["loss_caption"].detach() for _ in range(8)])
-    said = torch.cat([x["token_ids"][1:] for x in captioned]).unique()
+    said = torch.cat([x["caption_token_ids"][0][1:] for x in captioned]).unique()
     assert [len(ids) for ids in encoded] == [model.text_encoder.vocab_size] + 8 * [200 + len(said)]
     assert samples.std() > 0
     assert samples.mean().item() == pytest.approx(whole.item(), rel=0.05)
@@ -105,9 +107,14 @@ def test_accuracy_is_logged(model, captioned):
     model.train()
     encoding, hits = encode(model, captioned), []
     for i, item in enumerate(captioned):
-        ids, valid = model.text_encoder.pad([x["token_ids"] for x in captioned])
-        logits = model.likelihood(decode_captions(model, encoding, ids, valid)[i], model.vocabulary(IMAGE_TEXT_TO_TEXT))
-        hits += (logits.argmax(-1)[: len(item["token_ids"]) - 1] == item["token_ids"][1:]).tolist()
+        ids, valid = model.text_encoder.pad([x["caption_token_ids"][0] for x in captioned])
+        logits = model.likelihood(
+            decode_captions(model, encoding, [*range(len(captioned))], ids, valid)[i],
+            model.vocabulary(IMAGE_TEXT_TO_TEXT),
+        )
+        hits += (
+            logits.argmax(-1)[: len(item["caption_token_ids"][0]) - 1] == item["caption_token_ids"][0][1:]
+        ).tolist()
     with EventStorage() as storage:
         model(captioned)
         assert storage.latest()["word_accuracy"][0] == pytest.approx(sum(hits) / len(hits))
@@ -117,7 +124,7 @@ def test_accuracy_is_logged(model, captioned):
 def test_no_position_sees_a_later_word(model, captioned):
     """Through text encoder, decoder and routed networks; neither <SPE> nor the image sees any word."""
     encoding = encode(model, captioned[:1])
-    ids = captioned[0]["token_ids"][None]
+    ids = captioned[0]["caption_token_ids"][0][None]
     valid = torch.ones_like(ids, dtype=torch.bool)
 
     def decode(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,8 +145,8 @@ def test_no_position_sees_a_later_word(model, captioned):
 
 @torch.no_grad()
 def test_words_depend_on_the_image(model, captioned):
-    ids, valid = model.text_encoder.pad([captioned[0]["token_ids"]] * 3)
-    found = decode_captions(model, encode(model, captioned), ids, valid)
+    ids, valid = model.text_encoder.pad([captioned[0]["caption_token_ids"][0]] * 3)
+    found = decode_captions(model, encode(model, captioned), [0, 1, 2], ids, valid)
     assert (found[0] - found[1]).abs().amax(-1).min() > 1e-3
 
 
@@ -244,3 +251,11 @@ def test_a_batch_is_learned_and_said(tiny_model, captioned):
     with torch.no_grad():
         expected = [log_probs.sum().item() for log_probs in word_log_probs(tiny_model, captioned)]
     assert [x["log_likelihood"] for x in found] == pytest.approx(expected, abs=1e-4)
+
+
+def test_several_captions_of_an_image_count_as_the_image_again_with_each(tiny_model, captioned):
+    first, second, third = captioned
+    texts = [first["caption_token_ids"][0], second["caption_token_ids"][0]]
+    together = train_losses(tiny_model, [{**first, "caption_token_ids": texts}, third])["loss_caption"]
+    apart = [{**first, "caption_token_ids": [text]} for text in texts]
+    torch.testing.assert_close(together, train_losses(tiny_model, [*apart, third])["loss_caption"])

@@ -48,6 +48,8 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
         "PROMPT": "{}",
     },
     "captioning": {
+        # Captions of an image in a training step: it is encoded once for all of them.
+        "CAPTIONS_PER_IMAGE": 1,
         # Words beside the batch's own that a training step compares with; 0 for the whole vocabulary.
         "VOCABULARY_SAMPLE": 0,
         "LABEL_SMOOTHING": 0.0,
@@ -340,7 +342,7 @@ def _check_tasks(cfg: CN, world_size: int) -> None:
                 raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
         if not 0 < task.get("MASKED_SHARE", 1.0) <= 1:
             raise UserError(f"{prefix}.MASKED_SHARE is a share above 0 and at most 1, not {task.MASKED_SHARE}")
-        for key in ("BEAM_SIZE", "MAX_LENGTH"):
+        for key in ("CAPTIONS_PER_IMAGE", "BEAM_SIZE", "MAX_LENGTH"):
             if task.get(key, 1) < 1:
                 raise UserError(f"{prefix}.{key} must be 1 or more, not {task[key]}")
         if task.get("VOCABULARY_SAMPLE", 0) < 0:

@@ -1,10 +1,12 @@
 """From a task or a dataset to batches: lists of dicts, as Detectron2's models take them."""
 
 import difflib
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .batches import Mapper, TestLoader, TrainingBatches, TrainLoader
@@ -21,6 +23,7 @@ from .sampling import SampleOrder
 from .text_mappers import (
     CaptionMapper,
     EachTokenOnceMapper,
+    PairMapper,
     ReferenceMapper,
     RetrievalMapper,
     TextMapper,
@@ -108,9 +111,18 @@ def _classification_training(cfg: CfgNode, task_name: str) -> tuple[Records, Map
 
 
 def _caption_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
+    task, tokenizer = cfg.TASKS[task_name], build_tokenizer(cfg)
+    mapper = CaptionMapper(cfg, task_name, tokenizer, task.CAPTIONS_PER_IMAGE)
+    return _captioned_images(task.DATASETS, tokenizer), mapper
+
+
+def _pair_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
     tokenizer = build_tokenizer(cfg)
-    records = [record for name in cfg.TASKS[task_name].DATASETS for record in load_captions(name, tokenizer)]
-    return records, CaptionMapper(cfg, task_name, tokenizer)
+    return _captioned_images(cfg.TASKS[task_name].DATASETS, tokenizer), PairMapper(cfg, task_name, tokenizer)
+
+
+def _captioned_images(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Records:
+    return [record for name in names for record in load_captions(name, tokenizer)]
 
 
 def _text_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
@@ -150,7 +162,7 @@ TRAINING_DATA = {
     "detection": _detection_training,
     "classification": _classification_training,
     "captioning": _caption_training,
-    "retrieval": _caption_training,
+    "retrieval": _pair_training,
     "language_modelling": _text_training,
 }
 TEST_DATA = {

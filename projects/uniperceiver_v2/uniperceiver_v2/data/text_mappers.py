@@ -31,7 +31,28 @@ class _CaptionedImageMapper(ImageMapper):
 
 
 class CaptionMapper(_CaptionedImageMapper):
-    """Training of captioning and retrieval: adds "caption", one of the image's drawn at random, and its "token_ids".
+    """Training of captioning: adds "captions", some of the image's drawn at random, no one twice, and
+    "caption_token_ids", a tensor for each.
+
+    Args:
+        cfg: its ``INPUT`` says how images are resized.
+        task: the task's name.
+        tokenizer: of the text encoder.
+        count: of captions, where the image has as many.
+    """
+
+    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase, count: int):
+        super().__init__(cfg, task, is_train=True)
+        self._tokenizer, self._count = tokenizer, count
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        drawn = np.random.permutation(len(record["captions"]))[: self._count]
+        sample["captions"] = [record["captions"][index] for index in drawn]
+        sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
+
+
+class PairMapper(_CaptionedImageMapper):
+    """Training of retrieval: adds "caption", one of the image's drawn at random, and its "token_ids".
 
     Args:
         cfg: its ``INPUT`` says how images are resized.

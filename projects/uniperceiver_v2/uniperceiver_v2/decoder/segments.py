@@ -91,3 +91,7 @@ class Segment:
     tokens: Tensor
     valid: Tensor | None
     attributes: Attributes
+
+    def select(self, rows: Tensor) -> Segment:
+        """Rows [B'] of the batch, any number of times each."""
+        return Segment(self.tokens[rows], None if self.valid is None else self.valid[rows], self.attributes)

@@ -25,16 +25,17 @@ CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 class CaptioningTask(Task):
     """Captions word by word, from left to right; nothing sees a later word, the image is seen whole.
 
-    Inputs: "image", in training "token_ids" [T] of one caption, from <s> to </s>. Predictions: "caption", its
+    Inputs: "image", in training "caption_token_ids", captions [T] of it from <s> to </s>. Predictions: "caption", its
     "log_likelihood" among all texts (the sum over its words and the stop), and "image_feature" [d], the mean global
     token, by which images are alike.
     """
 
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
+        images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
+        token_ids, valid = model.text_encoder.pad([caption for x in inputs for caption in x["caption_token_ids"]])
         said = valid[:, 1:]  # position t of the caption says token t + 1
-        features = decode_captions(model, encoding, token_ids[:, :-1], said)[said]
+        features = decode_captions(model, encoding, images, token_ids[:, :-1], said)[said]
         logits, labels = vocabulary_logits(
             model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"]
         )
@@ -61,11 +62,15 @@ class CaptioningTask(Task):
         ]
 
 
-def decode_captions(model: UniPerceiverV2, encoding: ImageEncoding, token_ids: Tensor, valid: Tensor) -> Tensor:
-    """Representations [B,T,d] of the captions' tokens, ids and validity [B,T], behind their images."""
+def decode_captions(
+    model: UniPerceiverV2, encoding: ImageEncoding, images: list[int], token_ids: Tensor, valid: Tensor
+) -> Tensor:
+    """Representations [C,T,d] of the tokens of C captions, ids and validity [C,T], each behind the image of the encoded
+    batch that `images` names."""
     tokens = model.text_encoder(token_ids, valid, causal=True)
-    segments = [*model.image_segments(encoding, IMAGE_TEXT_TO_TEXT), Segment(tokens, valid, CAPTION)]
-    return model.decoder(segments).segments[-1]
+    rows = torch.tensor(images, device=tokens.device)
+    segments = [segment.select(rows) for segment in model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)]
+    return model.decoder([*segments, Segment(tokens, valid, CAPTION)]).segments[-1]
 
 
 def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
