@@ -4,15 +4,12 @@
         [--num-gpus N] [KEY VALUE ...]
 
 Results go to OUTPUT_DIR: model_final.pth, metrics.json (the course of training), results.json (the last
-evaluation), inference/<dataset>/ (each evaluator's files) and visualization/<dataset>/ (detections, drawn).
+evaluation), inference/<dataset>/ (each evaluator's files) and visualization/ (detections and captions, drawn).
 """
 
-import json
-import math
 import os
 import sys
 from argparse import Namespace
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -26,8 +23,8 @@ from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.evaluation import format_results_table
-from uniperceiver_v2.visualization import draw_test_scenes
+from uniperceiver_v2.evaluation import format_results_table, write_json
+from uniperceiver_v2.visualization import draw_caption_sheet, draw_test_scenes
 
 
 def main(args: Namespace) -> None:
@@ -70,24 +67,25 @@ def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
 
 
 def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> None:
-    """Print and keep the last evaluation's figures, and draw what the model sees."""
+    """Print and keep the last evaluation's figures, and draw what the model sees and says."""
     if not results or not comm.is_main_process():
         return
-    with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as file:
-        json.dump(without_nan(results), file, indent=1)
-    for dataset in cfg.DATASETS.TEST:
-        if MetadataCatalog.get(dataset).evaluator_type == "coco":
-            loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
-            folder = os.path.join(cfg.OUTPUT_DIR, "visualization", dataset)
-            draw_test_scenes(model, loader, dataset, folder)
+    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+    for dataset in _tested_as(cfg, "coco"):
+        loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
+        draw_test_scenes(model, loader, dataset, os.path.join(cfg.OUTPUT_DIR, "visualization", dataset))
+        for captions in _tested_as(cfg, "coco_caption"):
+            draw_caption_sheet(
+                os.path.join(cfg.OUTPUT_DIR, "visualization", f"{captions}.png"),
+                dataset,
+                os.path.join(cfg.OUTPUT_DIR, "inference", captions, "predictions.json"),
+                os.path.join(cfg.OUTPUT_DIR, "inference", dataset, "coco_instances_results.json"),
+            )
     print(format_results_table(results), flush=True)
 
 
-def without_nan(results: Any) -> Any:
-    """Nested results with None for what could not be computed: JSON knows no NaN."""
-    if isinstance(results, dict):
-        return {key: without_nan(value) for key, value in results.items()}
-    return None if isinstance(results, float) and math.isnan(results) else results
+def _tested_as(cfg: CfgNode, evaluator_type: str) -> list[str]:
+    return [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).get("evaluator_type") == evaluator_type]
 
 
 def run() -> int:
