@@ -22,12 +22,21 @@ EVALUATION_PASSES = 7  # 1 / 15%, rounded up: what is masked at a time in evalua
 
 
 class _CaptionedImageMapper(ImageMapper):
-    """Images at detection's sizes, never mirrored or cropped: captions say where things are and what is there."""
+    """Images at detection's sizes, never mirrored or cropped: captions say where things are and what is there.
 
-    def __init__(self, cfg: CfgNode, task: str, *, is_train: bool):
-        augmentations = detection_utils.build_augmentation(cfg, is_train)
+    Args:
+        cfg: its ``INPUT`` says how images are resized.
+        task: the task's name in training, its kind in evaluation.
+        tokenizer: of the text encoder, for mappers that give tokens.
+    """
+
+    is_train: bool
+
+    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase | None = None):
+        augmentations = detection_utils.build_augmentation(cfg, self.is_train)
         unmirrored = [augmentation for augmentation in augmentations if not isinstance(augmentation, T.RandomFlip)]
         super().__init__(task, None, unmirrored, cfg.INPUT.FORMAT)
+        self._tokenizer = tokenizer
 
 
 class CaptionMapper(_CaptionedImageMapper):
@@ -35,15 +44,14 @@ class CaptionMapper(_CaptionedImageMapper):
     "caption_token_ids", a tensor for each.
 
     Args:
-        cfg: its ``INPUT`` says how images are resized.
-        task: the task's name.
-        tokenizer: of the text encoder.
         count: of captions, where the image has as many.
     """
 
+    is_train = True
+
     def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase, count: int):
-        super().__init__(cfg, task, is_train=True)
-        self._tokenizer, self._count = tokenizer, count
+        super().__init__(cfg, task, tokenizer)
+        self._count = count
 
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         drawn = np.random.permutation(len(record["captions"]))[: self._count]
@@ -51,51 +59,29 @@ class CaptionMapper(_CaptionedImageMapper):
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
 
 
+class ReferenceMapper(_CaptionedImageMapper):
+    """Evaluation of captioning: adds "captions", all that a generated one is compared with."""
+
+    is_train = False
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        sample["captions"] = list(record["captions"])
+
+
 class PairMapper(_CaptionedImageMapper):
-    """Training of retrieval: adds "caption", one of the image's drawn at random, and its "token_ids".
+    """Training of retrieval: adds "caption", one of the image's drawn at random, and its "token_ids"."""
 
-    Args:
-        cfg: its ``INPUT`` says how images are resized.
-        task: the task's name.
-        tokenizer: of the text encoder.
-    """
-
-    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(cfg, task, is_train=True)
-        self._tokenizer = tokenizer
+    is_train = True
 
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["caption"] = record["captions"][np.random.randint(len(record["captions"]))]
         sample["token_ids"] = encode(self._tokenizer, sample["caption"])
 
 
-class ReferenceMapper(_CaptionedImageMapper):
-    """Evaluation of captioning: adds "captions", all that a generated one is compared with.
-
-    Args:
-        cfg: its ``INPUT`` says how images are resized.
-        task: the task's kind.
-    """
-
-    def __init__(self, cfg: CfgNode, task: str):
-        super().__init__(cfg, task, is_train=False)
-
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
-        sample["captions"] = list(record["captions"])
-
-
 class RetrievalMapper(_CaptionedImageMapper):
-    """Evaluation of retrieval: adds "captions", the image's first five, and "caption_token_ids", a tensor for each.
+    """Evaluation of retrieval: adds "captions", the image's first five, and "caption_token_ids", a tensor for each."""
 
-    Args:
-        cfg: its ``INPUT`` says how images are resized.
-        task: the task's kind.
-        tokenizer: of the text encoder.
-    """
-
-    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(cfg, task, is_train=False)
-        self._tokenizer = tokenizer
+    is_train = False
 
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = record["captions"][:CAPTIONS_PER_IMAGE]

@@ -8,7 +8,7 @@ import os
 from ..catalog import MetadataCatalog
 from .builtin_meta import _get_builtin_metadata
 from .coco import register_coco_instances
-from .lvis import LazyLvisMetadata, register_lvis_instances
+from .lvis import _LazyLvisMetadata, register_lvis_instances
 
 # name: (images, annotations), below the root
 _COCO_SPLITS = {
@@ -46,7 +46,7 @@ def register_all_coco(root: str) -> None:
 def register_all_lvis(root: str) -> None:
     """Register LVIS v1 under ``root``; its 1203 categories are read from its files when first wanted."""
     for name, (image_root, json_file) in _LVIS_SPLITS.items():
-        MetadataCatalog[name] = LazyLvisMetadata(name=name)
+        MetadataCatalog[name] = _LazyLvisMetadata(name=name)
         register_lvis_instances(name, {}, os.path.join(root, json_file), os.path.join(root, image_root))
 
 

@@ -110,7 +110,7 @@ def _convert(annotation: dict, keys: list[str], index_of: dict[int, int] | None)
             if isinstance(segmentation["counts"], list):
                 segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
         else:
-            segmentation = [polygon for polygon in segmentation if is_polygon(polygon)]
+            segmentation = [polygon for polygon in segmentation if _is_polygon(polygon)]
             if not segmentation:
                 return None
         converted["segmentation"] = segmentation
@@ -125,7 +125,7 @@ def _convert(annotation: dict, keys: list[str], index_of: dict[int, int] | None)
     return converted
 
 
-def is_polygon(coordinates: list[float]) -> bool:
+def _is_polygon(coordinates: list[float]) -> bool:
     """Whether x0, y0, x1, y1, ... are at least three whole points."""
     return len(coordinates) % 2 == 0 and len(coordinates) >= 6
 

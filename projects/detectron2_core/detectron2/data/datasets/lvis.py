@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..catalog import DatasetCatalog, Metadata, MetadataCatalog
 from .builtin_meta import _get_coco_instances_meta
-from .coco import is_polygon
+from .coco import _is_polygon
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
@@ -71,7 +71,7 @@ def load_lvis_json(
     def convert(annotation: dict) -> dict:
         segmentation, category = annotation["segmentation"], annotation["category_id"]
         assert segmentation, "Annotation without segmentation"
-        assert all(map(is_polygon, segmentation)), "Annotation contains an invalid polygon with < 3 points"
+        assert all(map(_is_polygon, segmentation)), "Annotation contains an invalid polygon with < 3 points"
         return {
             "bbox": annotation["bbox"],
             "bbox_mode": BoxMode.XYWH_ABS,
@@ -146,7 +146,7 @@ def _read_thing_classes(json_file: str, dataset_name: str) -> tuple[str, ...]:
     return tuple(_metadata_for(dataset_name, categories)["thing_classes"])
 
 
-class LazyLvisMetadata(Metadata):
+class _LazyLvisMetadata(Metadata):
     """Metadata whose ``thing_classes`` are read from LVIS's files when first asked for."""
 
     def __getattr__(self, key: str):
