@@ -24,7 +24,7 @@ from uniperceiver_v2.decoder import (
 DIM, FFN_DIM, EXPERTS, ACTIVE = 6, 5, 4, 2
 CLASSES = attribute_classes([IMAGE_TO_TEXT, IMAGE_TEXT_TO_TEXT, TEXT_TO_TEXT])
 SPE, IMAGE, CAPTION = CLASSES[4:7]
-layouts = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(CLASSES)), min_size=1, max_size=6)
+layouts = st.lists(st.tuples(st.integers(1, 8), st.sampled_from(CLASSES)), min_size=1, max_size=6)
 
 
 def conditional(active: int = ACTIVE, experts: int = EXPERTS) -> ConditionalFeedForward:
@@ -115,6 +115,31 @@ def test_router_sees_nothing_but_attributes():
     expected = torch.tensor([x.encoding() for x in (SPE, IMAGE, CAPTION)], dtype=torch.float64)
     assert len(seen) == 2
     assert all(torch.equal(x, expected) for x in seen)
+
+
+@torch.no_grad()
+def test_kept_routes_follow_the_router():
+    """In place, by loading, and by other storage; without a change they are not computed anew."""
+    network, calls = conditional(), []
+    network.router.register_forward_hook(lambda *_: calls.append(1))
+
+    def check(expected_calls: int) -> None:
+        found = network.route([SPE, IMAGE])
+        assert len(calls) == expected_calls
+        with torch.enable_grad():
+            assert found == network.route([SPE, IMAGE])
+        calls.clear()
+
+    check(1)
+    check(0)
+    network.router.bias[network.route([IMAGE])[0][0][0]] -= 10
+    check(1)
+    network.load_state_dict(conditional().state_dict())
+    check(1)
+    network.router.weight.data = -network.router.weight.data
+    check(1)
+    assert network.route([CAPTION]) != network.route([IMAGE])
+    assert len(calls) == 1
 
 
 def test_routes_do_not_depend_on_the_precision():

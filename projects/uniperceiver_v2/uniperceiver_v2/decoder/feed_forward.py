@@ -57,6 +57,8 @@ class ConditionalFeedForward(nn.Module):
         nn.init.normal_(self.router.weight, std=0.1)  # routes differ from class to class, weights hardly
         nn.init.zeros_(self.router.bias)
         self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
+        self._router_state: list | None = None
+        self._routes: dict[Attributes, Route] = {}
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L."""
@@ -64,13 +66,27 @@ class ConditionalFeedForward(nn.Module):
         routes = dict(zip(classes, self.route(classes)))
 
         def network(attributes: Attributes, tokens: Tensor) -> Tensor:
-            outputs = (weight * self.experts[expert](tokens) for expert, weight in routes[attributes])
-            return reduce(torch.add, outputs)
+            return reduce(torch.add, (_weighed(self.experts[e], tokens, weight) for e, weight in routes[attributes]))
 
         return _by_class(hidden, layout, network)
 
     def route(self, classes: Sequence[Attributes]) -> list[Route]:
-        """The k experts of each class of attributes, the likeliest first."""
+        """The k experts of each class of attributes, the likeliest first.
+
+        Without gradients a route is kept until the router changes: to choose costs a small model's step of generation
+        as much as an expert, and a GPU has to be waited for.
+        """
+        if torch.is_grad_enabled():
+            return self._choose(classes)
+        state = [(p.data_ptr(), p._version) for p in self.router.parameters()]
+        if state != self._router_state:
+            self._router_state, self._routes = state, {}
+        new = [attributes for attributes in classes if attributes not in self._routes]
+        if new:
+            self._routes.update(zip(new, self._choose(new)))
+        return [self._routes[attributes] for attributes in classes]
+
+    def _choose(self, classes: Sequence[Attributes]) -> list[Route]:
         encodings = self.router.weight.new_tensor([attributes.encoding() for attributes in classes])
         with torch.autocast(encodings.device.type, enabled=False):  # a choice must not depend on the precision
             shares = self.router(encodings).softmax(dim=-1)
@@ -120,6 +136,14 @@ class MergedFeedForward(nn.Module):
         if _key(attributes) not in self.networks:
             raise ValueError(f"the experts were merged without a network for {attributes}")
         return self.networks[_key(attributes)](tokens)
+
+
+def _weighed(expert: DenseFeedForward, tokens: Tensor, weight: Tensor) -> Tensor:
+    """weight · expert(tokens), by whichever is smaller: the outputs or the second layer's matrix."""
+    if tokens[..., 0].numel() < expert.linear1.out_features:
+        return weight * expert(tokens)
+    second = expert.linear2
+    return F.linear(F.gelu(expert.linear1(tokens)), weight * second.weight, weight * second.bias)
 
 
 def _key(attributes: Attributes) -> str:
