@@ -62,6 +62,8 @@ def test_temperature_starts_as_given_and_has_a_floor():
     assert likelihood.temperature.item() == pytest.approx(Likelihood.MIN_TEMPERATURE)
     x = torch.randn(2, 4)
     assert likelihood(x, x).max().item() == pytest.approx(1 / Likelihood.MIN_TEMPERATURE, rel=1e-4)
+    likelihood(x, x)[0, 1].backward()
+    assert likelihood.log_scale.grad.abs() > 0  # from the floor it can come back
 
 
 @pytest.fixture

@@ -75,6 +75,8 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
         loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
         draw_test_scenes(model, loader, dataset, os.path.join(cfg.OUTPUT_DIR, "visualization", dataset))
         for captions in _tested_as(cfg, "coco_caption"):
+            if MetadataCatalog.get(captions).get("image_root") != MetadataCatalog.get(dataset).get("image_root"):
+                continue  # other images, though they may have the same ids
             draw_caption_sheet(
                 os.path.join(cfg.OUTPUT_DIR, "visualization", f"{captions}.png"),
                 dataset,

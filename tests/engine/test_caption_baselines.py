@@ -47,8 +47,10 @@ def cfg(tiny_config, captioned, tmp_path):
 
 def test_every_training_image_with_its_feature_and_captions(cfg, tiny_model, captioned):
     baselines = caption_baselines(cfg, tiny_model)
-    assert list(baselines.captions) == [record["captions"] for record in captioned]
-    for record, feature in zip(captioned, baselines.features, strict=True):
+    by_caption = {record["captions"][0]: record for record in captioned}
+    drawn = [by_caption[captions[0]] for captions in baselines.captions]
+    assert sorted(record["image_id"] for record in drawn) == [0, 1, 2, 3, 4]
+    for record, feature in zip(drawn, baselines.features, strict=True):
         image = torch.from_numpy(np.array(Image.open(record["file_name"]))).permute(2, 0, 1)
         with torch.no_grad():
             encoding, _ = tiny_model.image_encoder(tiny_model.preprocess([{"image": image}]))
@@ -58,6 +60,35 @@ def test_every_training_image_with_its_feature_and_captions(cfg, tiny_model, cap
 def test_without_captioning_there_are_none(cfg, tiny_model):
     cfg.TASKS.NAMES = []
     assert caption_baselines(cfg, tiny_model) is None
+
+
+def test_no_more_than_so_many_images_are_drawn_by_the_seed_alone(cfg, tiny_model, monkeypatch):
+    monkeypatch.setattr("uniperceiver_v2.engine.caption_baselines.MAX_IMAGES", 3)
+    first, again = (caption_baselines(cfg, tiny_model) for _ in range(2))
+    assert len(first.captions) == 3 and first.captions == again.captions
+    cfg.SEED = 7
+    assert caption_baselines(cfg, tiny_model).captions != first.captions
+
+
+def test_an_unreadable_training_image_is_left_out(cfg, tiny_model, captioned, caplog):
+    with open(captioned[2]["file_name"], "wb") as file:
+        file.write(b"no image")
+    baselines = caption_baselines(cfg, tiny_model)
+    assert sorted(captions[0] for captions in baselines.captions) == [f"image {i}" for i in (0, 1, 3, 4)]
+
+
+def test_without_the_training_set_captions_are_reported_alone(cfg, tiny_model):
+    cfg.TASKS.captions.DATASETS = ["digit_scenes_captions_nowhere"]
+    assert caption_baselines(cfg, tiny_model) is None
+
+
+def test_a_model_wrapped_for_several_processes(cfg, tiny_model):
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = tiny_model
+
+    assert len(caption_baselines(cfg, Wrapped()).captions) == 5
 
 
 def test_evaluation_reports_captions_beside_the_baselines(cfg, tiny_model, monkeypatch):

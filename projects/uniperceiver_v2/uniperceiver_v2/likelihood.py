@@ -29,7 +29,9 @@ class Likelihood(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """τ"""
-        return torch.exp(-self.log_scale).clamp(min=self.MIN_TEMPERATURE)
+        with torch.no_grad():  # the parameter itself: a clamped τ would have no gradient to come back by
+            self.log_scale.clamp_(max=-math.log(self.MIN_TEMPERATURE))
+        return torch.exp(-self.log_scale)
 
     def forward(self, inputs: Tensor, candidates: Tensor) -> Tensor:
         """log P(x, y) up to a constant, of inputs [...,d] and candidates [C,d]: [...,C], in float32."""

@@ -3,7 +3,14 @@
 from . import builtin  # noqa: F401  (registers the datasets)
 from .builtin import register_digit_scenes
 from .formats import register_captions, register_image_folder, register_text_lines
-from .loaders import KIND_BY_EVALUATOR, TEST_DATA, TRAINING_DATA, build_task_train_loader, build_test_loader
+from .loaders import (
+    KIND_BY_EVALUATOR,
+    TEST_DATA,
+    TRAINING_DATA,
+    build_task_train_loader,
+    build_test_loader,
+    training_images_of_captions,
+)
 from .mappers import ImageMapper
 from .records import load_dataset
 
@@ -19,4 +26,5 @@ __all__ = [
     "register_digit_scenes",
     "register_image_folder",
     "register_text_lines",
+    "training_images_of_captions",
 ]

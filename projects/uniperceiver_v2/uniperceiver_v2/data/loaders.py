@@ -88,6 +88,17 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
     return TestLoader(records, mapper, batch_size=max(batch_size, 1), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
+def training_images_of_captions(cfg: CfgNode) -> tuple[Records, Mapper]:
+    """All images that captioning tasks train on, each once, and how they are prepared for evaluation.
+
+    Raises:
+        UserError: a dataset cannot be used.
+    """
+    tasks = [cfg.TASKS[name] for name in cfg.TASKS.NAMES if cfg.TASKS[name].KIND == "captioning"]
+    names = dict.fromkeys(name for task in tasks for name in task.DATASETS)
+    return _captioned_images(list(names), build_tokenizer(cfg)), ReferenceMapper(cfg, "captioning")
+
+
 def _detection_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
     names = cfg.TASKS[task_name].DATASETS
     records = load_detection_training(

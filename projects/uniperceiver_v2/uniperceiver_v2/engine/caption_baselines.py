@@ -2,40 +2,76 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
+from torch import Tensor, nn
 
-from ..data import build_test_loader
+from ..data import training_images_of_captions
+from ..data.mappers import UnreadableImage
+from ..errors import UserError
 from ..evaluation import CaptionBaselines
-from ..meta_arch import UniPerceiverV2
 
-MAX_IMAGES = 5000  # of each training set, over all ranks: enough for a near one, and soon encoded
+logger = logging.getLogger(__name__)
+
+MAX_IMAGES = 5000  # drawn from all training sets: enough for a near one, and soon encoded
+BATCH_SIZE = 16
 
 
-def caption_baselines(cfg: CfgNode, model: UniPerceiverV2) -> CaptionBaselines | None:
-    """The training images of all captioning tasks with their captions, images known by their mean global token.
+def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None:
+    """Training images of all captioning tasks with their captions, images known by their mean global token.
+
+    Which images are drawn depends on ``cfg.SEED`` alone. One that cannot be read is left out.
+
+    Args:
+        cfg: of a run.
+        model: a UniPerceiverV2, also as DistributedDataParallel wraps it.
 
     Returns:
-        None where no task trains captioning, and on other ranks than the first.
+        None where no task trains captioning or its data is not there, as on a machine that only evaluates; and on
+        other ranks than the first.
     """
-    tasks = [cfg.TASKS[name] for name in cfg.TASKS.NAMES if cfg.TASKS[name].KIND == "captioning"]
-    features, captions = [], []
+    model = getattr(model, "module", model)
+    if all(cfg.TASKS[name].KIND != "captioning" for name in cfg.TASKS.NAMES):
+        return None
+    try:
+        records, mapper = training_images_of_captions(cfg)
+    except UserError as error:  # the same on every rank
+        logger.warning("captions are reported without the training set's own: %s", error)
+        return None
+    seed = max(cfg.SEED, 0)
+    drawn = np.random.default_rng(seed).permutation(len(records))[:MAX_IMAGES]
+    share = drawn[comm.get_rank() :: comm.get_world_size()]
     with inference_context(model), torch.no_grad():
-        for dataset in dict.fromkeys(name for task in tasks for name in task.DATASETS):
-            loader = build_test_loader(cfg, dataset)
-            samples = itertools.islice(itertools.chain.from_iterable(loader), MAX_IMAGES // comm.get_world_size())
-            while batch := list(itertools.islice(samples, 16)):
-                features.append(model.image_encoder.mean_global_token(model.preprocess(batch)).cpu())
-                captions += [sample["captions"] for sample in batch]
-    gathered = comm.gather((torch.cat(features), captions)) if features else []
+        found = list(_encode(model, (records[index] for index in share), mapper))
+    gathered = [pair for part in comm.gather(found) for pair in part]
     if not gathered or not comm.is_main_process():
         return None
-    return CaptionBaselines(
-        features=torch.cat([part for part, _ in gathered]),
-        captions=[texts for _, part in gathered for texts in part],
-        seed=max(cfg.SEED, 0),
-    )
+    features, captions = zip(*gathered)
+    return CaptionBaselines(torch.stack(features), captions, seed)
+
+
+def _encode(model: nn.Module, records: Iterator[dict], mapper) -> Iterator[tuple[Tensor, list[str]]]:
+    """The feature [d] and the captions of each image that can be read."""
+    batch: list[dict] = []
+    for record in records:
+        try:
+            batch.append(mapper(record))
+        except UnreadableImage as error:
+            logger.warning("left out of what captions are compared with: %s", error)
+        if len(batch) == BATCH_SIZE:
+            yield from _features(model, batch)
+            batch = []
+    if batch:
+        yield from _features(model, batch)
+
+
+def _features(model: nn.Module, batch: list[dict]) -> Iterator[tuple[Tensor, list[str]]]:
+    features = model.image_encoder.mean_global_token(model.preprocess(batch)).cpu()
+    for feature, sample in zip(features, batch, strict=True):
+        yield feature.clone(), sample["captions"]  # a copy: a view would carry the whole batch to another rank

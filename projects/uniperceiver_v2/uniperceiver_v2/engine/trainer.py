@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
-from ..data import build_task_train_loader, build_test_loader, load_dataset
+from ..data import build_task_train_loader, build_test_loader
 from ..data.sampling import TaskSchedule
 from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer
@@ -86,7 +86,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         """
         self._trainer.open_loaders(self.start_iter)
         for name in self.cfg.DATASETS.TEST:
-            load_dataset(name)  # a missing test set must not come out only after days of training
+            self.build_test_loader(self.cfg, name)  # bad test data must not come out only after days of training
         super().train()
         return self.last_results
 

@@ -92,7 +92,7 @@ class CaptionEvaluator(GatheringEvaluator):
                 "references": list(sample["captions"]),
             }
             if "image_feature" in output:
-                record["image_feature"] = output["image_feature"].float().cpu()
+                record["image_feature"] = output["image_feature"].float().cpu().clone()
             self._records.append(record)
 
     def _metrics(self, records: list[dict]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ class LanguageModellingEvaluator(GatheringEvaluator):
     Args:
         dataset_name: a registered corpus.
         output_folder: for ``results.json`` and ``predictions.json``, which has the number of tokens, their
-            log-likelihood and the share that was right for every text; None writes neither.
+            log-likelihood and how many were right for every text; None writes neither.
     """
 
     _ORDER = "text_id"

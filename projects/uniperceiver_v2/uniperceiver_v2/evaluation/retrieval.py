@@ -38,8 +38,8 @@ class RetrievalEvaluator(GatheringEvaluator):
                 "image_id": sample["image_id"],
                 "file_name": sample["file_name"],
                 "captions": list(sample["captions"]),
-                "image_feature": output["image_feature"].float().cpu(),
-                "text_features": output["text_features"].float().cpu(),
+                "image_feature": output["image_feature"].float().cpu().clone(),  # a view would carry its batch along
+                "text_features": output["text_features"].float().cpu().clone(),
             }
             if not record["captions"] or len(record["captions"]) != len(record["text_features"]):
                 raise ValueError(

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
+from ..image_encoder import average_over_ranks
 from .generation import Step, search
 from .task import Task, register_task
 from .vocabulary import vocabulary_logits
@@ -41,7 +42,8 @@ class CaptioningTask(Task):
         )
         get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
         smoothing = self.settings["LABEL_SMOOTHING"]
-        return {"loss_caption": F.cross_entropy(logits, labels, label_smoothing=smoothing)}
+        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        return {"loss_caption": total / average_over_ranks(said.sum())}
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))

@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..decoder import TEXT_TO_TEXT, Attributes, Segment
+from ..image_encoder import average_over_ranks
 from .task import Task, register_task
 from .vocabulary import vocabulary_logits
 
@@ -32,7 +33,8 @@ class LanguageModellingTask(Task):
         features, words, _ = self._masked(model, inputs)
         logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"])
         get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
-        return {"loss_word": F.cross_entropy(logits, labels)}
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        return {"loss_word": total / average_over_ranks(torch.tensor(len(labels), device=labels.device))}
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         features, words, counts = self._masked(model, inputs)

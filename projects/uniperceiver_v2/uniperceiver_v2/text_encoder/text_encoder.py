@@ -79,9 +79,15 @@ class TextEncoder(nn.Module):
         return longest_text(self.model.config)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [B,T] and their validity [B,T], on the encoder's device; longer texts are cut."""
+        """Token ids [B,T] and their validity [B,T], on the encoder's device; longer texts are cut. A special token that
+        a text spells out, such as "<mask>", is text like any other."""
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            split_special_tokens=True,
+            return_tensors="pt",
         )
         device = next(self.parameters()).device
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
