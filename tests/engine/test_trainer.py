@@ -179,22 +179,17 @@ def test_bf16_autocast_is_a_setting(toy_trainer, cfg):
     assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
-def test_a_missing_test_set_is_found_before_training(toy_trainer, cfg):
-    from detectron2.data import DatasetCatalog
+def test_bad_test_data_is_found_before_training(toy_trainer, cfg):
+    class Missing(toy_trainer):
+        @classmethod
+        def build_test_loader(cls, cfg, dataset_name):
+            raise UserError(f"{dataset_name}: no such file")
 
-    def missing():
-        raise UserError("no such file")
-
-    DatasetCatalog.register("toy_missing_test", missing)
-    try:
-        trainer = toy_trainer(cfg.clone())
-        trainer.cfg.DATASETS.TEST = ("toy_missing_test",)
-        with pytest.raises(UserError, match="no such file"):
-            trainer.train()
-        assert trainer.iter == 0
-        assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()
-    finally:
-        DatasetCatalog.remove("toy_missing_test")
+    trainer = Missing(cfg)
+    with pytest.raises(UserError, match="no such file"):
+        trainer.train()
+    assert trainer.iter == 0
+    assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()
 
 
 def test_the_progress_line_tells_time_left_and_each_tasks_losses(toy_trainer, cfg, caplog):
