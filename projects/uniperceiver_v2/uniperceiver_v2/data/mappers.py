@@ -7,6 +7,7 @@ there are classes, "candidates", their names. Chance comes from NumPy's global g
 
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from struct import error as StructError
 
@@ -46,7 +47,7 @@ def read_image(record: dict, image_format: str) -> np.ndarray:
     return image
 
 
-class ImageMapper:
+class ImageMapper(ABC):
     """What all mappers of images do: read, transform, describe.
 
     Args:
@@ -88,8 +89,9 @@ class ImageMapper:
         self.add_targets(sample, record, transforms)
         return sample
 
+    @abstractmethod
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
-        """Add to ``sample`` what is learned or compared with."""
+        """Add to ``sample`` what is learned or compared with; nothing, where there is none."""
 
 
 class DetectionMapper(ImageMapper):

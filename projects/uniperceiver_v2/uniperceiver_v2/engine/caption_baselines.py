@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -56,7 +56,9 @@ def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None
     return CaptionBaselines(torch.stack(features), captions, seed)
 
 
-def _encode(model: nn.Module, records: Iterator[dict], mapper) -> Iterator[tuple[Tensor, list[str]]]:
+def _encode(
+    model: nn.Module, records: Iterator[dict], mapper: Callable[[dict], dict]
+) -> Iterator[tuple[Tensor, list[str]]]:
     """The feature [d] and the captions of each image that can be read."""
     batch: list[dict] = []
     for record in records:

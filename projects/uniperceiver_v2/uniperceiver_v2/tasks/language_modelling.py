@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ..data.text_mappers import NOT_PREDICTED
 from ..decoder import TEXT_TO_TEXT, Attributes, Segment
 from ..image_encoder import average_over_ranks
 from .task import Task, register_task
@@ -16,8 +17,6 @@ from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
-
-NOT_MASKED = -100  # label of a token that is not to be predicted
 
 
 @register_task("language_modelling")
@@ -53,6 +52,6 @@ class LanguageModellingTask(Task):
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
         tokens = model.text_encoder(token_ids, valid)
         decoded = model.decoder([Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))]).segments[0]
-        labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_MASKED).to(model.device)
-        masked = labels != NOT_MASKED
+        labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_PREDICTED).to(model.device)
+        masked = labels != NOT_PREDICTED
         return decoded[masked], labels[masked], masked.sum(1).tolist()
