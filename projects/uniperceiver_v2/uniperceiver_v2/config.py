@@ -19,6 +19,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
+from .config_checks import check_config
 from .errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,6 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "language_modelling": {"MASKED_SHARE": 0.15, "VOCABULARY_SAMPLE": 0},
 }
 
-OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
-
 
 def add_uniperceiver_v2_config(cfg: CN) -> None:
     """Add this project's keys to ``cfg`` in place, beside Detectron2's own."""
@@ -73,6 +72,14 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.TASKS.NAMES = []
 
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
+    # "unmixed": the batch of one task an iteration. "mixed": those of all tasks, their losses weighed by s_k.
+    cfg.SOLVER.SAMPLING = "unmixed"
+    # Parts that an iteration's batch is worked through in, one after the other, to save memory.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Detectron2's SOLVER.AMP.ENABLED turns autocast on: "bfloat16", or "float16" with scaled gradients.
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
+    # Steps whose loss or gradient is not finite are skipped and counted; after so many in a row training stops.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10
     cfg.SOLVER.BETAS = [0.9, 0.999]
     cfg.SOLVER.EPS = 1e-8
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
@@ -298,88 +305,3 @@ def _fall_back_to_cpu(cfg: CN) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.info("no CUDA device is available: MODEL.DEVICE is set to cpu")
         cfg.MODEL.DEVICE = "cpu"
-
-
-def check_config(cfg: CN, *, training: bool, world_size: int = 1) -> None:
-    """Check what can be known before any work: names that have to exist and numbers that have to make sense.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
-    from detectron2.modeling import META_ARCH_REGISTRY
-
-    _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
-    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
-    _check_experts(cfg)
-    _check_tasks(cfg, world_size)
-    if training:
-        _check_training(cfg)
-
-
-def _check_experts(cfg: CN) -> None:
-    prefix, node = "MODEL.UNIPERCEIVER_V2.DECODER", cfg.MODEL.UNIPERCEIVER_V2.DECODER
-    if node.EXPERTS < 0:
-        raise UserError(f"{prefix}.EXPERTS is a number of experts, 0 for dense networks, not {node.EXPERTS}")
-    if node.EXPERTS and not 1 <= node.ACTIVE_EXPERTS <= node.EXPERTS:
-        raise UserError(
-            f"{prefix}.ACTIVE_EXPERTS must be between 1 and {prefix}.EXPERTS ({node.EXPERTS}), "
-            f"not {node.ACTIVE_EXPERTS}"
-        )
-
-
-def _check_tasks(cfg: CN, world_size: int) -> None:
-    names = list(cfg.TASKS.NAMES)
-    for name in names:
-        _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
-        if names.count(name) > 1:
-            raise UserError(f"TASKS.NAMES names the task '{name}' more than once")
-        task, prefix = cfg.TASKS[name], f"TASKS.{name}"
-        if not task.DATASETS:
-            raise UserError(f"{prefix}.DATASETS is empty")
-        _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
-        for key in ("SAMPLING_RATIO", "LOSS_WEIGHT", "GRADIENT_WEIGHT", "IMS_PER_BATCH"):
-            if not (math.isfinite(task[key]) and task[key] > 0):
-                raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
-        if not 0 < task.get("MASKED_SHARE", 1.0) <= 1:
-            raise UserError(f"{prefix}.MASKED_SHARE is a share above 0 and at most 1, not {task.MASKED_SHARE}")
-        for key in ("CAPTIONS_PER_IMAGE", "BEAM_SIZE", "MAX_LENGTH"):
-            if task.get(key, 1) < 1:
-                raise UserError(f"{prefix}.{key} must be 1 or more, not {task[key]}")
-        if task.get("VOCABULARY_SAMPLE", 0) < 0:
-            raise UserError(f"{prefix}.VOCABULARY_SAMPLE is 0 or a number of words, not {task.VOCABULARY_SAMPLE}")
-        if task.IMS_PER_BATCH % world_size:
-            raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
-
-
-def _check_training(cfg: CN) -> None:
-    solver = cfg.SOLVER
-    if not cfg.TASKS.NAMES:
-        raise UserError("TASKS.NAMES is empty: there is no task to train")
-    if solver.REFERENCE_WORLD_SIZE:
-        raise UserError("SOLVER.REFERENCE_WORLD_SIZE is not supported: each task has its own IMS_PER_BATCH")
-    _check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
-    for key in ("MAX_ITER", "BASE_LR", "CHECKPOINT_PERIOD"):
-        if not solver[key] > 0:
-            raise UserError(f"SOLVER.{key} must be above 0, not {solver[key]}")
-    if not 0 <= solver.WARMUP_ITERS < solver.MAX_ITER:
-        raise UserError(
-            f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) must be below SOLVER.MAX_ITER ({solver.MAX_ITER})"
-        )
-    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
-        raise UserError(f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}")
-    if not 0 <= solver.WEIGHT_AVERAGING < 1:
-        raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
-
-
-def _check_datasets(where: str, names: Sequence[str]) -> None:
-    from detectron2.data import DatasetCatalog
-
-    for name in names:
-        if name not in DatasetCatalog:
-            hint = nearest(name, DatasetCatalog.list())
-            raise UserError(f"{where}: unknown dataset '{name}'{hint}")
-
-
-def _check_choice(where: str, name: str, valid: Sequence[str]) -> None:
-    if name not in valid:
-        raise UserError(f"{where}: unknown name '{name}'{nearest(name, valid)}")
