@@ -2,6 +2,10 @@
 
     python train_net.py --config-file configs/digit_scenes/uniperceiver_v2_tiny.yaml [--eval-only] [--resume]
         [--num-gpus N] [KEY VALUE ...]
+    torchrun --nproc_per_node N train_net.py --config-file ... [KEY VALUE ...]
+
+The second form runs on CPUs as well, and starts a run anew from its last checkpoint if a process dies
+(--max-restarts). docs/training.md has more on several machines, signals and exit codes.
 
 Results go to OUTPUT_DIR: model_final.pth, metrics.json (the course of training), results.json (the last
 evaluation), inference/<dataset>/ (each evaluator's files) and visualization/ (detections and captions, drawn).
@@ -11,17 +15,16 @@ import os
 import sys
 from argparse import Namespace
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.config import load_config
-from uniperceiver_v2.engine import UniPerceiverTrainer
+from uniperceiver_v2.engine import UniPerceiverTrainer, run_in_processes, world_size
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
 from uniperceiver_v2.visualization import draw_caption_sheet, draw_test_scenes
@@ -46,11 +49,7 @@ def main(args: Namespace) -> None:
 
 def configuration(args: Namespace) -> CfgNode:
     """The checked settings of this run."""
-    processes = args.num_gpus * args.num_machines
-    gpus = torch.cuda.device_count()
-    if args.num_gpus > max(gpus, 1):
-        raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    return load_config(args.config_file, args.opts, training=not args.eval_only, world_size=max(processes, 1))
+    return load_config(args.config_file, args.opts, training=not args.eval_only, world_size=world_size(args))
 
 
 def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
@@ -94,12 +93,11 @@ def run() -> int:
     """The program: the exit code."""
     args = default_argument_parser().parse_args()
     try:
-        configuration(args)  # here, so that a mistake is told once and not by every process
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    except (UserError, FloatingPointError) as error:
+        configuration(args)  # here, so that a mistake is told before any process is started
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return run_in_processes(main, args)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ was.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 _BLOCK = 4096  # tasks are drawn a block at a time, so that any iteration is found without the ones before
+SHARDS_AT_A_TIME = 8  # among whose records a part of an epoch is drawn
 
 
 def entropy_of(text: str) -> int:
@@ -39,6 +41,10 @@ class TaskSchedule:
         self._seed = seed
         self._cached_block: tuple[int, np.ndarray] | None = None
 
+    def tasks_at(self, iteration: int) -> dict[str, float]:
+        """The one task of an iteration, and the weight of its loss beside the others' of the iteration: 1."""
+        return {self.task_at(iteration): 1.0}
+
     def task_at(self, iteration: int) -> str:
         """The task of an iteration, counted from 0."""
         block, offset = divmod(iteration, _BLOCK)
@@ -59,6 +65,31 @@ class TaskSchedule:
         """Indices into the names, for the iterations of a block."""
         rng = np.random.default_rng([self._seed, entropy_of("tasks"), block])
         return np.searchsorted(self._bounds, rng.random(_BLOCK), side="right")
+
+
+class MixedSchedule:
+    """All tasks in every iteration: mixed sampling, with losses weighed by s_k as equation (7) has them.
+
+    Args:
+        ratios: s_k by task name, in any scale.
+
+    Raises:
+        ValueError: no task, or a ratio that is not above 0.
+    """
+
+    def __init__(self, ratios: Mapping[str, float]):
+        if not ratios or min(ratios.values()) <= 0:
+            raise ValueError(f"sampling ratios must be above 0, got {dict(ratios)}")
+        total = math.fsum(ratios.values())
+        self._weights = {name: ratios[name] / total for name in sorted(ratios)}
+
+    def tasks_at(self, iteration: int) -> dict[str, float]:
+        """Every task with the weight of its loss, s_k."""
+        return self._weights
+
+    def draws_before(self, iteration: int) -> dict[str, int]:
+        """How many batches of each task iterations 0 .. ``iteration`` - 1 take."""
+        return dict.fromkeys(self._weights, iteration)
 
 
 class SampleOrder:
@@ -92,6 +123,45 @@ class SampleOrder:
     def other_index(self, rng: np.random.Generator) -> int:
         """A record to take in place of one that cannot be used."""
         return int(rng.integers(self._num_records))
+
+
+class ShardOrder(SampleOrder):
+    """The order of records that lie in shards: nearby positions lie in few of them, so that few files are read at a time.
+
+    Every epoch permutes the shards, and then the records of each ``SHARDS_AT_A_TIME`` shards that follow each other.
+
+    Args:
+        sizes: number of records of each shard, in the order of the records; their sum is above 0.
+        task, seed: see :class:`SampleOrder`.
+    """
+
+    def __init__(self, sizes: Sequence[int], task: str, seed: int):
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        super().__init__(int(self._starts[-1]), task, seed)
+        self._cached_shards: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._cached_window: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def index_at(self, position: int) -> int:
+        epoch, offset = divmod(position, self._num_records)
+        shards, bounds = self._shards_of(epoch)
+        window = (int(np.searchsorted(bounds, offset, side="right")) - 1) // SHARDS_AT_A_TIME
+        if self._cached_window is None or self._cached_window[0] != (epoch, window):
+            self._cached_window = ((epoch, window), self._draw(epoch, window, shards))
+        return int(self._cached_window[1][offset - bounds[window * SHARDS_AT_A_TIME]])
+
+    def _shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards [S] in an epoch's order, and the offsets [S + 1] in the epoch at which each begins."""
+        if self._cached_shards is None or self._cached_shards[0] != epoch:
+            shards = np.random.default_rng([*self._stream, 0, epoch]).permutation(len(self._starts) - 1)
+            bounds = np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
+            self._cached_shards = (epoch, shards, bounds)
+        return self._cached_shards[1:]
+
+    def _draw(self, epoch: int, window: int, shards: np.ndarray) -> np.ndarray:
+        """The records of a window, in its order."""
+        chosen = shards[window * SHARDS_AT_A_TIME : (window + 1) * SHARDS_AT_A_TIME]
+        records = np.concatenate([np.arange(self._starts[shard], self._starts[shard + 1]) for shard in chosen])
+        return np.random.default_rng([*self._stream, 2, epoch, window]).permutation(records)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,18 @@
 """Training: the loop over tasks, averaged weights, progress."""
 
 from .delayed_start import DelayedStart
+from .processes import run_in_processes, world_size
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
 from .trainer import UniPerceiverTrainer
 from .weight_averaging import WeightAveraging
 
-__all__ = ["DelayedStart", "TaskProgressPrinter", "TaskTrainer", "UniPerceiverTrainer", "WeightAveraging"]
+__all__ = [
+    "DelayedStart",
+    "TaskProgressPrinter",
+    "TaskTrainer",
+    "UniPerceiverTrainer",
+    "WeightAveraging",
+    "run_in_processes",
+    "world_size",
+]

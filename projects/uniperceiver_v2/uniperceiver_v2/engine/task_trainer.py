@@ -1,8 +1,13 @@
-"""The inner loop: one task per iteration ("unmixed sampling" in the paper)."""
+"""The inner loop: from a task's batch to a step of the optimizer."""
+
+from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,25 +19,37 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..solver import TaskBalancedAdamW, gradient_norm
+from .gradients import GradientAverager
 
-LoaderBuilder = Callable[[str, int], Iterable[list[dict[str, Any]]]]
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+LoaderBuilder = Callable[[str, int], Iterable[Batch]]
+
+# float16 gradients overflow while the scaler looks for its scale; at this one they are the model's own fault.
+SMALLEST_SCALE = 1.0
 
 
 class TaskTrainer(SimpleTrainer):
-    """Draws a task, takes its next batch, and steps by the gradient of its weighted loss.
+    """Takes the next batch of the task or tasks of an iteration, and steps by the gradient of their weighted losses.
 
-    Which task iteration t draws and which batch is its next follow from the seed and t alone, and so do the
-    random numbers of the forward pass. A resumed run therefore goes on exactly where it was, with nothing
-    saved about either.
+    Which tasks iteration t has and which batches are theirs follow from the seed and t alone, and so do the random
+    numbers of the forward pass. A resumed run therefore goes on exactly where it was, with nothing saved about either.
+
+    A step whose losses or gradient are not finite is skipped, by all ranks alike, and counted by task.
 
     Args:
-        model: batch -> dict of scalar losses, each weighted inside its task.
-        optimizer: :class:`TaskBalancedAdamW` or any other.
-        schedule: ``task_at(t) -> name`` and ``draws_before(t) -> {name: count}``.
+        model: batch -> dict of scalar losses, each weighted inside its task; ``loss_count(batch)`` says how many things
+            they are means over, for accumulation. On several ranks it has the same parameters on all of them.
+        optimizer: :class:`TaskBalancedAdamW`, which takes one task a step, or any other.
+        schedule: ``tasks_at(t) -> {name: weight}`` and ``draws_before(t) -> {name: count}``.
         build_loader: (task name, number of its first batch) -> iterable of batches.
         loss_weights: w_k of equation (7) by task.
         seed: of the random numbers in the forward pass.
-        autocast: dtype of the forward pass where it is safe, or None for the parameters' own.
+        autocast: dtype of the forward pass where it is safe, or None for the parameters' own. With float16, gradients
+            are scaled.
+        accumulation_steps: parts that a batch is worked through in.
+        max_skipped_steps: of a task in a row, after which training stops.
     """
 
     def __init__(
@@ -45,6 +62,8 @@ class TaskTrainer(SimpleTrainer):
         loss_weights: Mapping[str, float],
         seed: int = 0,
         autocast: torch.dtype | None = None,
+        accumulation_steps: int = 1,
+        max_skipped_steps: int = 10,
     ):
         super().__init__(model, data_loader=None, optimizer=optimizer)
         self._schedule = schedule
@@ -52,8 +71,18 @@ class TaskTrainer(SimpleTrainer):
         self._loss_weights = dict(loss_weights)
         self._seed = seed
         self._autocast = autocast
-        self._batches: dict[str, Iterator[list[dict[str, Any]]]] = {}
+        self._accumulation_steps = accumulation_steps
+        self._max_skipped_steps = max_skipped_steps
+        self._batches: dict[str, Iterator[Batch]] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._device_type = self._parameters[0].device.type
+        self._averager = GradientAverager(self._parameters)
+        self._scaler = torch.amp.GradScaler(self._device_type) if autocast == torch.float16 else None
+        self._skipped: Counter[str] = Counter()
+        self._skipped_in_row: Counter[str] = Counter()
+        # Set by a signal on any rank; agreed on by all ranks once an iteration is over.
+        self.stop_requested = False
+        self.stop_agreed = False
 
     def open_loaders(self, start_iter: int) -> None:
         """Open every task's data at the batch that ``start_iter`` needs; to be called before training.
@@ -66,63 +95,159 @@ class TaskTrainer(SimpleTrainer):
         self._batches = {task: iter(loader) for task, loader in self.data_loader.items()}
 
     def run_step(self) -> None:
-        assert self.model.training, "the model was changed to eval mode"
-        task = self._schedule.task_at(self.iter)
-        start = time.perf_counter()
-        batch = next(self._batches[task])
-        data_time = time.perf_counter() - start
+        """One iteration.
 
-        self._seed_iteration()
+        Raises:
+            FloatingPointError: too many steps of a task had to be skipped, this one included.
+        """
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        shares = self._schedule.tasks_at(self.iter)
+        batches = {task: next(self._batches[task]) for task in shares}
+        data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
+        names, values = [], []
+        part = 0
+        for task, share in shares.items():
+            for micro_batch, weight in self._micro_batches(batches[task]):
+                self._seed_part(part)
+                part += 1
+                for name, value in self._backward(task, micro_batch, share, weight).items():
+                    names.append(name)
+                    values.append(value)
+        self.after_backward()
+        *values, data_time, stop = self._averager.average([*values, data_time, float(self.stop_requested)])
+        self.stop_agreed = stop > 0
+        losses: dict[str, float] = {}
+        for name, value in zip(names, values, strict=True):
+            losses[name] = losses.get(name, 0.0) + value  # a batch's loss is the weighted sum of its parts'
+        norm = self._step(batches, losses)
+        images = comm.get_world_size() * sum(map(len, batches.values()))
+        self._write(shares, losses, norm, images, data_time, time.perf_counter() - start)
+
+    def _micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """A batch's parts, each with its share of what the losses are means over, on all ranks together."""
+        if self._accumulation_steps == 1:
+            return [(batch, 1.0)]
+        bounds = np.linspace(0, len(batch), self._accumulation_steps + 1).astype(int)
+        parts = [batch[first:last] for first, last in itertools.pairwise(bounds)]
+        counts = torch.tensor([float(self.model.loss_count(part)) for part in parts], dtype=torch.float64)
+        if comm.get_world_size() > 1:
+            counts = counts.to(self._parameters[0].device)
+            torch.distributed.all_reduce(counts)
+        return list(zip(parts, (counts / counts.sum().clamp(min=1)).tolist()))
+
+    def _seed_part(self, part: int) -> None:
+        entropy = np.random.SeedSequence((self._seed, self.iter, comm.get_rank(), part))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+    def _backward(self, task: str, batch: Batch, share: float, weight: float) -> dict[str, Tensor]:
+        """Adds a micro-batch's gradient; its part of the batch's losses, by their names in the storage."""
         with self._precision(), get_event_storage().name_scope(task):
             losses = self.model(batch)
         total = self._loss_weights[task] * sum(losses.values())
-        self.optimizer.zero_grad()
-        total.backward()
-        self.after_backward()
-        norm = self._step(task, losses)
-        self._write_task_metrics(task, {**losses, "total_loss": total}, norm, data_time)
-
-    def _seed_iteration(self) -> None:
-        entropy = np.random.SeedSequence((self._seed, self.iter, comm.get_rank()))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        gradient_of = total * (share * weight) if share * weight != 1 else total
+        (gradient_of if self._scaler is None else self._scaler.scale(gradient_of)).backward()
+        return {f"{task}/{name}": weight * loss.detach() for name, loss in {**losses, "total_loss": total}.items()}
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self._autocast is None:
             return contextlib.nullcontext()
-        return torch.autocast(self._parameters[0].device.type, dtype=self._autocast)
+        return torch.autocast(self._device_type, dtype=self._autocast)
 
-    def _step(self, task: str, losses: Mapping[str, Tensor]) -> float:
-        """Update the parameters; the gradient's norm before normalisation.
+    def _step(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> float:
+        """Update the parameters, or skip it; the gradient's norm before normalisation.
 
-        A loss that is not finite has a gradient that is not finite, on all ranks alike once it is averaged
-        over them: so all of them stop here together, before any harm is done.
+        The losses are means over the ranks and the gradient is the same on all of them, so that all ranks decide alike.
         """
-        balanced = isinstance(self.optimizer, TaskBalancedAdamW)
-        try:
-            if balanced:
-                self.optimizer.step(task=task)
-                return self.optimizer.last_gradient_norm
-            norm = gradient_norm(self._parameters)
-            if not math.isfinite(norm):
-                raise FloatingPointError
-            self.optimizer.step()
-            return norm
-        except FloatingPointError:
-            values = ", ".join(f"{name} {loss.item():.4g}" for name, loss in losses.items())
-            raise FloatingPointError(
-                f"task '{task}' has a loss or a gradient that is not finite in iteration {self.iter} "
-                f"({values}); a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
-            ) from None
+        finite = all(math.isfinite(value) for value in losses.values())
+        scale_at_fault = False
+        if self._scaler is not None:
+            scale_at_fault = finite and self._scaler.get_scale() > SMALLEST_SCALE
+            self._scaler.unscale_(self.optimizer)
+        norm = self._update(next(iter(batches))) if finite else math.nan
+        if self._scaler is not None:
+            self._scaler.update()
+            get_event_storage().put_scalar("loss_scale", self._scaler.get_scale(), smoothing_hint=False)
+        if math.isfinite(norm):
+            for task in batches:
+                self._skipped_in_row[task] = 0
+        elif not scale_at_fault:
+            self._count_skipped(batches, losses)
+        return norm
 
-    def _write_task_metrics(self, task: str, losses: Mapping[str, Tensor], norm: float, data_time: float) -> None:
-        # One transfer for all values; the slowest rank's wait is what the others wait for too.
-        values = torch.stack([loss.detach().double().cpu() for loss in losses.values()]).tolist()
-        gathered = comm.gather((values, data_time))
+    def _update(self, task: str) -> float:
+        """Step, if the gradient is finite; its norm."""
+        if isinstance(self.optimizer, TaskBalancedAdamW):
+            with contextlib.suppress(FloatingPointError):
+                self.optimizer.step(task=task)
+            return self.optimizer.last_gradient_norm
+        norm = gradient_norm(self._parameters)
+        if math.isfinite(norm):
+            self.optimizer.step()
+        return norm
+
+    def _count_skipped(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> None:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        for task, batch in batches.items():
+            self._skipped[task] += 1
+            self._skipped_in_row[task] += 1
+            ids = [number for of_rank in comm.all_gather([_id_of(sample) for sample in batch]) for number in of_rank]
+            message = (
+                f"task '{task}' has a loss or a gradient that is not finite in iteration {self.iter} ({values}), "
+                f"with the images {', '.join(map(str, ids))}"
+            )
+            logger.warning("%s; the step is skipped, the task's %s. so far", message, self._skipped[task])
+            if self._skipped_in_row[task] >= self._max_skipped_steps:
+                raise FloatingPointError(
+                    f"{message}; SOLVER.MAX_SKIPPED_STEPS ({self._max_skipped_steps}) in a row are reached. A lower "
+                    "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
+                )
+
+    def _write(
+        self,
+        shares: Mapping[str, float],
+        losses: Mapping[str, float],
+        norm: float,
+        images: int,
+        data_time: float,
+        seconds: float,
+    ) -> None:
         if not comm.is_main_process():
             return
-        means = dict(zip(losses, np.mean([rank_values for rank_values, _ in gathered], axis=0)))
+        scalars = {"data_time": data_time, "images_per_second": images / seconds, **losses}
+        scalars["total_loss"] = sum(share * losses[f"{task}/total_loss"] for task, share in shares.items())
+        if len(shares) == 1:  # else the norm and the times are those of all tasks together
+            (task,) = shares
+            scalars[f"{task}/grad_norm"] = norm
+            scalars[f"{task}/data_time"] = data_time
+            scalars[f"{task}/time"] = seconds
+            scalars[f"{task}/images_per_second"] = images / seconds
+        else:
+            scalars["grad_norm"] = norm
         storage = get_event_storage()
-        storage.put_scalar("data_time", max(seconds for _, seconds in gathered))
-        storage.put_scalar("total_loss", means["total_loss"])
-        storage.put_scalar(f"{task}/grad_norm", norm)
-        storage.put_scalars(**{f"{task}/{name}": value for name, value in means.items()})
+        storage.put_scalars(**{name: value for name, value in scalars.items() if math.isfinite(value)})
+        for task in shares:
+            if self._skipped[task]:
+                storage.put_scalar(f"{task}/skipped_steps", self._skipped[task], smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's, with the skipped steps and the scale of float16 gradients."""
+        state = super().state_dict()
+        state["skipped"] = {"all": dict(self._skipped), "in_row": dict(self._skipped_in_row)}
+        if self._scaler is not None:
+            state["scaler"] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "skipped" in state_dict:
+            self._skipped = Counter(state_dict["skipped"]["all"])
+            self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])
+        if self._scaler is not None and "scaler" in state_dict:
+            self._scaler.load_state_dict(state_dict["scaler"])
+
+
+def _id_of(sample: Mapping[str, Any]) -> Any:
+    """What tells a user which sample it is: the id or file of its image, or the id of its text."""
+    return next((sample[key] for key in ("image_id", "text_id", "file_name") if key in sample), "?")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
@@ -17,12 +17,14 @@ from torch import nn
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
-from ..data.sampling import TaskSchedule
+from ..data.sampling import MixedSchedule, TaskSchedule
 from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer
 from .caption_baselines import caption_baselines
 from .delayed_start import DelayedStart
+from .gradients import broadcast_state
 from .progress import TaskProgressPrinter
+from .stopping import GracefulStop
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
 
@@ -31,7 +33,7 @@ WRITE_PERIOD = 20
 
 
 class UniPerceiverTrainer(DefaultTrainer):
-    """Trains all tasks of ``TASKS.NAMES`` jointly, one drawn per iteration, with Detectron2's hooks.
+    """Trains all tasks of ``TASKS.NAMES`` jointly, one drawn per iteration or all in each, with Detectron2's hooks.
 
     ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and the like mean what they do in
     Detectron2. With ``SOLVER.WEIGHT_AVERAGING``, the averaged weights are evaluated and are a checkpoint's
@@ -48,18 +50,21 @@ class UniPerceiverTrainer(DefaultTrainer):
         # DefaultTrainer's own set-up is for one loader; all that follows from the parts built here is kept.
         super(DefaultTrainer, self).__init__()
         model = self.build_model(cfg)
+        broadcast_state(model)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
-        seed = max(cfg.SEED, 0)
+        seed, ratios = max(cfg.SEED, 0), sampling_ratios(cfg)
         self._trainer = TaskTrainer(
-            self._distribute(cfg, model),
+            model,
             optimizer,
-            schedule=TaskSchedule(sampling_ratios(cfg), seed),
+            schedule=MixedSchedule(ratios) if cfg.SOLVER.SAMPLING == "mixed" else TaskSchedule(ratios, seed),
             build_loader=lambda task, start_batch: self.build_task_loader(cfg, task, start_batch),
             loss_weights={name: cfg.TASKS[name].LOSS_WEIGHT for name in cfg.TASKS.NAMES},
             seed=seed,
-            autocast=torch.bfloat16 if cfg.SOLVER.AMP.ENABLED else None,
+            autocast=getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.checkpointer = AtomicCheckpointer(
             model, cfg.OUTPUT_DIR, averaging=self.averaging, trainer=weakref.proxy(self)
@@ -69,14 +74,6 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.cfg = cfg
         self.last_results: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def _distribute(cfg: CfgNode, model: nn.Module) -> nn.Module:
-        # Tasks reach different parts of the model, which has to be searched for them in each step.
-        kwargs = {"broadcast_buffers": False, "find_unused_parameters": True}
-        if not cfg.MODEL.DEVICE.startswith("cuda"):
-            kwargs["device_ids"] = None
-        return create_ddp_model(model, **kwargs)
 
     def train(self) -> dict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER``.
@@ -105,6 +102,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         ]
         if comm.is_main_process():
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        chain.append(GracefulStop(self._trainer, self.checkpointer))
         if cfg.DATASETS.TEST:
             chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if comm.is_main_process():
@@ -122,7 +120,9 @@ class UniPerceiverTrainer(DefaultTrainer):
         ]
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``."""
+        """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``; nothing, once asked to stop."""
+        if self._trainer.stop_agreed:
+            return {}
         with self.averaged_weights():
             self.last_results = self.test(self.cfg, self.model)
         return self.last_results

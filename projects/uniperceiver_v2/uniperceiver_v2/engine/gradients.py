@@ -1,0 +1,91 @@
+"""One gradient on all ranks: parameters that start equal, gradients averaged once the backward pass is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+BUCKET_BYTES = 32 * 2**20  # gradients that travel together: large enough for bandwidth, small enough to overlap
+
+
+@torch.no_grad()
+def broadcast_state(model: nn.Module) -> None:
+    """Give all ranks the parameters and buffers of the first."""
+    if comm.get_world_size() == 1:
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)
+
+
+class GradientAverager:
+    """Averages the gradients of all ranks.
+
+    Tasks reach different parts of the model. DistributedDataParallel would search the graph of each step for what is
+    not reached and send zeros for it. Here nothing is searched: after the backward pass a parameter has a gradient or
+    has none. Only what some rank reached travels, any number of backward passes may come before, and a parameter that
+    no rank reached keeps no gradient. The price is that communication begins when the backward pass is over
+    (docs/training.md has the measurement).
+
+    Args:
+        parameters: the same on all ranks, in the same order.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self._parameters = list(parameters)
+
+    @torch.no_grad()
+    def average(self, numbers: Sequence[Tensor | float]) -> list[float]:
+        """Average the gradients in place, and ``numbers`` along with them.
+
+        Args:
+            numbers: scalars, as many on every rank.
+
+        Returns:
+            their means over the ranks, in float64. The one wait for the device is here.
+        """
+        device = self._parameters[0].device
+        means = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().to(device) for x in numbers])
+        if comm.get_world_size() == 1:
+            return means.tolist()
+        reached = torch.tensor([p.grad is not None for p in self._parameters], dtype=torch.float64, device=device)
+        together = torch.cat((means, reached))
+        dist.all_reduce(together)
+        values = (together / comm.get_world_size()).tolist()
+        gradients = []
+        for parameter, share in zip(self._parameters, values[len(means) :], strict=True):
+            if share > 0:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        _average(gradients)
+        return values[: len(means)]
+
+
+def _average(gradients: list[Tensor]) -> None:
+    sent = []
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in sent:
+        work.wait()
+        flat /= comm.get_world_size()
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket)])
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive gradients of one dtype, BUCKET_BYTES of them or one that is larger."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (size + gradient.nbytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
