@@ -13,6 +13,7 @@ from .loaders import (
 )
 from .mappers import ImageMapper
 from .records import load_dataset
+from .shards import register_image_text_shards
 
 __all__ = [
     "KIND_BY_EVALUATOR",
@@ -25,6 +26,7 @@ __all__ = [
     "register_captions",
     "register_digit_scenes",
     "register_image_folder",
+    "register_image_text_shards",
     "register_text_lines",
     "training_images_of_captions",
 ]

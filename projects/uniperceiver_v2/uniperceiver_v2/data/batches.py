@@ -13,6 +13,7 @@ from ..errors import UserError
 from .mappers import UnreadableImage
 from .records import Records
 from .sampling import SampleOrder, numpy_draws_from
+from .shards import ShardRecords
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class TrainingBatches(Dataset):
     """Batch n of a task as element n: this rank's samples of it, and what could not be read.
 
     Args:
-        records: of the task's datasets.
+        records: of the task's datasets; those in a list are serialised for the workers.
         mapper: from a record to a sample; may raise :class:`UnreadableImage`.
         order: which record stands where.
         batch_size: over all ranks, a multiple of ``world_size``.
@@ -65,7 +66,7 @@ class TrainingBatches(Dataset):
 
     def __init__(
         self,
-        records: Records,
+        records: Records | ShardRecords,
         mapper: Mapper,
         order: SampleOrder,
         *,
@@ -74,7 +75,7 @@ class TrainingBatches(Dataset):
         world_size: int,
     ):
         # Serialised, so that forked workers share the records' memory and get a fresh copy of what they read.
-        self._records = DatasetFromList(records, copy=False)
+        self._records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self._mapper = UserErrorsAsValues(mapper)
         self._order = order
         self._batch_size = batch_size

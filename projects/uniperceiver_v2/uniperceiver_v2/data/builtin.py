@@ -9,6 +9,7 @@ from detectron2.data.datasets import load_coco_json, load_lvis_json
 
 from .formats import register_captions, register_image_folder, register_text_lines
 from .records import register_dataset
+from .shards import register_image_text_shards
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -99,6 +100,17 @@ def register_karpathy(root: str) -> None:
         register_captions(f"flickr30k_retrieval_karpathy_{split}", flickr_json, flickr_images, **settings)
 
 
+def register_web_pairs(root: str) -> None:
+    """Register the paper's sets of image-text pairs that img2dataset downloads; datasets/README.md shows the trees.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    for name in ("cc3m", "cc12m", "sbu", "yfcc"):
+        register_image_text_shards(f"{name}_train", os.path.join(root, name, "*.tar"))
+
+
 register_digit_scenes(os.path.join(datasets_root(), "digit_scenes"))
 register_imagenet(os.path.join(datasets_root(), "imagenet"))
 register_karpathy(datasets_root())
+register_web_pairs(datasets_root())

@@ -20,6 +20,7 @@ from .records import (
     load_detection_training,
 )
 from .sampling import SampleOrder
+from .shards import ShardRecords, is_in_shards
 from .text_mappers import (
     CaptionMapper,
     EachTokenOnceMapper,
@@ -53,10 +54,12 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) 
         raise UserError(
             f"TASKS.{task_name}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally"
         )
+    seed = max(cfg.SEED, 0)
+    in_shards = isinstance(records, ShardRecords)
     batches = TrainingBatches(
         records,
         mapper,
-        SampleOrder(len(records), task_name, max(cfg.SEED, 0)),
+        records.order(task_name, seed) if in_shards else SampleOrder(len(records), task_name, seed),
         batch_size=task.IMS_PER_BATCH,
         rank=comm.get_rank(),
         world_size=world_size,
@@ -88,15 +91,19 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
     return TestLoader(records, mapper, batch_size=max(batch_size, 1), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def training_images_of_captions(cfg: CfgNode) -> tuple[Records, Mapper]:
+def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, Mapper]:
     """All images that captioning tasks train on, each once, and how they are prepared for evaluation.
+
+    Shards of the web are left out where other data has captions: written for their images, these come closer to what
+    a test set has.
 
     Raises:
         UserError: a dataset cannot be used.
     """
     tasks = [cfg.TASKS[name] for name in cfg.TASKS.NAMES if cfg.TASKS[name].KIND == "captioning"]
-    names = dict.fromkeys(name for task in tasks for name in task.DATASETS)
-    return _captioned_images(list(names), build_tokenizer(cfg)), ReferenceMapper(cfg, "captioning")
+    names = list(dict.fromkeys(name for task in tasks for name in task.DATASETS))
+    annotated = [name for name in names if not is_in_shards(name)]
+    return _captioned_images(annotated or names, build_tokenizer(cfg)), ReferenceMapper(cfg, "captioning")
 
 
 def _detection_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
@@ -121,19 +128,28 @@ def _classification_training(cfg: CfgNode, task_name: str) -> tuple[Records, Map
     return records, mapper
 
 
-def _caption_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
+def _caption_training(cfg: CfgNode, task_name: str) -> tuple[Records | ShardRecords, Mapper]:
     task, tokenizer = cfg.TASKS[task_name], build_tokenizer(cfg)
     mapper = CaptionMapper(cfg, task_name, tokenizer, task.CAPTIONS_PER_IMAGE)
     return _captioned_images(task.DATASETS, tokenizer), mapper
 
 
-def _pair_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:
+def _pair_training(cfg: CfgNode, task_name: str) -> tuple[Records | ShardRecords, Mapper]:
     tokenizer = build_tokenizer(cfg)
     return _captioned_images(cfg.TASKS[task_name].DATASETS, tokenizer), PairMapper(cfg, task_name, tokenizer)
 
 
-def _captioned_images(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Records:
-    return [record for name in names for record in load_captions(name, tokenizer)]
+def _captioned_images(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Records | ShardRecords:
+    in_shards = [name for name in names if is_in_shards(name)]
+    if not in_shards:
+        return [record for name in names for record in load_captions(name, tokenizer)]
+    if len(in_shards) < len(names):
+        other = next(name for name in names if name not in in_shards)
+        raise UserError(
+            f"datasets '{in_shards[0]}', which is in shards, and '{other}', which is not, cannot be of one task; "
+            "give each a task of its own"
+        )
+    return ShardRecords([shard for name in names for shard in load_dataset(name).shards])
 
 
 def _text_training(cfg: CfgNode, task_name: str) -> tuple[Records, Mapper]:

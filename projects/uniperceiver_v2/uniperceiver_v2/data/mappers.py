@@ -5,6 +5,7 @@ A mapper is a callable that takes a record, leaves it as it is, and gives a dict
 there are classes, "candidates", their names. Chance comes from NumPy's global generator alone, as in Detectron2.
 """
 
+import io
 import os
 import zlib
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as mask_api
 
 # What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
@@ -32,19 +33,32 @@ class UnreadableImage(Exception):
 
 
 def read_image(record: dict, image_format: str) -> np.ndarray:
-    """The record's image as uint8 [H, W, 3].
+    """The record's image as uint8 [H, W, 3]: of its "image_bytes" where it has them, else of the file "file_name".
 
     Raises:
         UnreadableImage: so that training can go on without it.
     """
     try:
-        image = detection_utils.read_image(record["file_name"], format=image_format)
+        if "image_bytes" in record:
+            image = _decode(record["image_bytes"], image_format)
+        else:
+            image = detection_utils.read_image(record["file_name"], format=image_format)
         if "width" in record:
             detection_utils.check_image_size(record, image)
     except _READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {reason}") from error
     return image
+
+
+def _decode(content: bytes, image_format: str) -> np.ndarray:
+    """An encoded image as :func:`detection_utils.read_image` gives that of a file."""
+    with Image.open(io.BytesIO(content)) as image:
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        except Exception:  # a broken EXIF block must not cost the image
+            turned = False
+        return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image) if turned else image, image_format)
 
 
 class ImageMapper(ABC):

@@ -126,7 +126,7 @@ class SampleOrder:
 
 
 class ShardOrder(SampleOrder):
-    """The order of records that lie in shards: nearby positions lie in few of them, so that few files are read at a time.
+    """The order of records that lie in shards: near positions are of few of them, so that few files are read at a time.
 
     Every epoch permutes the shards, and then the records of each ``SHARDS_AT_A_TIME`` shards that follow each other.
 

@@ -54,7 +54,7 @@ def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
     records = []
     empty = 0
     for record in loaded:
-        captions = [_tidy(caption) for caption in _captions_of(record, name)]
+        captions = [tidy(caption) for caption in _captions_of(record, name)]
         kept = [caption for caption in captions if caption]
         empty += len(captions) - len(kept)
         if kept:
@@ -81,7 +81,7 @@ def load_texts(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
     for record in loaded:
         if not isinstance(record.get("text"), str) or "text_id" not in record:
             raise UserError(f'dataset \'{name}\': a record needs a string as "text" and a "text_id", not {record}')
-        text = _tidy(record["text"])
+        text = tidy(record["text"])
         if text:
             records.append({**record, "text": text})
     if not records:
@@ -100,7 +100,8 @@ def _captions_of(record: dict, name: str) -> Sequence[str]:
     )
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
+    """The text with single blanks for all white space, none around it, and without what is no character."""
     # JSON can hold halves of surrogate pairs, which are no characters and cannot be encoded.
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 

@@ -48,7 +48,7 @@ def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None
     drawn = np.random.default_rng(seed).permutation(len(records))[:MAX_IMAGES]
     share = drawn[comm.get_rank() :: comm.get_world_size()]
     with inference_context(model), torch.no_grad():
-        found = list(_encode(model, (records[index] for index in share), mapper))
+        found = list(_encode(model, lambda index: mapper(records[index]), share))
     gathered = [pair for part in comm.gather(found) for pair in part]
     if not gathered or not comm.is_main_process():
         return None
@@ -57,13 +57,13 @@ def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None
 
 
 def _encode(
-    model: nn.Module, records: Iterator[dict], mapper: Callable[[dict], dict]
+    model: nn.Module, sample_at: Callable[[int], dict], indices: np.ndarray
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """The feature [d] and the captions of each image that can be read."""
     batch: list[dict] = []
-    for record in records:
+    for index in indices.tolist():
         try:
-            batch.append(mapper(record))
+            batch.append(sample_at(index))
         except UnreadableImage as error:
             logger.warning("left out of what captions are compared with: %s", error)
         if len(batch) == BATCH_SIZE:
