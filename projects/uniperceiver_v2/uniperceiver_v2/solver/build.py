@@ -44,7 +44,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
     - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` scale
       the rate of the backbone, the text encoder and the unified decoder, which stays as it is for the first
-      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`).
+      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`). The gates in it, which are
+      the routers of its Conditional MoE, have ``SOLVER.GATE_MULTIPLIER`` times its rate.
     - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM``,
       biases by ``SOLVER.WEIGHT_DECAY_BIAS`` (by default not at all). Embeddings, learned tokens and queries,
       and τ never decay: pulled towards zero they would stand for something else.
@@ -83,7 +84,7 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
     if "text_encoder" in path:
         return cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
     if _in_decoder(module_name):
-        return cfg.SOLVER.DECODER_MULTIPLIER
+        return cfg.SOLVER.DECODER_MULTIPLIER * (cfg.SOLVER.GATE_MULTIPLIER if "router" in path else 1.0)
     return 1.0
 
 

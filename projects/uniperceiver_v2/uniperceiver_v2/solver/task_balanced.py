@@ -13,17 +13,63 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
+@torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """Euclidean norm of the whole gradient; parameters without a gradient count as zero."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return 0.0
-    norms = torch._foreach_norm(gradients)
-    # In double precision: the squares of many large parts must not overflow.
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, torch.float64) for n in norms])).item()
+    """Euclidean norm of the whole gradient; parameters without a gradient count as zero.
+
+    Gradients may be DTensors (``torch.distributed.fsdp.fully_shard``): then the norm is that of all shards of all
+    ranks, the same on each, and all ranks have to ask for it. Other gradients are taken to be whole on every rank, as
+    they are once they have been averaged.
+    """
+    by_sharding: dict[tuple[Any, ...], list[Tensor]] = {}
+    for p in parameters:
+        # A sharding counts even without gradients here, so that no rank waits for one that leaves it out.
+        gradients = by_sharding.setdefault(_sharding(p), [])
+        if p.grad is not None:
+            gradients.append(_local_gradient(p))
+    return math.sqrt(sum(_sum_of_squares(gradients, sharding) for sharding, gradients in by_sharding.items()))
+
+
+def _sharding(parameter: Tensor) -> tuple[Any, ...]:
+    """The (mesh, dimension) pairs over which a parameter is split; none for a whole one."""
+    if not _is_distributed(parameter):
+        return ()
+    split = (i for i, placement in enumerate(parameter.placements) if not placement.is_replicate())
+    return tuple((parameter.device_mesh, dimension) for dimension in split)
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor. Its module has moved between versions of PyTorch, and not every build has it."""
+    return hasattr(type(tensor), "to_local")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, sharing its memory."""
+    return tensor.to_local() if _is_distributed(tensor) else tensor
+
+
+def _local_gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    if _is_distributed(gradient) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)  # such as a sum that is still to be formed
+    return _local(gradient)
+
+
+def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...]) -> float:
+    """Over this rank's gradients, and over those of all ranks among which they are split."""
+    if gradients:
+        norms = torch._foreach_norm(gradients)
+        # In double precision: the squares of many large parts must not overflow.
+        total = torch.stack([n.to(norms[0].device) for n in norms]).double().square().sum()
+    else:
+        total = torch.zeros((), dtype=torch.float64, device=sharding[0][0].device_type if sharding else "cpu")
+    for mesh, dimension in sharding:
+        dist.all_reduce(total, group=mesh.get_group(dimension))
+    return total.item()
 
 
 class TaskBalancedAdamW(torch.optim.Optimizer):
@@ -31,6 +77,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
 
     A parameter that the drawn task does not reach has gradient zero, not no gradient: its moments decay and
     it moves on, as E[m] = Σ_k g_k needs.
+
+    Parameters may be DTensors; the gradient's norm is then that of all ranks' shards (:func:`gradient_norm`), each rank
+    updates its own, and the moments are DTensors too.
 
     Args:
         params: parameters or groups of them, as for torch.optim.AdamW; a group may set its own ``lr``,
@@ -107,7 +156,8 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             return
         m, n = self._moments(parameters)
         reached = [i for i, p in enumerate(parameters) if p.grad is not None]
-        gradients = [parameters[i].grad for i in reached]
+        gradients = [_local_gradient(parameters[i]) for i in reached]
+        parameters = [_local(p) for p in parameters]
         beta1, beta2 = group["betas"]
         group["step"] += 1
         root_correction2 = math.sqrt(1 - beta2 ** group["step"])
@@ -134,4 +184,4 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
         states = [self.state[p] for p in parameters]
-        return [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        return [_local(s["exp_avg"]) for s in states], [_local(s["exp_avg_sq"]) for s in states]
