@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniperceiver_v2.likelihood import CandidateCache, Likelihood, gather_from_ranks
+from uniperceiver_v2.likelihood import CandidateCache, Likelihood
 
 
 def test_equals_the_plain_formula():
@@ -182,11 +182,6 @@ def test_the_oldest_set_makes_room(cache, calls):
     assert calls == [NAMES, OTHERS, ("three",)]
     cache.get(NAMES)
     assert calls[-1] == NAMES
-
-
-def test_one_rank_gathers_its_own_rows():
-    rows = torch.randn(3, 2)
-    assert gather_from_ranks(rows) is rows
 
 
 def test_float32_under_autocast():

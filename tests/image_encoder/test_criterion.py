@@ -291,15 +291,18 @@ def test_dense_losses_equal_the_plain_formulas():
             sums["giou"] += q * (1 - plain_overlaps(box, wanted)[1])
     total = max(quality.double().sum().item(), 1.0)
     expected = {name: WEIGHTS[name] * value / total for name, value in sums.items()}
-    found, matches = criterion.dense_losses(dense, targets)
-    assert_losses_equal(found, expected)
+    found_quality, matches = criterion.match_dense(dense, targets)
+    assert torch.equal(found_quality, quality)
+    assert_losses_equal(criterion.dense_losses(dense, quality, matches, targets, total), expected)
     answering = {(i, s, target[i, s].item()) for i, s in (quality > 0).nonzero().tolist()}
     assert set(zip(matches.image.tolist(), matches.query.tolist(), matches.target.tolist(), strict=True)) == answering
 
 
 def test_dense_losses_of_nothing_teach_background():
     criterion, dense = make_criterion(), dense_predictions()
-    losses, matches = criterion.dense_losses(dense, make_targets((0, 0, 0)))
+    targets = make_targets((0, 0, 0))
+    quality, matches = criterion.match_dense(dense, targets)
+    losses = criterion.dense_losses(dense, quality, matches, targets, 1.0)
     assert len(matches.image) == 0
     assert losses["box"].item() == losses["giou"].item() == 0
     sum(losses.values()).backward()

@@ -67,14 +67,21 @@ def test_boxes_stay_in_the_image(targets):
 
 
 def test_mask_separates_groups_and_ordinary_queries():
-    mask = denoising_attention_mask(torch.tensor([0, 0, 1]), num_queries=2)
-    expected = torch.tensor(
+    """One object in one image, none in the other, two groups of a near and a wide miss: what is made of padding is seen
+    by nobody but itself."""
+    valid = torch.tensor([[True], [False]])
+    targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
+    mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)
+    with_object = torch.tensor(
         [
-            [1, 1, 0, 0, 0],
-            [1, 1, 0, 0, 0],
-            [0, 0, 1, 0, 0],
-            [0, 0, 0, 1, 1],
-            [0, 0, 0, 1, 1],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 1, 1],
+            [0, 0, 0, 0, 1, 1],
         ]
     )
-    assert torch.equal(mask, expected.bool())
+    without = torch.eye(6, dtype=torch.long)
+    without[4:, 4:] = 1
+    assert torch.equal(mask, torch.stack((with_object, without)).unsqueeze(1).bool())

@@ -220,9 +220,10 @@ def test_losses_sum_encoder_decoder_and_denoising():
     criterion, count = network.criterion, output.num_denoising
     ordinary, known = output.predictions.queries(slice(count, None)), output.predictions.queries(slice(0, count))
     matches = criterion.match(ordinary, output.pixel_embeddings, targets)
+    quality, dense = criterion.match_dense(output.dense, targets)
     parts = [
         criterion.losses(ordinary, matches, None, output.pixel_embeddings, targets, 3.0),
-        criterion.dense_losses(output.dense, targets)[0],
+        criterion.dense_losses(output.dense, quality, dense, targets, quality.sum().clamp(min=1)),
         criterion.denoising_losses(known, output.denoising, output.pixel_embeddings, targets, 3.0)[0],
     ]
     for name in LOSSES:
@@ -252,7 +253,7 @@ def test_states_that_answer_for_objects_and_their_labels():
             assert labels_of(output.hidden[layer, 0, query]) == [label]
     for query in (2, 3, 6, 7):
         assert labels_of(output.hidden[0, 0, query]) == []
-    dense = network.criterion.dense_losses(output.dense, targets)[1]
+    dense = network.criterion.match_dense(output.dense, targets)[1]
     assert len(dense.image) > 0
     for image, token, target in zip(dense.image, dense.query, dense.target, strict=True):
         content = network.select.content(output.dense.tokens[image, token])

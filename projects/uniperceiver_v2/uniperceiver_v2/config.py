@@ -58,7 +58,9 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
         "LENGTH_PENALTY": 1.0,  # a caption's log-likelihood is divided by its length to this power
         "MAX_LENGTH": 40,  # of generated captions, in tokens
     },
-    "retrieval": {},
+    "retrieval": {
+        "GATHER_FEATURES": True,  # candidates from all ranks; otherwise from this rank's share of the batch alone
+    },
     "language_modelling": {"MASKED_SHARE": 0.15, "VOCABULARY_SAMPLE": 0},
 }
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 
@@ -74,29 +71,3 @@ class CandidateCache:
                 del self._sets[next(iter(self._sets))]
             self._sets[key] = encode()
         return self._sets[key]
-
-
-class _GatherFromRanks(torch.autograd.Function):
-    """Concatenates [n,...] of every rank, all of the same n; gradients go back to the rank that a row came from."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows = len(rows)
-        gathered = [torch.empty_like(rows) for _ in range(comm.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)  # every rank's loss depends on every row
-        return grad[comm.get_rank() * ctx.rows :][: ctx.rows]
-
-
-def gather_from_ranks(rows: Tensor) -> Tensor:
-    """[n,...] of this rank to [world size · n,...], in the order of ranks, with gradients to all of them.
-
-    A backward pass gives each rank the gradient of the sum of all ranks' losses; averaged over ranks, as
-    DistributedDataParallel does, it is that of the mean loss.
-    """
-    return rows if comm.get_world_size() == 1 else _GatherFromRanks.apply(rows)

@@ -78,14 +78,21 @@ class UniPerceiverV2(nn.Module):
         return self.pixel_mean.device
 
     def forward(self, inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        name = inputs[0].get("task", "detection")
-        if name not in self.tasks:
-            raise KeyError(f"no task or kind of task {name!r}; there are {', '.join(self.tasks)}")
-        task = self.tasks[name]
+        task = self._task_of(inputs)
         if self.training:
             return task.losses(self, inputs)
         with torch.no_grad():
             return task.predict(self, inputs)
+
+    def loss_count(self, inputs: list[dict]) -> int:
+        """How many things the losses of a batch are means over, see `Task.loss_count`."""
+        return self._task_of(inputs).loss_count(inputs)
+
+    def _task_of(self, inputs: list[dict]) -> Task:
+        name = inputs[0].get("task", "detection")
+        if name not in self.tasks:
+            raise KeyError(f"no task or kind of task {name!r}; there are {', '.join(self.tasks)}")
+        return self.tasks[name]
 
     def preprocess(self, inputs: list[dict]) -> ImageList:
         """Normalises and pads the inputs' images, uint8 or float [3,H,W]."""

@@ -1,6 +1,6 @@
 from .backbone import HuggingFaceBackbone, build_huggingface_backbone
 from .image_encoder import ImageEncoder
-from .region_network import RegionSupervision, average_over_ranks
+from .region_network import RegionSupervision
 from .structures import ImageEncoding, Proposals, RegionTargets, mean_of_valid
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "Proposals",
     "RegionSupervision",
     "RegionTargets",
-    "average_over_ranks",
     "build_huggingface_backbone",
     "mean_of_valid",
 ]

@@ -83,6 +83,8 @@ def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
 class RegionCriterion:
     """Weighs and sums the region network's losses, each averaged over the objects of the batch.
 
+    What it divides by is given to it, as it depends on the other ranks' shares of the batch.
+
     Args:
         weights: of "objectness", "box", "giou", "mask", "dice".
         costs: of the same names, for matching.
@@ -129,7 +131,7 @@ class RegionCriterion:
         ignored: Tensor | None,
         pixel_embeddings: Tensor,
         targets: RegionTargets,
-        num_objects: float,
+        num_objects: Tensor | float,
     ) -> dict[str, Tensor]:
         """Losses of matched queries and of background, summed over layers, per object.
 
@@ -140,14 +142,12 @@ class RegionCriterion:
         place = matches.layer, matches.image, matches.query
         boxes, wanted = predictions.boxes[place].float(), targets.boxes[matches.image, matches.target]
         iou, giou = box_overlaps(boxes, wanted)
-        quality = torch.zeros_like(predictions.objectness, dtype=torch.float32)
+        quality = torch.zeros_like(predictions.objectness, dtype=iou.dtype)
         quality[place] = iou.detach().clamp(min=1e-3)
-        weight = 1.0 if ignored is None else (~ignored).float()
+        weight = iou.new_ones(()) if ignored is None else (~ignored).float()
         mask_loss, dice = self._mask_losses(predictions.mask_embeddings[place], matches, pixel_embeddings, targets)
         sums = {
-            "objectness": quality_focal_loss(
-                predictions.objectness.float(), quality, torch.as_tensor(weight, device=boxes.device)
-            ),
+            "objectness": quality_focal_loss(predictions.objectness.float(), quality, weight),
             "box": (boxes - wanted).abs().sum(),
             "giou": (1 - giou).sum(),
             "mask": mask_loss,
@@ -177,27 +177,42 @@ class RegionCriterion:
         queries: DenoisingQueries,
         pixel_embeddings: Tensor,
         targets: RegionTargets,
-        num_objects: float,
+        num_objects: Tensor | float,
     ) -> tuple[dict[str, Tensor], Matches]:
         """As `losses`, with the known answers in place of a matching, averaged over the denoising groups."""
         matches = queries.matches(layers=len(predictions.objectness))
         ignored = ~(queries.positive | queries.negative)
-        groups = int(queries.groups[-1]) + 1
-        losses = self.losses(predictions, matches, ignored, pixel_embeddings, targets, num_objects * groups)
+        divisor = num_objects * queries.num_groups
+        losses = self.losses(predictions, matches, ignored, pixel_embeddings, targets, divisor)
         return losses, matches
 
-    def dense_losses(self, dense: DensePredictions, targets: RegionTargets) -> tuple[dict[str, Tensor], Matches]:
-        """One-to-many losses of the encoder's tokens, each object's tokens weighed by their quality, and who answers
-        for what."""
+    def match_dense(self, dense: DensePredictions, targets: RegionTargets) -> tuple[Tensor, Matches]:
+        """The quality [B,S] that the objectness of each of the encoder's tokens should have, and which tokens answer
+        for which objects, those whose quality is positive."""
         quality, target = one_to_many_match(dense, targets, self.one_to_many)
-        total = quality.sum().clamp(min=1)
         image, token = (quality > 0).nonzero(as_tuple=True)
-        matches = Matches(torch.zeros_like(image), image, token, target[image, token])
-        weight = quality[image, token]
-        boxes, wanted = dense.boxes[image, token], targets.boxes[image, matches.target]
+        return quality, Matches(torch.zeros_like(image), image, token, target[image, token])
+
+    def dense_losses(
+        self,
+        dense: DensePredictions,
+        quality: Tensor,
+        matches: Matches,
+        targets: RegionTargets,
+        total_quality: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """One-to-many losses of the encoder's tokens, each object's tokens weighed by their quality.
+
+        Args:
+            quality, matches: of `match_dense`.
+            total_quality: what to divide by.
+        """
+        weight = quality[matches.image, matches.query]
+        boxes = dense.boxes[matches.image, matches.query]
+        wanted = targets.boxes[matches.image, matches.target]
         sums = {
             "objectness": quality_focal_loss(dense.objectness, quality, dense.valid.float()),
             "box": ((boxes - wanted).abs().sum(-1) * weight).sum(),
             "giou": ((1 - box_overlaps(boxes, wanted)[1]) * weight).sum(),
         }
-        return {name: self.weights[name] * value / total for name, value in sums.items()}, matches
+        return {name: self.weights[name] * value / total_quality for name, value in sums.items()}

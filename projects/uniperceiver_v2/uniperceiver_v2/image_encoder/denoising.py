@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .structures import Matches, RegionTargets
@@ -23,14 +24,20 @@ class DenoisingQueries:
         targets: [B,D] int64, the target that a query was made of, for near and wide misses alike.
         positive: [B,D] bool, near misses of real (not padding) targets.
         negative: [B,D] bool, wide misses of real targets.
-        groups: [D] int64, the group of each query.
+        num_groups: how many groups there are.
     """
 
     boxes: Tensor
     targets: Tensor
     positive: Tensor
     negative: Tensor
-    groups: Tensor
+    num_groups: int
+
+    @property
+    def groups(self) -> Tensor:
+        """[D] int64, the group of each query."""
+        group = torch.arange(self.num_groups, device=self.boxes.device)
+        return group.repeat_interleave(self.boxes.shape[1] // self.num_groups)
 
     def matches(self, layers: int) -> Matches:
         """The near misses with their targets, once for each of `layers` decoder layers."""
@@ -67,12 +74,18 @@ def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float
         targets=torch.arange(N, device=device).expand(B, groups, 2, N).flatten(1),
         positive=torch.stack((real, none), dim=2).flatten(1),
         negative=torch.stack((none, real), dim=2).flatten(1),
-        groups=torch.arange(groups, device=device).repeat_interleave(2 * N),
+        num_groups=groups,
     )
 
 
-def denoising_attention_mask(groups: Tensor, num_queries: int) -> Tensor:
-    """Which queries may attend to which, [D+O, D+O] bool: those of a group among themselves, the O ordinary queries
-    among themselves, so that no answer leaks into the ordinary ones."""
-    owner = torch.cat((groups, groups.new_full((num_queries,), -1)))
-    return owner[:, None] == owner[None, :]
+def denoising_attention_mask(denoising: DenoisingQueries, num_queries: int) -> Tensor:
+    """Which queries may attend to which, [B,1,D+O,D+O] bool: those of a group among themselves, the O ordinary queries
+    among themselves, so that no answer leaks into the ordinary ones.
+
+    Queries made of padding are seen by none but themselves (which keeps attention defined): how many an image has
+    follows from its neighbours in the batch, and must not change what it learns.
+    """
+    owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), -1)))
+    real = F.pad(denoising.positive | denoising.negative, (0, num_queries), value=True)
+    itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
+    return ((owner[:, None] == owner) & (real[:, None] | itself))[:, None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..layers import MLP
+from ..ranks import mean_divisor, sum_over_ranks
 from .criterion import RegionCriterion, RegionPredictions
 from .deformable_encoder import DeformableEncoder
 from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
@@ -138,7 +138,7 @@ class RegionNetwork(nn.Module):
         contents, boxes, mask, denoising = queries.contents, queries.boxes, None, None
         if targets is not None and self.denoising_groups > 0:
             denoising = make_denoising_queries(targets, self.denoising_groups, self.box_noise)
-            mask = denoising_attention_mask(denoising.groups, contents.shape[1])
+            mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
         hidden, boxes = self.decoder(contents, boxes, memory, features, mask)
@@ -158,14 +158,14 @@ class RegionNetwork(nn.Module):
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
         """All losses, summed over the encoder, the decoder's layers and denoising."""
-        num_objects = max(average_over_ranks(targets.valid.sum()), 1.0)
         known, ordinary = slice(0, output.num_denoising), slice(output.num_denoising, None)
         pixels = output.pixel_embeddings
         matches = self.criterion.match(output.predictions.queries(ordinary), pixels, targets)
-        dense_losses, dense = self.criterion.dense_losses(output.dense, targets)
+        quality, dense = self.criterion.match_dense(output.dense, targets)
+        num_objects, total_quality = mean_divisor(sum_over_ranks(targets.valid.sum(), quality.sum()))
         parts = [
             self.criterion.losses(output.predictions.queries(ordinary), matches, None, pixels, targets, num_objects),
-            dense_losses,
+            self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality),
         ]
         states = [
             output.hidden[:, :, ordinary][matches.layer, matches.image, matches.query],
@@ -187,11 +187,3 @@ class RegionNetwork(nn.Module):
             states=torch.cat(states),
             labels=torch.cat([targets.labels[m.image, m.target] for m in answered]),
         )
-
-
-def average_over_ranks(count: Tensor) -> float:
-    """Mean of a count over all ranks, so that every rank divides by the same number."""
-    total = count.detach().float().clone()
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(total)
-    return float(total) / comm.get_world_size()

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
-from ..image_encoder import average_over_ranks
+from ..ranks import mean_divisor, sum_over_ranks
 from .generation import Step, search
-from .task import Task, register_task
+from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
@@ -40,10 +39,14 @@ class CaptioningTask(Task):
         logits, labels = vocabulary_logits(
             model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"]
         )
-        get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
+        count, hits = sum_over_ranks(said.sum(), (logits.argmax(-1) == labels).sum())
+        log_accuracy("word_accuracy", hits, count)
         smoothing = self.settings["LABEL_SMOOTHING"]
         total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        return {"loss_caption": total / average_over_ranks(said.sum())}
+        return {"loss_caption": total / mean_divisor(count)}
+
+    def loss_count(self, inputs: list[dict]) -> int:
+        return sum(len(caption) - 1 for x in inputs for caption in x["caption_token_ids"])
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from .task import Task, register_task
+from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
     from ..image_encoder import ImageEncoding
@@ -24,7 +23,7 @@ class ClassificationTask(Task):
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         logits = self._logits(model, encoding, inputs)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
-        get_event_storage().put_scalar("label_accuracy", (logits.argmax(-1) == labels).float().mean().item())
+        log_accuracy("label_accuracy", (logits.argmax(-1) == labels).sum(), len(labels))
         aligned = model.likelihood(encoding.mean_global_token(), model.candidate_anchors(self.candidates(inputs)))
         smoothing = self.settings["LABEL_SMOOTHING"]
         return {

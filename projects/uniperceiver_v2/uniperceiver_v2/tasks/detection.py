@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..image_encoder import Proposals, RegionTargets
 from ..image_encoder.boxes import cxcywh_to_xyxy
-from .task import Task, register_task
+from ..ranks import mean_divisor, sum_over_ranks
+from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
@@ -39,13 +39,20 @@ class DetectionTask(Task):
         # while they do not tell, the unified decoder learns to make all candidates equal.
         anchors = model.candidate_anchors(self.candidates(inputs))
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), anchors)
-        if len(labels):
-            get_event_storage().put_scalar("category_accuracy", (logits.argmax(-1) == labels).float().mean().item())
+        matched, hits, answering = sum_over_ranks(
+            torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), torch.ones_like(regions.labels).sum()
+        )
+        log_accuracy("category_accuracy", hits, matched)
+        category = F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(matched)
+        alignment = F.cross_entropy(aligned, regions.labels, reduction="sum") / mean_divisor(answering)
         return {
             **regions.losses,
-            "loss_category": self.settings["CATEGORY_WEIGHT"] * mean_cross_entropy(logits, labels),
-            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"] * mean_cross_entropy(aligned, regions.labels),
+            "loss_category": self.settings["CATEGORY_WEIGHT"] * category,
+            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"] * alignment,
         }
+
+    def loss_count(self, inputs: list[dict]) -> int:
+        return sum(len(x["instances"]) for x in inputs)
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         images = model.preprocess(inputs)
@@ -62,11 +69,6 @@ class DetectionTask(Task):
             )
             results.append({"instances": instances})
         return results
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits [K,C] and labels [K], zero (and not NaN) for K = 0."""
-    return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
 
 
 def best_instances(

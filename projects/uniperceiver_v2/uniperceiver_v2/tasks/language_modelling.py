@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..data.text_mappers import NOT_PREDICTED
 from ..decoder import TEXT_TO_TEXT, Attributes, Segment
-from ..image_encoder import average_over_ranks
-from .task import Task, register_task
+from ..ranks import mean_divisor, sum_over_ranks
+from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
@@ -31,9 +30,13 @@ class LanguageModellingTask(Task):
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
         features, words, _ = self._masked(model, inputs)
         logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"])
-        get_event_storage().put_scalar("word_accuracy", (logits.argmax(-1) == labels).float().mean().item())
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return {"loss_word": total / average_over_ranks(torch.tensor(len(labels), device=labels.device))}
+        right = logits.argmax(-1) == labels
+        count, hits = sum_over_ranks(torch.ones_like(labels).sum(), right.sum())
+        log_accuracy("word_accuracy", hits, count)
+        return {"loss_word": F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(count)}
+
+    def loss_count(self, inputs: list[dict]) -> int:
+        return sum(int((x["labels"] != NOT_PREDICTED).sum()) for x in inputs)
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         features, words, counts = self._masked(model, inputs)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..decoder import IMAGE_TO_TEXT
-from ..likelihood import gather_from_ranks
-from .task import Task, register_task
+from ..ranks import gather_from_ranks
+from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
     from ..meta_arch import UniPerceiverV2
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 @register_task("retrieval")
 class RetrievalTask(Task):
     """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
-    caption all images, gathered over all ranks.
+    caption all images, gathered over all ranks unless GATHER_FEATURES is off.
 
     Inputs: "image", in training "file_name" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a
     list of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
@@ -32,13 +31,17 @@ class RetrievalTask(Task):
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = model.decode_image(encoding)
         texts = model.encode_texts(*model.text_encoder.pad([x["token_ids"] for x in inputs]), IMAGE_TO_TEXT)
-        all_images, all_texts = gather_from_ranks(images), gather_from_ranks(texts)
-        own = comm.get_rank() * len(inputs) + torch.arange(len(inputs), device=images.device)
-        same = self._same_pairs(inputs, own)
+        keys, rows = _keys(inputs).to(images.device), torch.arange(len(inputs), device=images.device)
+        all_images, all_texts, all_keys, own = images, texts, keys, rows
+        if self.settings["GATHER_FEATURES"] and comm.get_world_size() > 1:
+            all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
+            all_keys, own = gather_from_ranks(keys), rows + comm.get_rank() * len(inputs)
+        # Another pair with the same image or the same caption is no wrong answer and must not be counted as one.
+        same = (keys[:, None] == all_keys).any(-1).index_put((rows, own), torch.zeros_like(rows, dtype=torch.bool))
         to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)
         to_image = model.likelihood(texts, all_images).masked_fill(same, -torch.inf)
-        hits = (to_text.argmax(1) == own).float().mean() + (to_image.argmax(1) == own).float().mean()
-        get_event_storage().put_scalar("pair_accuracy", hits.item() / 2)
+        hits = (to_text.argmax(1) == own).sum() + (to_image.argmax(1) == own).sum()
+        log_accuracy("pair_accuracy", hits, 2 * len(inputs))
         return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
@@ -51,20 +54,10 @@ class RetrievalTask(Task):
             {"image_feature": image, "text_features": features} for image, features in zip(images, texts.split(counts))
         ]
 
-    @staticmethod
-    def _same_pairs(inputs: list[dict], own: Tensor) -> Tensor:
-        """[B, world size · B] bool: another pair of the gathered batch with the same image or the same caption, which
-        is no wrong answer and must not be counted as one."""
-        keys = torch.stack(
-            (
-                torch.tensor([_key(x["file_name"].encode()) for x in inputs], device=own.device),
-                torch.tensor([_key(x["token_ids"].cpu().numpy().tobytes()) for x in inputs], device=own.device),
-            ),
-            dim=1,
-        )
-        same = (keys[:, None] == gather_from_ranks(keys)).any(-1)
-        same[torch.arange(len(own), device=own.device), own] = False
-        return same
+
+def _keys(inputs: list[dict]) -> Tensor:
+    """[B,2] int64, equal where image or caption are."""
+    return torch.tensor([(_key(x["file_name"].encode()), _key(x["token_ids"].cpu().numpy().tobytes())) for x in inputs])
 
 
 def _key(content: bytes) -> int:

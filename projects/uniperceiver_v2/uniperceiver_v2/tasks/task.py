@@ -3,10 +3,12 @@ holds settings and no weights."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -37,7 +39,19 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
-        """The losses of a batch, weighed against each other, each a scalar."""
+        """The losses of a batch, weighed against each other, each a scalar.
+
+        With several ranks a rank's losses are such that their mean over ranks is that of the whole batch (see `ranks`).
+        Whether collective calls are made must not depend on what this rank's share holds.
+        """
+
+    def loss_count(self, inputs: list[dict]) -> int:
+        """How many things the losses of a batch are means over: images, unless a task says otherwise. It may be 0.
+
+        A part of a batch then counts max(1, its count) / max(1, the count of all parts), both summed over ranks, of the
+        whole: as losses divide by no less than one thing, parts with none teach the background all the same.
+        """
+        return len(inputs)
 
     @abstractmethod
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
@@ -53,3 +67,11 @@ class Task(ABC):
         if not names:
             raise ValueError('an input needs "candidates", the names to choose from')
         return tuple(self.settings["PROMPT"].format(name) for name in names)
+
+
+def log_accuracy(name: str, hits: Tensor, count: Tensor | int) -> None:
+    """Puts the share of `hits` among `count` into the event storage, in one wait for the device; nothing if there was
+    nothing to hit."""
+    accuracy = (hits / count).item()
+    if not math.isnan(accuracy):
+        get_event_storage().put_scalar(name, accuracy)

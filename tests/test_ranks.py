@@ -1,0 +1,23 @@
+"""Sums, divisors and gathered rows of one rank alone; tests/test_two_ranks.py has two."""
+
+import pytest
+import torch
+
+from uniperceiver_v2.ranks import gather_from_ranks, mean_divisor, sum_over_ranks
+
+
+def test_one_rank_gathers_its_own_rows():
+    rows = torch.randn(3, 2)
+    assert gather_from_ranks(rows) is rows
+
+
+def test_sums_are_numbers_without_a_way_back():
+    value = torch.tensor(2.5, requires_grad=True)
+    sums = sum_over_ranks(value, torch.tensor(7), torch.tensor(True))
+    assert sums.tolist() == [2.5, 7, 1]
+    assert not sums.requires_grad
+
+
+@pytest.mark.parametrize(("count", "divisor"), [(0.0, 1.0), (0.25, 1.0), (3.0, 3.0)])
+def test_a_mean_over_nothing_divides_by_one(count, divisor):
+    assert mean_divisor(torch.tensor(count)).item() == divisor
