@@ -7,13 +7,17 @@ import json
 import logging
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
+from torch import nn
 
 from ..checkpoint.checkpointer import write_atomically
 
@@ -36,14 +40,16 @@ class MetricsFile(HookBase):
     ``smoothing_hint=False``, such as results of an evaluation. What is not finite is written as Python does (NaN,
     Infinity).
 
-    What is pending at a checkpoint is kept in it. A resumed run drops all that was written after the checkpoint, so that
-    in the end the file is that of a run that was never interrupted, measured times aside. An evaluation of the very
-    iteration of the checkpoint that the run did not come to record is done anew. A run that starts from the beginning
-    moves a file that it finds to ``metrics.previous.json``; a run that is cut short writes no last row, as the resumed
-    one will.
+    What is pending at a checkpoint is kept in it. A resumed run drops all that was written after the checkpoint, so
+    that in the end the file is that of a run that was never interrupted, measured times aside. An evaluation of the
+    very iteration of the checkpoint that the run did not come to record is done anew. A run that starts from the
+    beginning moves a file that it finds to ``metrics.previous.json``; a run that is cut short writes no last row, as
+    the resumed one will.
 
-    To be registered on all ranks, after all hooks that put scalars; the main process alone writes. The trainer needs an
-    ``evaluate()``, which returns results as Detectron2's ``EvalHook`` wants them, if there is an ``eval_period``.
+    To be registered on all ranks, after all hooks that put scalars; the main process alone writes. Scalars that are put
+    by a hook between the checkpoint's and this one, other than the ``EvalHook``, may be lost from one row of a resumed
+    run. The trainer needs an ``evaluate()``, which returns results as the ``EvalHook`` wants them, if there is an
+    ``eval_period``.
 
     Args:
         path: of the file.
@@ -79,9 +85,9 @@ class MetricsFile(HookBase):
             self._write_row(self.trainer.iter)
 
     def after_train(self) -> None:
-        finished = self.trainer.iter == self.trainer.max_iter
-        if self._is_open and finished and comm.is_main_process():
-            self._write_row(self.trainer.iter)  # the last evaluation
+        last = self.trainer.max_iter  # Detectron2 counts one further where there was nothing left to do
+        if self._is_open and self.trainer.iter >= last and comm.is_main_process():
+            self._write_row(last)  # the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
         """What the next row will be made of: plain numbers, lists and dicts."""
@@ -110,8 +116,8 @@ class MetricsFile(HookBase):
         """Bring the file to where it was at the checkpoint of iteration ``start - 1``."""
         state = self._state or {"row": start - 1, "max_iter": 0, "means": {}, "latest": {}}
         self._last_row = min(state["row"], start - 1)
-        # The checkpoint is written before an evaluation and a row of its iteration. A row that is there is whole, unless
-        # that iteration was the last one of its run, which evaluates only after training.
+        # The checkpoint is written before an evaluation and a row of its iteration. A row that is there is whole,
+        # unless that iteration was the last one of its run, which evaluates only after training.
         newest = start - 1 if self._is_due(start - 1) and state["max_iter"] != start else self._last_row
         if os.path.exists(self._path):
             with open(self._path, "rb") as file:
@@ -203,27 +209,70 @@ def _naming(path: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), path) from error
 
 
-class TensorBoardEvents(EventWriter):
-    """Detectron2's ``TensorboardXWriter``, whose run replaces what earlier ones have written from its start on.
+class TensorBoardEvents(HookBase):
+    """Lets Detectron2's ``TensorboardXWriter`` write scalars and pictures, and replace what earlier runs left.
 
-    TensorBoard drops the events of the same folder that are of ``start_iter`` or later: those that a resumed run comes
-    to once more, or all of them where a run starts from the beginning.
+    TensorBoard drops the events of the same folder that are of the run's first iteration or later: those that a resumed
+    run comes to once more, or all of them where a run starts from the beginning.
+
+    To be registered on the main process, after all hooks that put something.
 
     Args:
         folder: of the event files.
+        period: iterations between two times of writing.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, period: int):
         self._folder = folder
+        self._period = period
         self._writer: TensorboardXWriter | None = None
 
-    def begin(self, start_iter: int) -> None:
-        """To be called before the first ``write``, once it is known where the run starts."""
-        self._writer = TensorboardXWriter(self._folder, purge_step=start_iter)
+    def before_train(self) -> None:
+        self._writer = TensorboardXWriter(self._folder, purge_step=self.trainer.start_iter)
 
-    def write(self) -> None:
-        self._writer.write()
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            self._writer.write()
 
-    def close(self) -> None:
+    def after_train(self) -> None:
         if self._writer is not None:
+            self._writer.write()  # the last evaluation
             self._writer.close()
+
+
+class RunScalars(HookBase):
+    """Puts ``temperature``, the model's τ, and ``peak_memory_mib``, of this process so far, where they will be written.
+
+    On a GPU the memory is that of tensors; on a CPU it is the whole process', in its workers nothing.
+
+    To be registered on the main process, before the hooks that write, checkpoints included.
+
+    Args:
+        model: with or without a ``likelihood``; with none, there is no τ.
+        period: iterations between two times.
+    """
+
+    def __init__(self, model: nn.Module, period: int):
+        self._likelihood = getattr(model, "likelihood", None)
+        self._device = next(model.parameters()).device
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period and done != self.trainer.max_iter:
+            return
+        storage = self.trainer.storage
+        if self._likelihood is not None:
+            # Likelihood.temperature would also move the parameter to its floor, and so change what is averaged.
+            temperature = max(math.exp(-self._likelihood.log_scale.item()), self._likelihood.MIN_TEMPERATURE)
+            storage.put_scalar("temperature", temperature, smoothing_hint=False)
+        storage.put_scalar("peak_memory_mib", peak_memory(self._device), smoothing_hint=False)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of tensors on a GPU since the process began, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
