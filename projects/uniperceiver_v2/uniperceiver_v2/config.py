@@ -87,6 +87,7 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
     cfg.SOLVER.DECODER_MULTIPLIER = 1.0  # of the unified decoder
+    cfg.SOLVER.GATE_MULTIPLIER = 1.0  # of the routers of its Conditional MoE, on top of the decoder's
     # Iterations for which the unified decoder stays as it starts, until what it is given tells candidates apart.
     cfg.SOLVER.DECODER_DELAY = 0
     # Decay of the exponential average of the weights that is evaluated and saved as "model"; 0 turns it off.
@@ -102,6 +103,8 @@ def _add_model_config(cfg: CN) -> None:
     node.EMBED_DIM = 768  # d, the width of the unified decoder and of all that enters it
     node.ATTENTION_POOLS = 8  # M' of equation (3)
     node.TEMPERATURE = 0.07  # τ at the start
+    # Parts that compute their activations twice instead of keeping them: "backbone", "region_network", "decoder".
+    node.ACTIVATION_CHECKPOINTING = []
 
     # A Hugging Face backbone: a directory with its configuration (and weights), or the configuration's fields.
     node.BACKBONE = CN()
@@ -120,6 +123,7 @@ def _add_model_config(cfg: CN) -> None:
     # Experts of a feed-forward network, and how many of them a token goes through; no experts: a dense network.
     node.DECODER.EXPERTS = 8
     node.DECODER.ACTIVE_EXPERTS = 2
+    node.DECODER.COMPILE = False  # its layers by torch.compile
 
     node.REGION = CN()
     node.REGION.DIM = 256
