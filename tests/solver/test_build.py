@@ -67,6 +67,52 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay(cfg):
         assert found[undecayed] == (1e-3, 0.0)
 
 
+# All of the real model's parameters that stand for something by their size: embeddings, tokens, queries, τ.
+NEVER_DECAYED = {
+    "image_encoder.regions.denoising_content",
+    "image_encoder.regions.project.scale_embedding",
+    "image_encoder.global_tokens.pools.queries",
+    "text_encoder.model.embeddings.word_embeddings.weight",
+    "text_encoder.model.embeddings.token_type_embeddings.weight",
+    "text_encoder.model.embeddings.position_embeddings.weight",
+    "decoder.spe",
+    "likelihood.log_scale",
+}
+
+
+def test_every_parameter_of_the_real_model_has_the_rate_and_decay_of_its_part(tiny_config, tiny_model):
+    solver = tiny_config.SOLVER
+    solver.BASE_LR, solver.DECODER_DELAY = 1.0, 300
+    rates = {"BACKBONE_MULTIPLIER": 0.1, "TEXT_ENCODER_MULTIPLIER": 0.5, "DECODER_MULTIPLIER": 0.7}
+    solver.update({**rates, "GATE_MULTIPLIER": 0.3})
+    solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS = 0.05, 0.01, 0.02
+    parameters = dict(tiny_model.named_parameters())
+    names = {p: name for name, p in parameters.items()}
+
+    def expected(name: str) -> tuple[float, float, int]:
+        part, owner = name.split(".")[0], name.rpartition(".")[0]
+        rate = {"text_encoder": 0.5, "decoder": 0.7 * 0.3 if ".router." in name else 0.7}.get(part, 1.0)
+        rate = 0.1 if name.startswith("image_encoder.backbone.") else rate
+        matrix = parameters.get(f"{owner}.weight")
+        if name in NEVER_DECAYED:
+            decay = 0.0
+        elif matrix.ndim == 1:
+            decay = 0.01  # norms are all that have a weight for each channel
+        else:
+            decay = 0.05 if parameters[name] is matrix else 0.02
+        return pytest.approx(rate), decay, 300 if part == "decoder" else 0
+
+    groups = build_optimizer(tiny_config, tiny_model).param_groups
+    members = [names[p] for group in groups for p in group["params"]]
+    assert sorted(members) == sorted(parameters)
+    assert set(members) > NEVER_DECAYED
+    for group in groups:
+        for p in group["params"]:
+            assert (group["lr"], group["weight_decay"], group["delay"]) == expected(names[p]), names[p]
+    gates = {names[p] for group in groups if group["lr"] == pytest.approx(0.21) for p in group["params"]}
+    assert gates == {"decoder.layers.0.ffn.router.weight", "decoder.layers.0.ffn.router.bias"}
+
+
 def test_detectron2s_keys_for_norms_and_biases_are_followed(cfg):
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.01
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.02
