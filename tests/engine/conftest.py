@@ -1,19 +1,27 @@
-"""A model of two tasks that share parameters, trained in milliseconds, and data to train it on."""
+"""A model of two tasks that share parameters, trained in milliseconds, and the smallest real run of all five kinds."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.data import register_digit_scenes
 from uniperceiver_v2.engine import UniPerceiverTrainer
 
 if "ToyTwoTasks" not in META_ARCH_REGISTRY:
@@ -41,6 +49,9 @@ if "ToyTwoTasks" not in META_ARCH_REGISTRY:
                     "loss_size": 0.1 * value.abs().mean(),
                 }
             return {"loss_sign": nn.functional.softplus(-hidden * x.sign()).mean()}
+
+        def loss_count(self, batch: list[dict[str, Any]]) -> int:
+            return len(batch)
 
 
 class TaskBatches:
@@ -113,3 +124,90 @@ def cfg(tmp_path):
     DatasetCatalog.register("toy_lines_test", lambda: [{}])
     yield toy_config(str(tmp_path / "output"))
     DatasetCatalog.remove("toy_lines_test")
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory) -> Path:
+    """digit_scenes of 24 training and 6 test scenes."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
+    try:
+        from prepare_digit_scenes import prepare
+    finally:
+        sys.path.pop(0)
+    output = tmp_path_factory.mktemp("run") / "digit_scenes"
+    prepare(output, train_scenes=24, test_scenes=6)
+    return output
+
+
+@pytest.fixture
+def real_cfg(tiny_config, small_tree, tmp_path) -> Iterator[CfgNode]:
+    """Settings of a run of the smallest whole model, a task of each kind, on real files: some 0.2 s an iteration."""
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    register_digit_scenes(str(small_tree), prefix="small_")
+    cfg = tiny_config
+    cfg.SEED = 7
+    cfg.MODEL.MASK_ON = True
+    cfg.OUTPUT_DIR = str(tmp_path / "real")
+    cfg.MODEL.PIXEL_STD = [64.0, 64.0, 64.0]
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (64, 80), "none"
+    for task, dataset in (
+        ("scenes", "small_digit_scenes_train"),
+        ("digits", "small_digits_train"),
+        ("captions", "small_digit_scenes_captions_train"),
+        ("pairs", "small_digit_scenes_captions_train"),
+        ("corpus", "small_digit_corpus_train"),
+    ):
+        cfg.TASKS[task].DATASETS, cfg.TASKS[task].IMS_PER_BATCH = [dataset], 4
+    cfg.TASKS.digits.IMAGE_SIZE = 32
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR = 10, 2, 1e-3
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    cfg.SOLVER.WEIGHT_AVERAGING = 0.9
+    cfg.DATALOADER.NUM_WORKERS = 0
+    yield cfg
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
+
+
+def fork(work: Callable[[], Any]) -> int:
+    """The pid of a new process that does the work and exits with 0, or with what SystemExit says, or with 1."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # nothing of pytest's may run here
+
+
+def fork_ranks(work: Callable[[], Any], folder: Path, world_size: int = 2) -> list[int]:
+    """:func:`fork` for each rank of a process group on the CPU, which meets in a new file in ``folder``."""
+    meeting = folder / f"meeting{len(list(folder.glob('meeting*')))}"
+
+    def as_rank(rank: int) -> None:
+        dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
+        comm.create_local_process_group(world_size)
+        work()
+        dist.destroy_process_group()
+
+    return [fork(lambda rank=rank: as_rank(rank)) for rank in range(world_size)]
+
+
+def exit_code(pid: int) -> int:
+    """Of a process once it is over; minus the signal's number for one that was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def processes() -> Any:
+    """``fork``, ``fork_ranks`` and ``exit_code``."""
+    return sys.modules[__name__]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 from pathlib import Path
 
@@ -143,25 +142,6 @@ def test_a_tasks_loss_weight_scales_its_gradient(toy_trainer, cfg):
         trainer, _ = train(toy_trainer, cfg)
         gradients.append(trainer.model.shared.weight.grad)
     torch.testing.assert_close(gradients[1], 3 * gradients[0])
-
-
-def test_a_loss_that_is_not_finite_stops_with_task_and_iteration(toy_trainer, cfg):
-    class Poisoned(toy_trainer):
-        @classmethod
-        def build_task_loader(cls, cfg, task, start_batch):
-            for n, batch in enumerate(super().build_task_loader(cfg, task, start_batch)):
-                if task == "signs" and n == 5:
-                    batch[0]["x"][0] = math.nan
-                yield batch
-
-    schedule = TaskSchedule({"lines": 2 / 3, "signs": 1 / 3}, seed=3)
-    iteration = [t for t in range(60) if schedule.task_at(t) == "signs"][5]
-    for optimizer in ("TaskBalancedAdamW", "AdamW"):
-        cfg.SOLVER.OPTIMIZER = optimizer
-        trainer = Poisoned(cfg)
-        with pytest.raises(FloatingPointError, match=rf"task 'signs'.* in iteration {iteration} \(loss_sign nan"):
-            trainer.train()
-        assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 def test_bf16_autocast_is_a_setting(toy_trainer, cfg):
