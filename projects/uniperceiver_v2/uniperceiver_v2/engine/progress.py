@@ -1,32 +1,43 @@
-"""One readable line on how training goes, task by task."""
+"""How training goes, task by task: readable lines, and a bar where somebody watches a terminal."""
 
+from __future__ import annotations
+
+import contextlib
 import datetime
 import logging
 import math
-from collections.abc import Sequence
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+WINDOW = 20  # iterations of a task whose mean is shown
+BAR_PERIOD = 0.2  # seconds between two pictures of the bar
 
 
 class TaskProgressPrinter(EventWriter):
     """Logs iteration, time left, speed and, for each task, its total loss and the parts of it.
 
-    A loss is the mean over the task's last ``window`` iterations, however many of other tasks lie between;
-    times are means over ten times as many iterations of all tasks, since tasks take turns and differ.
+    A loss is the mean over the task's last ``WINDOW`` iterations, however many of other tasks lie between; times are
+    means over ten times as many iterations of all tasks, since tasks take turns and differ.
 
     Args:
         tasks: names, in the order of the line.
         max_iter: the last iteration plus one, for the time left.
-        window: iterations of a task that are averaged.
     """
 
-    def __init__(self, tasks: Sequence[str], max_iter: int, window: int = 20):
+    def __init__(self, tasks: Sequence[str], max_iter: int):
         self._tasks = tuple(tasks)
         self._max_iter = max_iter
-        self._window = window
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -39,12 +50,11 @@ class TaskProgressPrinter(EventWriter):
     def _progress(self, storage: EventStorage) -> str:
         done = storage.iter + 1
         text = f"{done}/{self._max_iter}"
-        seconds = self._mean(storage, "time", 10 * self._window)
-        if not math.isnan(seconds):
-            left = seconds * (self._max_iter - done)
+        left = _seconds_left(storage, self._max_iter)
+        if not math.isnan(left):
             storage.put_scalar("eta_seconds", left, smoothing_hint=False)
-            text += f" eta {datetime.timedelta(seconds=round(left))} {seconds:.3f} s/it"
-            text += f" (data {self._mean(storage, 'data_time', 10 * self._window):.3f})"
+            text += f" eta {_clock(left)} {_seconds(storage, 'time'):.3f} s/it"
+            text += f" (data {_seconds(storage, 'data_time'):.3f})"
         if "lr" in storage.histories():
             text += f" lr {storage.history('lr').latest():.2e}"
         if torch.cuda.is_available():
@@ -52,16 +62,163 @@ class TaskProgressPrinter(EventWriter):
         return text
 
     def _losses(self, storage: EventStorage, task: str) -> str:
-        total = self._mean(storage, f"{task}/total_loss")
+        total = _mean(storage, f"{task}/total_loss", WINDOW)
         if math.isnan(total):
             return ""  # not drawn yet
         prefix = f"{task}/loss_"
         names = [name for name in storage.histories() if name.startswith(prefix)]
-        parts = " ".join(f"{name[len(prefix) :]} {self._mean(storage, name):.3g}" for name in names)
+        parts = " ".join(f"{name[len(prefix) :]} {_mean(storage, name, WINDOW):.3g}" for name in names)
         return f"{task} {total:.4g} ({parts})"
 
-    def _mean(self, storage: EventStorage, name: str, window: int | None = None) -> float:
-        if name not in storage.histories():
-            return math.nan
-        history = storage.history(name)
-        return history.avg(min(window or self._window, len(history.values())))
+
+def _mean(storage: EventStorage, name: str, window: int) -> float:
+    if name not in storage.histories():
+        return math.nan
+    history = storage.history(name)
+    return history.avg(min(window, len(history.values())))
+
+
+def _seconds(storage: EventStorage, name: str) -> float:
+    return _mean(storage, name, 10 * WINDOW)
+
+
+def _seconds_left(storage: EventStorage, max_iter: int) -> float:
+    return _seconds(storage, "time") * (max_iter - storage.iter - 1)
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class ProgressBar(HookBase):
+    """Shows iteration, time left, speed and each task's total loss in a bar that stays at the terminal's foot.
+
+    Without a terminal it does nothing. With one, the lines of :class:`TaskProgressPrinter` go to log files alone, and
+    whatever else is logged or printed appears above the bar.
+
+    To be registered on the main process, before all hooks that log something after training.
+
+    Args:
+        tasks: names, in the order shown.
+        stream: a terminal or something else; by default stderr or, if only that is one, stdout.
+    """
+
+    def __init__(self, tasks: Sequence[str], stream: TextIO | None = None):
+        self._tasks = tuple(tasks)
+        self._stream = stream
+        self._bar: tqdm | None = None
+        self._around = contextlib.ExitStack()
+        self._next_text = 0.0
+
+    def before_train(self) -> None:
+        streams = (sys.stderr, sys.stdout) if self._stream is None else (self._stream,)
+        terminal = next((stream for stream in streams if _is_terminal(stream)), None)
+        if terminal is None:
+            return
+        self._bar = _Bar(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            file=terminal,
+            dynamic_ncols=True,
+            mininterval=BAR_PERIOD,
+            bar_format="{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt}{postfix}",
+        )
+        self._around.enter_context(_everything_above_the_bar(terminal))
+
+    def after_step(self) -> None:
+        if self._bar is None:
+            return
+        now, is_last = time.monotonic(), self.trainer.iter + 1 == self.trainer.max_iter
+        if now >= self._next_text or is_last:
+            self._next_text = now + BAR_PERIOD
+            self._bar.set_postfix_str(self._text(), refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._around.close()
+
+    def _text(self) -> str:
+        storage = self.trainer.storage
+        parts = []
+        left = _seconds_left(storage, self.trainer.max_iter)
+        if not math.isnan(left):
+            parts += [f"eta {_clock(left)}", f"{_seconds(storage, 'time'):.3f} s/it"]
+        losses = ((task, _mean(storage, f"{task}/total_loss", WINDOW)) for task in self._tasks)
+        return " ".join([*parts, *(f"{task} {loss:.3g}" for task, loss in losses if not math.isnan(loss))])
+
+
+class _Bar(tqdm):
+    # tqdm's own lock and watcher are for many processes and for long waits between updates.
+    monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # none, or closed
+        return False
+
+
+@contextlib.contextmanager
+def _everything_above_the_bar(terminal: TextIO) -> Iterator[None]:
+    """Within, what is logged to a terminal or printed stands above the bar, and progress lines keep away from it."""
+    with contextlib.ExitStack() as stack:
+        above = {stream: _AboveBar(stream, terminal) for stream in (sys.stdout, sys.stderr) if _is_terminal(stream)}
+        above.setdefault(terminal, _AboveBar(terminal, terminal))
+        for handler in _terminal_handlers():
+            stream = handler.setStream(above.setdefault(handler.stream, _AboveBar(handler.stream, terminal)))
+            stack.callback(handler.setStream, stream)
+            handler.addFilter(_is_no_progress_line)
+            stack.callback(handler.removeFilter, _is_no_progress_line)
+        if sys.stdout in above:
+            stack.enter_context(contextlib.redirect_stdout(above[sys.stdout]))
+        if sys.stderr in above:
+            stack.enter_context(contextlib.redirect_stderr(above[sys.stderr]))
+        try:
+            yield
+        finally:
+            for stream in above.values():
+                stream.finish()
+
+
+def _terminal_handlers() -> list[logging.StreamHandler]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler: None for log in loggers for handler in getattr(log, "handlers", ())}
+    return [handler for handler in handlers if _is_terminal(getattr(handler, "stream", None))]
+
+
+def _is_no_progress_line(record: logging.LogRecord) -> bool:
+    return record.name != __name__
+
+
+class _AboveBar:
+    """A stream whose whole lines are written above the bar; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO, terminal: TextIO):
+        self._stream, self._terminal = stream, terminal
+        self._rest = ""
+        self._process = os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if os.getpid() != self._process:  # a worker of a data loader, which has no bar
+            return self._stream.write(text)
+        lines, newline, self._rest = (self._rest + text).rpartition("\n")
+        if newline:
+            with _Bar.external_write_mode(file=self._terminal):
+                self._stream.write(lines + newline)
+                self._stream.flush()
+        return len(text)
+
+    def finish(self) -> None:
+        """Write what no end of a line came after."""
+        self._stream.write(self._rest)
+        self._rest = ""
+        self._stream.flush()
