@@ -10,6 +10,7 @@ from .errors import UserError, nearest
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
 PRECISIONS = ("bfloat16", "float16")
+CHECKPOINTED_PARTS = ("backbone", "region_network", "decoder")
 
 
 def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
@@ -23,6 +24,8 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     _check_experts(cfg)
+    for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
+        _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
     _check_tasks(cfg, world_size)
     if training:
         _check_training(cfg)

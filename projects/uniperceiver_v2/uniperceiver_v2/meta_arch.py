@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import task_defaults
-from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder
-from .image_encoder import ImageEncoder, ImageEncoding, mean_of_valid
+from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
+from .errors import UserError
+from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
+from .layers import checkpoint_blocks
 from .likelihood import CandidateCache, Likelihood
 from .tasks import TASK_KINDS, Task
 from .text_encoder import TextEncoder
@@ -62,10 +66,15 @@ class UniPerceiverV2(nn.Module):
             node = cfg.TASKS[name]
             # A kind stands for the first task of that kind, so that evaluation, too, puts names into its prompt.
             tasks[name] = tasks[node.KIND] = TASK_KINDS[node.KIND](dict(node))
+        # In this order, in which a seed draws their weights.
+        image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
+        _checkpoint_activations(image_encoder, decoder, cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING)
+        if cfg.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE:
+            compile_decoder(decoder, cfg.MODEL.DEVICE)
         return {
-            "image_encoder": ImageEncoder(cfg),
-            "text_encoder": TextEncoder(cfg),
-            "decoder": UnifiedDecoder(cfg),
+            "image_encoder": image_encoder,
+            "text_encoder": text_encoder,
+            "decoder": decoder,
             "likelihood": Likelihood(cfg.MODEL.UNIPERCEIVER_V2.TEMPERATURE),
             "tasks": tasks,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -144,3 +153,28 @@ class UniPerceiverV2(nn.Module):
         token_ids, valid = self.text_encoder.tokenize(texts)
         means = mean_of_valid(self.text_encoder(token_ids, valid), valid)
         return means - means.mean(0)
+
+
+def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder, parts: Sequence[str]) -> None:
+    """Lets these parts compute their activations twice, in place, see :func:`checkpoint_blocks`.
+
+    Raises:
+        UserError: a part's blocks cannot be found or have to keep what they compute.
+    """
+    regions = image_encoder.regions
+    blocks = {
+        "backbone": lambda: _backbone_blocks(image_encoder.backbone),
+        "region_network": lambda: [*regions.encoder.layers, *regions.decoder.layers],
+        "decoder": lambda: decoder.layers,
+    }
+    for part in parts:
+        try:
+            checkpoint_blocks(blocks[part]())
+        except ValueError as error:
+            raise UserError(f"MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING, {part}: {error}") from error
+
+
+def _backbone_blocks(backbone: Backbone) -> list[nn.Module]:
+    if not isinstance(backbone, HuggingFaceBackbone):
+        raise ValueError(f"the blocks of {type(backbone).__name__} are not known, only Hugging Face backbones' are")
+    return backbone.blocks()

@@ -1,4 +1,5 @@
 from .cache import DecoderCache
+from .compilation import compile_decoder
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, MergedFeedForward
 from .segments import (
     IMAGE_TEXT_TO_TEXT,
@@ -26,4 +27,5 @@ __all__ = [
     "TaskModalities",
     "UnifiedDecoder",
     "attribute_classes",
+    "compile_decoder",
 ]

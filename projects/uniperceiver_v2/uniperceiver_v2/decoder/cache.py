@@ -35,6 +35,7 @@ class KeyValueBuffer:
         self._buffers = [x.new_empty(batch, length + self.SPARE, dim) for x in (start.keys, start.values)]
         self.append(start)
 
+    @torch.compiler.disable  # a graph would hold for one length alone
     def append(self, new: KeyValues) -> KeyValues:
         """Adds the keys and values and returns views of all so far."""
         end = self.length + new.keys.shape[1]

@@ -23,9 +23,14 @@ class DenseFeedForward(nn.Module):
         self.linear1 = nn.Linear(dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, dim)
 
-    def forward(self, hidden: Tensor, layout: Layout | None = None) -> Tensor:
-        """[B,L,d] to [B,L,d], whatever the layout."""
-        return self.linear2(F.gelu(self.linear1(hidden)))
+    def forward(self, hidden: Tensor, layout: Layout | None = None, weight: Tensor | None = None) -> Tensor:
+        """[B,L,d] to [B,L,d], whatever the layout; times `weight`, if it is given."""
+        inner, last = F.gelu(self.linear1(hidden)), self.linear2
+        if weight is None:
+            return last(inner)
+        if hidden[..., 0].numel() < last.in_features:  # what is smaller is weighed: the outputs or the matrix
+            return weight * last(inner)
+        return F.linear(inner, weight * last.weight, weight * last.bias)
 
 
 class ConditionalFeedForward(nn.Module):
@@ -60,13 +65,14 @@ class ConditionalFeedForward(nn.Module):
         self._router_state: list | None = None
         self._routes: dict[Attributes, Route] = {}
 
+    @torch.compiler.disable  # a graph would hold for one choice of experts alone
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L."""
         classes = _classes(layout)
         routes = dict(zip(classes, self.route(classes)))
 
         def network(attributes: Attributes, tokens: Tensor) -> Tensor:
-            return reduce(torch.add, (_weighed(self.experts[e], tokens, weight) for e, weight in routes[attributes]))
+            return reduce(torch.add, (self.experts[e](tokens, weight=weight) for e, weight in routes[attributes]))
 
         return _by_class(hidden, layout, network)
 
@@ -124,6 +130,7 @@ class MergedFeedForward(nn.Module):
         super().__init__()
         self.networks = nn.ModuleDict({_key(attributes): network for attributes, network in networks.items()})
 
+    @torch.compiler.disable
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L.
 
@@ -136,14 +143,6 @@ class MergedFeedForward(nn.Module):
         if _key(attributes) not in self.networks:
             raise ValueError(f"the experts were merged without a network for {attributes}")
         return self.networks[_key(attributes)](tokens)
-
-
-def _weighed(expert: DenseFeedForward, tokens: Tensor, weight: Tensor) -> Tensor:
-    """weight · expert(tokens), by whichever is smaller: the outputs or the second layer's matrix."""
-    if tokens[..., 0].numel() < expert.linear1.out_features:
-        return weight * expert(tokens)
-    second = expert.linear2
-    return F.linear(F.gelu(expert.linear1(tokens)), weight * second.weight, weight * second.bias)
 
 
 def _key(attributes: Attributes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +76,24 @@ def attribute_classes(tasks: Iterable[TaskModalities]) -> list[Attributes]:
             for modality in sorted(modalities):
                 classes.append(Attributes(modality, role, task, modality == "text" and "image" in modalities))
     return list(dict.fromkeys(classes))
+
+
+class SegmentLayout(Sequence):
+    """(number of tokens, their attributes) of consecutive segments. A class of its own, as torch.compile looks into
+    lists and would make a graph for each list of lengths.
+
+    Args:
+        segments: of one sequence, in order.
+    """
+
+    def __init__(self, segments: Iterable[tuple[int, Attributes]]):
+        self._segments = tuple(segments)
+
+    def __getitem__(self, index: int) -> tuple[int, Attributes]:
+        return self._segments[index]
+
+    def __len__(self) -> int:
+        return len(self._segments)
 
 
 @dataclass

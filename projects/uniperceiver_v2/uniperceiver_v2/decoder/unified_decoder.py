@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..layers import MultiHeadAttention
 from .cache import DecoderCache, KeyValueBuffer, KeyValues
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout
-from .segments import Attributes, Segment
+from .segments import Attributes, Segment, SegmentLayout
+
+GRAPHS = 64  # of a layer or a feed-forward network, at most
 
 
 @dataclass
@@ -87,6 +89,7 @@ class UnifiedDecoder(nn.Module):
         self.input_norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("image", "text")})
         self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward()) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+        self._backend: str | Callable | None = None
         self._start_as_pooling()
 
     def _start_as_pooling(self) -> None:
@@ -128,7 +131,7 @@ class UnifiedDecoder(nn.Module):
         hidden, layout, valid = self._open(others, segments[0])
         mask = _key_mask(valid)
         if causal is not None:
-            later, later_layout = self._enter(causal), [(causal.tokens.shape[1], causal.attributes)]
+            later, later_layout = self._enter(causal), SegmentLayout([(causal.tokens.shape[1], causal.attributes)])
             later_mask = _causal_mask(later, hidden.shape[1], _join_valid([(hidden, valid), (later, causal.valid)]))
         for layer in self.layers:
             hidden, seen = layer(hidden, mask, layout)
@@ -166,7 +169,8 @@ class UnifiedDecoder(nn.Module):
         """
         if not attributes.causal:
             raise ValueError(f"only causal tokens extend a sequence, not {attributes}")
-        hidden, layout = self._enter(Segment(tokens, None, attributes)), [(tokens.shape[1], attributes)]
+        hidden = self._enter(Segment(tokens, None, attributes))
+        layout = SegmentLayout([(tokens.shape[1], attributes)])
         mask = _causal_mask(hidden, cache.length, cache.valid(tokens.shape[1]))
         for layer, past in zip(self.layers, cache.layers):
             hidden, _ = layer(hidden, mask, layout, past)
@@ -191,7 +195,26 @@ class UnifiedDecoder(nn.Module):
             routed = {expert for route in layer.ffn.route(classes) for expert, _ in route}
             dropped.append(len(layer.ffn.experts) - len(routed))
             layer.ffn = layer.ffn.merge(classes)
+        if self._backend is not None:
+            self.compile_layers(self._backend)
         return MergeReport(before, self._parameter_count(), dropped)
+
+    def compile_layers(self, backend: str | Callable = "inductor") -> None:
+        """Compiles each layer by torch.compile when it is first used, in place: the names of the parameters stay.
+
+        Graphs serve all batch sizes and lengths but 1, which has graphs of its own; all layers, and all experts, share
+        theirs. A layer is one graph if its network is dense. With experts there is one up to the choice of experts,
+        which has to be made in Python, and then each expert is one.
+
+        Args:
+            backend: of torch.compile.
+        """
+        self._backend = backend
+        # The layers' graphs differ in masks, pasts, gradients and lengths of 1. By default no more than 8 are made.
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
+        dense = [module for module in self.modules() if isinstance(module, DenseFeedForward)]
+        for module in (*self.layers, *dense):
+            module.compile(dynamic=True, backend=backend)
 
     def _parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -201,7 +224,7 @@ class UnifiedDecoder(nn.Module):
         spe = self.spe.expand(first.tokens.shape[0], 1, -1)
         special = Attributes("special", first.attributes.role, first.attributes.task)
         hidden = torch.cat([spe, *(self._enter(s) for s in segments)], dim=1)
-        layout = [(1, special), *((s.tokens.shape[1], s.attributes) for s in segments)]
+        layout = SegmentLayout([(1, special), *((s.tokens.shape[1], s.attributes) for s in segments)])
         return hidden, layout, _join_valid([(spe, None), *((s.tokens, s.valid) for s in segments)])
 
     def _enter(self, segment: Segment) -> Tensor:

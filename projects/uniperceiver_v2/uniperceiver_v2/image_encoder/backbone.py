@@ -36,11 +36,36 @@ class HuggingFaceBackbone(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._out_features, self.model(images).feature_maps, strict=True))
 
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks of all stages, in their order.
+
+        They are found by what they are, as every model has its own names for them: in a stage, the outermost lists of
+        one of the model's own classes. A stage without such a list is itself a block, as in a plain Transformer.
+
+        Raises:
+            ValueError: the model has no list of as many parts as it has stages.
+        """
+        stages = _parts(self.model, count=len(self.model.stage_names) - 1)  # the first name is the stem's
+        if not stages:
+            raise ValueError(f"{type(self.model).__name__} has no list of its stages, so that no blocks are found")
+        return [block for stage in stages for block in _parts(stage) or [stage]]
+
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
+
+
+def _parts(module: nn.Module, count: int | None = None) -> list[nn.Module]:
+    """Entries of the outermost lists below `module` that hold modules of one class, no layers of PyTorch, and `count`
+    of them if it is given."""
+    found = []
+    for child in module.children():
+        entries = list(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        alike = len({type(entry) for entry in entries}) == 1 and not type(entries[0]).__module__.startswith("torch.")
+        found += entries if alike and count in (None, len(entries)) else _parts(child, count)
+    return found
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+from .activation_checkpointing import checkpoint_blocks
 from .attention import MultiHeadAttention
 from .deformable_attention import DeformableAttention, SpatialShapes, multi_scale_deformable_attention
 from .mlp import MLP
@@ -11,6 +12,7 @@ __all__ = [
     "MultiHeadAttention",
     "SpatialShapes",
     "box_position_encoding",
+    "checkpoint_blocks",
     "group_norm",
     "map_position_encoding",
     "multi_scale_deformable_attention",
