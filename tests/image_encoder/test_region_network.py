@@ -182,6 +182,21 @@ def test_denoising_queries_do_not_leak():
     assert not torch.autograd.grad(output.hidden[:, :, ordinary].sum(), targets.boxes, allow_unused=True)[0]
 
 
+@torch.no_grad()
+def test_padded_targets_change_nothing_for_denoising():
+    """An image's denoising queries are the same whatever its neighbour holds, and defined where an image has none."""
+    network, (maps, valid) = make_network(box_noise=0.0).eval(), make_maps()
+    targets, crowded = make_targets((1, 0)), make_targets((1, 3))
+    crowded.boxes[0, 0] = targets.boxes[0, 0]
+    found = [network(maps, valid, x) for x in (targets, crowded)]
+    first, second = (
+        x.hidden[:, 0, : x.num_denoising][:, x.denoising.positive[0] | x.denoising.negative[0]] for x in found
+    )
+    assert first.shape == (2, 2 * 2, DIM)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+    assert found[0].hidden.isfinite().all()
+
+
 def test_masks_are_products_of_mask_and_pixel_embeddings():
     network, (maps, valid) = make_network().eval(), make_maps()
     output = network(maps, valid, None)

@@ -21,7 +21,8 @@ def vocabulary_logits(
     The sampled set holds the targets themselves and `sample` of all other words, drawn uniformly without replacement,
     anew in each call and on each rank. Each drawn word stands for `others / drawn` words that could have been drawn, so
     that the sum of exp(logits), to which a softmax normalises, is in expectation that of the whole vocabulary
-    (importance sampling: Bengio and Senécal, 2008; Jean et al., ACL 2015).
+    (importance sampling: Bengio and Senécal, 2008; Jean et al., ACL 2015). That holds for each rank's
+    own sample, and several ranks' samples tell more about the vocabulary than one that they share would.
 
     Args:
         features: [K,d], representations at the positions that say a word each.

@@ -1,0 +1,222 @@
+"""Two ranks with half a batch each have, on average, the losses and gradients of one with the whole batch; parts of a
+batch, weighed by what they count, have them in sum. In float64, so that nothing but rounding may differ."""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.image_encoder.criterion import RegionCriterion
+from uniperceiver_v2.tasks import RetrievalTask
+
+NAMES = ("zero", "one", "two", "three", "seven")
+TEXTS = (
+    "a red seven and two blue threes",
+    "four",
+    "two nines above a one",
+    "the digits three and four and a green two",
+)
+BOXES = ((4, 6, 28, 30), (36, 20, 60, 56), (8, 34, 30, 60))
+# Objects of each of four images, of which a rank has two.
+OBJECTS = {
+    "detection": (2, 3, 0, 1),
+    "objects on one rank": (1, 2, 0, 0),
+    "one object in all": (1, 0, 0, 0),
+    "nothing to detect": (0, 0, 0, 0),
+}
+TOLERANCE = 1e-9  # of a parameter's largest gradient
+Outcome = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]  # losses, gradients, accuracies
+
+
+def steady_numbers(*shape, device=None, **_) -> torch.Tensor:
+    """In place of random numbers in 0..1: what depends on the place in all dimensions but the first, so that an object
+    gets the same on any rank and among any neighbours."""
+    shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    places = torch.zeros(shape[1:], dtype=torch.float64)
+    for dimension, size in enumerate(shape[1:]):
+        index = torch.arange(size, dtype=torch.float64) * (12.9898 + 65.243 * dimension)
+        places = places + index.view(-1, *[1] * (len(shape) - 2 - dimension))
+    return (torch.sin(places + 1) * 43758.5453).remainder(1).expand(shape).clone()
+
+
+@contextlib.contextmanager
+def float64_without_chance() -> Iterator[None]:
+    """What computes in float32 for its precision computes in float64."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with (
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        mock.patch.object(torch, "rand", steady_numbers),
+        mock.patch.object(torch, "randint", lambda low, high, size, **_: (steady_numbers(size) * high).floor()),
+    ):
+        yield
+    torch.set_default_dtype(dtype)
+
+
+def outcome(model, batch: list[dict], weight: float = 1.0) -> Outcome:
+    """Losses and gradients, times `weight`, of a batch."""
+    model.zero_grad()
+    with EventStorage() as storage:
+        losses = {name: weight * loss for name, loss in model(batch).items()}
+        accuracies = {name: value for name, (value, _) in storage.latest().items()}
+    sum(losses.values()).backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients, accuracies
+
+
+def halves(batch: list[dict]) -> tuple[list[dict], list[dict]]:
+    return batch[: len(batch) // 2], batch[len(batch) // 2 :]
+
+
+def combine(first: Outcome, second: Outcome, weight: float = 1.0) -> tuple[dict, dict]:
+    """Sums of losses and of gradients, times `weight`."""
+    return tuple({name: weight * (value + b[name]) for name, value in a.items()} for a, b in zip(first[:2], second[:2]))
+
+
+def worst_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest difference as a share of the largest entry of its parameter's gradient; what is zero but for rounding
+    counts as a millionth of the largest of all."""
+    scale = max(x.abs().max().item() for x in expected.values())
+    return max(
+        (found[n] - x).abs().max().item() / max(x.abs().max().item(), 1e-6 * scale, 1e-300) for n, x in expected.items()
+    )
+
+
+def image() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+
+
+def scene(count: int) -> dict:
+    masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, BOXES):
+        mask[y0:y1, x0:x1] = True
+    instances = Instances((64, 64), gt_boxes=Boxes(torch.tensor(BOXES, dtype=torch.float32)[:count]))
+    instances.gt_classes, instances.gt_masks = torch.tensor([4, 1, 2])[:count], BitMasks(masks)
+    return {"task": "scenes", "image": image(), "candidates": NAMES, "instances": instances}
+
+
+def masked_text(token_ids: torch.Tensor, count: int, mask_id: int) -> dict:
+    labels = torch.full_like(token_ids, -100)
+    labels[1 : count + 1] = token_ids[1 : count + 1]
+    return {"task": "corpus", "token_ids": token_ids.masked_fill(labels >= 0, mask_id), "labels": labels}
+
+
+@pytest.fixture
+def model(tiny_model):
+    """In float64 and in training, every part with weights that count."""
+    with torch.no_grad():
+        for part in (tiny_model.decoder, tiny_model.text_encoder):
+            for parameter in part.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    settings = {**task_defaults("alone", "retrieval"), "GATHER_FEATURES": False}
+    tiny_model.tasks["alone"] = RetrievalTask(settings)
+    return tiny_model.double().train()
+
+
+@pytest.fixture
+def batches(model) -> dict[str, list[dict]]:
+    """Of each kind one of four inputs, the halves of which differ in what they count."""
+    encoder = model.text_encoder
+    ids = [torch.tensor(encoder.tokenizer(text)["input_ids"]) for text in TEXTS]
+    captions = ([ids[0], ids[3]], [ids[2]], [ids[1]], [ids[1], ids[1]])
+    paired = (ids[0], ids[1], ids[2], ids[0])  # the same caption on both ranks
+    pairs = [{"task": "pairs", "image": image(), "file_name": f"{i}", "token_ids": x} for i, x in enumerate(paired)]
+    return {
+        **{name: [scene(count) for count in counts] for name, counts in OBJECTS.items()},
+        "classification": [
+            {"task": "digits", "image": image(), "candidates": NAMES, "label": label} for label in (3, 1, 4, 1)
+        ],
+        "captioning": [{"task": "captions", "image": image(), "caption_token_ids": x} for x in captions],
+        "language modelling": [masked_text(x, n, encoder.mask_id) for x, n in zip(ids, (4, 1, 0, 2))],
+        "masks on one rank": [masked_text(x, n, encoder.mask_id) for x, n in zip(ids, (0, 0, 3, 2))],
+        "retrieval": pairs,
+        "retrieval, each rank alone": [{**pair, "task": "alone"} for pair in pairs],
+    }
+
+
+def train_on_a_half(rank: int, folder: str) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    model, batches = torch.load(f"{folder}/given.pth", weights_only=False)
+    with float64_without_chance():
+        found = {name: outcome(model, halves(batch)[rank]) for name, batch in batches.items()}
+    torch.save(found, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_learn_as_one(model, batches, tmp_path):
+    torch.save((model, batches), tmp_path / "given.pth")
+    processes = mp.spawn(train_on_a_half, (str(tmp_path),), nprocs=2, join=False)
+    with float64_without_chance():
+        expected = {name: outcome(model, batch) for name, batch in batches.items()}
+        alone = batches["retrieval, each rank alone"]
+        expected["retrieval, each rank alone"] = *combine(*(outcome(model, x) for x in halves(alone)), 0.5), None
+    while not processes.join():
+        pass
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for name, (losses, gradients, accuracies) in expected.items():
+        first, second = (rank[name] for rank in ranks)
+        found_losses, found = combine(first, second, 0.5)
+        for loss, value in losses.items():
+            assert found_losses[loss].item() == pytest.approx(value.item(), rel=1e-9, abs=1e-12), (name, loss)
+        assert worst_difference(found, gradients) < TOLERANCE, name
+        assert first[2].keys() == second[2].keys(), name
+        if accuracies is not None:
+            means = {key: (first[2][key] + second[2][key]) / 2 for key in first[2]}
+            assert means == pytest.approx(accuracies), name
+    gathered, alone = (expected[name][1] for name in ("retrieval", "retrieval, each rank alone"))
+    assert worst_difference(alone, gathered) > 0.1
+
+
+def weighed_parts(model, batch: list[dict]) -> dict[str, torch.Tensor]:
+    """The gradients of a batch's halves, one after the other, weighed by what they count."""
+    counts = [max(1, model.loss_count(half)) for half in halves(batch)]
+    total = max(1, model.loss_count(batch))
+    return combine(*(outcome(model, half, n / total) for half, n in zip(halves(batch), counts)))[1]
+
+
+@pytest.mark.parametrize("kind", ["classification", "captioning", "language modelling", "masks on one rank"])
+def test_weighed_parts_of_a_batch_make_the_whole(model, batches, kind):
+    with float64_without_chance():
+        found, expected = weighed_parts(model, batches[kind]), outcome(model, batches[kind])[1]
+    assert worst_difference(found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_weighed_parts_of_detection(model, batches, kind):
+    """Exact but for what the encoder's tokens learn: they are weighed by how well they answer, so that the sum of their
+    weights is no number of objects. That is a hundredth of the gradient at most."""
+    with float64_without_chance():
+        found, expected = weighed_parts(model, batches[kind]), outcome(model, batches[kind])[1]
+        difference = sum((found[name] - x).square().sum() for name, x in expected.items()).sqrt()
+        assert difference < 0.01 * sum(x.square().sum() for x in expected.values()).sqrt()
+        with mock.patch.object(RegionCriterion, "dense_losses", lambda *_: {}):
+            found, expected = weighed_parts(model, batches[kind]), outcome(model, batches[kind])[1]
+    assert worst_difference(found, expected) < TOLERANCE
+
+
+def test_what_counts(model, batches):
+    counts = {name: [model.loss_count(half) for half in halves(batch)] for name, batch in batches.items()}
+    words = [len(model.text_encoder.tokenizer(text)["input_ids"]) - 1 for text in TEXTS]
+    assert counts == {
+        "detection": [5, 1],
+        "objects on one rank": [3, 0],
+        "one object in all": [1, 0],
+        "nothing to detect": [0, 0],
+        "classification": [2, 2],
+        "captioning": [words[0] + words[3] + words[2], 3 * words[1]],
+        "language modelling": [5, 2],
+        "masks on one rank": [0, 5],
+        "retrieval": [2, 2],
+        "retrieval, each rank alone": [2, 2],
+    }
