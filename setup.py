@@ -34,5 +34,5 @@ setup(
         "tqdm",
         "pyyaml",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "webdataset"]},
 )

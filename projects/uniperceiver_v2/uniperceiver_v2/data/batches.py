@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from detectron2.data import DatasetFromList, build_detection_test_loader
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UserError
@@ -14,6 +15,7 @@ from .mappers import UnreadableImage
 from .records import Records
 from .sampling import SampleOrder, numpy_draws_from
 from .shards import ShardRecords
+from .workers import WorkerDied, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ Batch = list[dict]
 Mapper = Callable[[dict], dict]
 
 MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
+MAX_WORKER_FAILURES = 3  # in a row, without a batch in between
 MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
 
 
@@ -111,9 +114,10 @@ class TrainingBatches(Dataset):
 
 
 class TrainLoader:
-    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, and answers for unreadable images.
+    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, whatever happens to images and workers.
 
-    Each is replaced by another one, counted, and named once in the log.
+    An unreadable image is replaced by another one, counted, and named once in the log. Where a worker dies, all are
+    started anew at the batch that was due.
 
     Args:
         batches: where they come from.
@@ -132,14 +136,9 @@ class TrainLoader:
         max_corrupt_share: float,
         task_name: str,
     ):
-        self._loader = DataLoader(
-            batches,
-            sampler=_CountFrom(start_batch),
-            batch_size=None,
-            collate_fn=pack if num_workers else _as_it_is,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-        )
+        self._batches = batches
+        self._start_batch = start_batch
+        self._num_workers = num_workers
         self._samples_per_batch = batches.samples_per_batch
         self._max_corrupt_share = max_corrupt_share
         self._task_name = task_name
@@ -155,19 +154,50 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         """
         Raises:
-            UserError: the share of unreadable images is above the limit; or the mapper's own.
+            UserError: the share of unreadable images is above the limit; workers die again and again; or the mapper's
+                own.
         """
-        for loaded in self._loader:
-            made, unreadable = unpack(loaded) if self._loader.num_workers else loaded
-            samples = raise_user_errors(made)
-            self._num_read += len(samples) + len(unreadable)
-            self._num_unreadable += len(unreadable)
-            for message in unreadable:
-                if message not in self._named:
-                    self._named.add(message)
-                    logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
-            self._check_share(is_complete=len(samples) == self._samples_per_batch)
-            yield samples
+        due, failures = self._start_batch, 0
+        while True:
+            workers = self._start_workers(due)
+            try:
+                for loaded in workers:
+                    yield self._answer_for(loaded)
+                    due, failures = due + 1, 0
+            except WorkerDied as death:
+                reason = str(death)
+            del workers  # ends those that are left
+            failures += 1
+            if failures == MAX_WORKER_FAILURES:
+                raise UserError(
+                    f"task {self._task_name}: {failures} times in a row workers died before batch {due} was there, "
+                    f"at last {reason}. Are they out of memory? Fewer DATALOADER.NUM_WORKERS need less; "
+                    "--resume goes on"
+                )
+            logger.warning("task %s: %s; new workers go on with batch %d", self._task_name, reason, due)
+
+    def _start_workers(self, first_batch: int) -> Workers:
+        return Workers(
+            DataLoader(
+                self._batches,
+                sampler=_CountFrom(first_batch),
+                batch_size=None,
+                collate_fn=pack if self._num_workers else _as_it_is,
+                num_workers=self._num_workers,
+            )
+        )
+
+    def _answer_for(self, loaded: Tensor | tuple) -> Batch:
+        made, unreadable = unpack(loaded) if self._num_workers else loaded
+        samples = raise_user_errors(made)
+        self._num_read += len(samples) + len(unreadable)
+        self._num_unreadable += len(unreadable)
+        for message in unreadable:
+            if message not in self._named:
+                self._named.add(message)
+                logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
+        self._check_share(is_complete=len(samples) == self._samples_per_batch)
+        return samples
 
     def _check_share(self, is_complete: bool) -> None:
         too_few_to_tell = self._num_read < MIN_IMAGES_FOR_SHARE
@@ -228,10 +258,15 @@ class TestLoader:
     def __iter__(self) -> Iterator[Batch]:
         """
         Raises:
-            UserError: an image cannot be read; or the mapper's own.
+            UserError: an image cannot be read; a worker dies; or the mapper's own.
         """
-        for loaded in self._loader:
-            yield raise_user_errors(unpack(loaded) if self._loader.num_workers else loaded)
+        try:
+            for loaded in Workers(self._loader):
+                yield raise_user_errors(unpack(loaded) if self._loader.num_workers else loaded)
+        except WorkerDied as death:
+            raise UserError(
+                f"evaluation ended: {death}. Is it out of memory? Fewer DATALOADER.NUM_WORKERS need less"
+            ) from death
 
 
 class _Demanding:

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as mask_api
 
 # What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
@@ -53,7 +53,11 @@ def read_image(record: dict, image_format: str) -> np.ndarray:
 
 def _decode(content: bytes, image_format: str) -> np.ndarray:
     """An encoded image as :func:`detection_utils.read_image` gives that of a file."""
-    with Image.open(io.BytesIO(content)) as image:
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:  # whose message would name a place in memory, another one each time
+        raise ValueError("cannot identify the image's format") from error
+    with image:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         except Exception:  # a broken EXIF block must not cost the image
