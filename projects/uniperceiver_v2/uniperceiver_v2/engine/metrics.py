@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 MEASURED = frozenset({"time", "data_time", "eta_seconds", "images_per_second", "peak_memory_mib"})
 
 
-def reproducible(row: Mapping[str, float]) -> dict[str, float]:
-    """A row of metrics.json without what depends on the machine and the hour."""
+def reproducible(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.json, or anything else by scalars' names, without what depends on machine and hour."""
     return {name: value for name, value in row.items() if name.rsplit("/", 1)[-1] not in MEASURED}
 
 
@@ -90,8 +90,11 @@ class MetricsFile(HookBase):
             self._write_row(last)  # the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next row will be made of: plain numbers, lists and dicts."""
-        means, latest = self._pending()
+        """What the next row will be made of, plain numbers in lists and dicts; what is measured would make checkpoints
+        of the same training differ."""
+        if not self._is_open:
+            return self._state or {}
+        means, latest = map(reproducible, self._pending())
         return {"row": self._last_row, "max_iter": self.trainer.max_iter, "means": means, "latest": latest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..checkpoint import AtomicCheckpointer
@@ -23,7 +23,9 @@ from ..solver import build_optimizer
 from .caption_baselines import caption_baselines
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
-from .progress import TaskProgressPrinter
+from .metrics import MetricsFile, RunScalars, TensorBoardEvents
+from .pictures import PredictionPictures
+from .progress import ProgressBar, TaskProgressPrinter
 from .stopping import GracefulStop
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
@@ -94,30 +96,32 @@ class UniPerceiverTrainer(DefaultTrainer):
         fail, and the writers find the evaluation's results.
         """
         cfg = self.cfg
+        is_main = comm.is_main_process()
         chain: list[hooks.HookBase | None] = [
             hooks.IterationTimer(),
+            ProgressBar(cfg.TASKS.NAMES) if is_main else None,
             hooks.LRScheduler(),
             DelayedStart(),
             self.averaging,
         ]
-        if comm.is_main_process():
+        if is_main:
+            chain.append(RunScalars(self.model, WRITE_PERIOD))
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         chain.append(GracefulStop(self._trainer, self.checkpointer))
         if cfg.DATASETS.TEST:
             chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
-        if comm.is_main_process():
+        if is_main:
+            if cfg.VIS_PERIOD > 0:
+                chain.append(PredictionPictures(self.model, cfg.DATASETS.TEST, cfg.VIS_PERIOD))
             chain.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
+            chain.append(TensorBoardEvents(cfg.OUTPUT_DIR, WRITE_PERIOD))
+        eval_period = cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0
+        chain.append(MetricsFile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), WRITE_PERIOD, eval_period))
         return chain
 
     def build_writers(self) -> list[EventWriter]:
-        """The progress line, ``metrics.json`` and TensorBoard."""
-        folder = self.cfg.OUTPUT_DIR
-        os.makedirs(folder, exist_ok=True)
-        return [
-            TaskProgressPrinter(self.cfg.TASKS.NAMES, self.max_iter),
-            JSONWriter(os.path.join(folder, "metrics.json")),
-            TensorboardXWriter(folder),
-        ]
+        """The progress line; ``metrics.json`` and TensorBoard are hooks of their own, as they follow resumed runs."""
+        return [TaskProgressPrinter(self.cfg.TASKS.NAMES, self.max_iter)]
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``; nothing, once asked to stop."""

@@ -2,6 +2,6 @@
 
 from .caption_sheet import draw_caption_sheet
 from .draw import draw_detections
-from .scenes import draw_test_scenes
+from .scenes import draw_test_scenes, scene_picture
 
-__all__ = ["draw_caption_sheet", "draw_detections", "draw_test_scenes"]
+__all__ = ["draw_caption_sheet", "draw_detections", "draw_test_scenes", "scene_picture"]

@@ -143,23 +143,33 @@ def _write_captions(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str
         top += 4
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, most: int) -> list[str]:
-    """A text's first ``most`` lines of a picture's width, with an ellipsis where more would follow."""
+def text_block(text: str, width: int, lines: int = 2) -> np.ndarray:
+    """A text on white in ``lines`` lines, cut with an ellipsis where more would follow: uint8 [H, width, 3]."""
+    spacing = round(1.25 * _CAPTION_SIZE)
+    block = Image.new("RGB", (width, lines * spacing + 8), _PAPER)
+    draw = ImageDraw.Draw(block)
+    for index, line in enumerate(_wrap(draw, text, _CAPTION_SIZE, lines, width - 12)):
+        draw.text((6, 4 + index * spacing), line, _INK, _font(_CAPTION_SIZE))
+    return np.asarray(block)
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, most: int, width: int = _PICTURE) -> list[str]:
+    """A text's first ``most`` lines of a width in pixels, with an ellipsis where more would follow."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, _font(size)) <= _PICTURE or not lines[-1]:
+        if draw.textlength(longer, _font(size)) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
     if len(lines) > most:
         lines = [*lines[: most - 1], f"{lines[most - 1]} …"]
-    return [_fit(draw, line, size) for line in lines]
+    return [_fit(draw, line, size, width) for line in lines]
 
 
-def _fit(draw: ImageDraw.ImageDraw, line: str, size: int) -> str:
-    """A line cut to a picture's width: a word may be longer."""
-    while draw.textlength(line, _font(size)) > _PICTURE:
+def _fit(draw: ImageDraw.ImageDraw, line: str, size: int, width: int) -> str:
+    """A line cut to a width: a word may be longer."""
+    while draw.textlength(line, _font(size)) > width:
         line = line.rstrip("…")[:-1] + "…"
     return line
 

@@ -47,6 +47,15 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], names: Sequence[
     return _visualizer(image, names).draw_dataset_dict(record).get_image()
 
 
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image with nothing drawn on it, in the size of one with detections: uint8 [H,W,3] to [s·H, s·W, 3]."""
+    scale = _scale(image)
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
 def _visualizer(image: np.ndarray, names: Sequence[str]) -> Visualizer:
-    scale = max(1, -(-LEGIBLE_SIZE // min(image.shape[:2])))
-    return Visualizer(image, Metadata(thing_classes=list(names)), scale=scale)
+    return Visualizer(image, Metadata(thing_classes=list(names)), scale=_scale(image))
+
+
+def _scale(image: np.ndarray) -> int:
+    return max(1, -(-LEGIBLE_SIZE // min(image.shape[:2])))

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -11,9 +11,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.evaluation import inference_context
+from detectron2.structures import Instances
 from torch import nn
 
-from .draw import draw_annotations, draw_detections
+from .caption_sheet import text_block
+from .draw import draw_annotations, draw_detections, enlarged
 
 HEADER_HEIGHT = 24
 
@@ -46,14 +48,40 @@ def draw_test_scenes(
     with inference_context(model), torch.no_grad():
         for item in itertools.islice(itertools.chain.from_iterable(loader), count):
             instances = model([item])[0]["instances"]
-            image = utils.read_image(item["file_name"], format="RGB")
-            predicted = draw_detections(image, instances, names, score_threshold)
-            annotated = draw_annotations(image, records[item["image_id"]], names)
-            pair = np.hstack([_with_header(predicted, "prediction"), _with_header(annotated, "annotation")])
+            pair = scene_picture(records[item["image_id"]], instances, names, score_threshold)
             stem = os.path.splitext(os.path.basename(item["file_name"]))[0]
             paths.append(os.path.join(folder, f"{stem}.png"))
             cv2.imwrite(paths[-1], pair[:, :, ::-1])
     return paths
+
+
+def scene_picture(
+    record: dict[str, Any],
+    instances: Instances | None,
+    names: Sequence[str] = (),
+    score_threshold: float = 0.3,
+    caption: str | None = None,
+) -> np.ndarray:
+    """Detections in an image beside its annotations, with a caption below.
+
+    Args:
+        record: the image's dict in Detectron2's dataset format.
+        instances: detections, as :func:`draw_detections` takes them; None: the image alone is shown.
+        names: of the categories.
+        score_threshold: of the detections drawn.
+        caption: that the model gave the image, if it gave one.
+
+    Returns:
+        uint8 [H', W', 3], RGB.
+    """
+    image = utils.read_image(record["file_name"], format="RGB")
+    if instances is None:
+        picture = enlarged(image)
+    else:
+        predicted = draw_detections(image, instances, names, score_threshold)
+        annotated = draw_annotations(image, record, names)
+        picture = np.hstack([_with_header(predicted, "prediction"), _with_header(annotated, "annotation")])
+    return picture if caption is None else np.vstack([picture, text_block(caption or "(no caption)", picture.shape[1])])
 
 
 def _with_header(image: np.ndarray, text: str) -> np.ndarray:
