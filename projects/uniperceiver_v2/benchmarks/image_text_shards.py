@@ -1,0 +1,108 @@
+"""Whether image-text pairs are read from shards faster than the tiny model consumes them.
+
+    OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/image_text_shards.py [--pairs 10000 --iterations 10]
+
+Writes generated pairs, digit_scenes' training images and captions over and over, as shards of 1,000 into a temporary
+folder, and prints a Markdown table: images a second that a task's loader gives without workers and with two, images a
+second that training of the task takes without waiting for data, and the ratio of the two. Images are as large as the
+model trains on. Times are by the wall clock: workers need cores of their own to be worth their while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+import uniperceiver_v2  # noqa: F401  (registers datasets and model)
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader, load_dataset, register_image_text_shards
+from uniperceiver_v2.engine import UniPerceiverTrainer
+
+CONFIG = Path(__file__).parents[3] / "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
+SHARD_SIZE = 1000
+KINDS = {"captioning": "scene_captions", "retrieval": "scene_pairs"}  # the tiny configuration's tasks
+NAME = "generated_pairs"
+
+
+def write_shards(folder: str, count: int) -> None:
+    """``count`` pairs as img2dataset lays them out."""
+    scenes = load_dataset("digit_scenes_captions_train")
+    images = [Path(scene["file_name"]).read_bytes() for scene in scenes]
+    for first in range(0, count, SHARD_SIZE):
+        with tarfile.open(os.path.join(folder, f"{first // SHARD_SIZE:05d}.tar"), "w") as tar:
+            for number in range(first, min(first + SHARD_SIZE, count)):
+                repeat, scene = divmod(number, len(scenes))
+                captions = scenes[scene]["captions"]
+                caption = captions[repeat % len(captions)].encode()
+                for suffix, content in (("png", images[scene]), ("json", b"{}"), ("txt", caption)):
+                    member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def configuration(workers: int) -> CfgNode:
+    tasks = [part for task in KINDS.values() for part in (f"TASKS.{task}.DATASETS", f"['{NAME}']")]
+    workers_and_tests = ["DATALOADER.NUM_WORKERS", str(workers), "DATASETS.TEST", "()"]
+    return load_config(str(CONFIG), ["TASKS.NAMES", str(list(KINDS.values())), *workers_and_tests, *tasks])
+
+
+def read_rate(task: str, workers: int, pairs: int) -> float:
+    """Images a second of one epoch, from the third batch on, when workers are at work and the indices are there."""
+    cfg = configuration(workers)
+    batches = iter(build_task_train_loader(cfg, task))
+    for _ in range(2):
+        next(batches)
+    count = pairs // cfg.TASKS[task].IMS_PER_BATCH
+    start = time.perf_counter()
+    images = sum(len(batch) for batch in itertools.islice(batches, count))
+    return images / (time.perf_counter() - start)
+
+
+def training_rate(task: str, iterations: int) -> float:
+    """Images a second that forward and backward pass and the optimizer's step take, their batches at hand."""
+    cfg = configuration(0)
+    torch.manual_seed(0)
+    model = UniPerceiverTrainer.build_model(cfg).train()
+    optimizer = UniPerceiverTrainer.build_optimizer(cfg, model)
+    batches = list(itertools.islice(build_task_train_loader(cfg, task), iterations + 1))
+    with EventStorage():
+        for number, batch in enumerate(batches):
+            if number == 1:  # after one to warm up
+                start = time.perf_counter()
+            optimizer.zero_grad()
+            sum(model(batch).values()).backward()
+            optimizer.step(task=task)
+    return sum(len(batch) for batch in batches[1:]) / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=10_000)
+    parser.add_argument("--iterations", type=int, default=10, help="of training, for each task")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(folder, args.pairs)
+        register_image_text_shards(NAME, os.path.join(folder, "*.tar"))
+        start = time.perf_counter()
+        load_dataset(NAME)
+        print(f"{args.pairs} pairs; their shards' headers were read in {time.perf_counter() - start:.1f} s\n")
+        print("| task | read, no worker | ratio | read, two workers | ratio | trained on |\n|---|---|---|---|---|---|")
+        for kind, task in KINDS.items():
+            trained = training_rate(task, args.iterations)
+            read = [read_rate(task, workers, args.pairs) for workers in (0, 2)]
+            cells = " | ".join(f"{rate:.0f} images/s | {rate / trained:.1f}" for rate in read)
+            print(f"| {kind} | {cells} | {trained:.0f} images/s |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Workers that are really killed: the batches that come out are the same, and nothing else is disturbed."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from torch.utils.data import DataLoader
+
+from uniperceiver_v2.data.batches import MAX_WORKER_FAILURES, TestLoader, TrainingBatches, TrainLoader
+from uniperceiver_v2.data.sampling import SampleOrder
+from uniperceiver_v2.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+RECORDS = [{"number": number} for number in range(50)]
+
+
+def as_it_is(record: dict) -> dict:
+    return record
+
+
+def slowly(record: dict) -> dict:
+    time.sleep(0.05)
+    return record
+
+
+def loader(mapper, workers: int, start_batch: int = 0) -> TrainLoader:
+    batches = TrainingBatches(RECORDS, mapper, SampleOrder(50, "boats", 0), batch_size=2, rank=0, world_size=1)
+    return TrainLoader(batches, start_batch=start_batch, num_workers=workers, max_corrupt_share=0.0, task_name="boats")
+
+
+def workers_of(iterate) -> list:
+    """What ``iterate`` starts."""
+    before = set(multiprocessing.active_children())
+    iterate()
+    return [process for process in multiprocessing.active_children() if process not in before]
+
+
+def kill(process, number: int = signal.SIGKILL) -> None:
+    os.kill(process.pid, number)
+    process.join()
+
+
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """What handles SIGCHLD is after a test what it was before."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    after = signal.signal(signal.SIGCHLD, before)
+    assert after is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("workers", "victim"), [(1, 0), (3, 0), (3, 2)])
+def test_batches_go_on_after_a_worker_is_killed_between_two(logged, workers, victim):
+    expected = list(itertools.islice(loader(as_it_is, 0, start_batch=4), 40))
+    batches = iter(loader(as_it_is, workers, start_batch=4))
+    found = []
+    processes = workers_of(lambda: found.extend(itertools.islice(batches, 7)))
+    assert len(processes) == workers
+    kill(processes[victim])
+    sum(range(1000))  # a step of training, which nothing may break into
+    found += itertools.islice(batches, 33)
+    assert found == expected
+    (message,) = [message for message in logged() if "worker" in message]
+    assert "task boats" in message and "SIGKILL" in message and "batch 11" in message
+    # The others of the dead one's are ended too.
+    batches.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_batches_go_on_after_a_worker_is_killed_while_it_is_waited_for(logged, tmp_path):
+    victim = tmp_path / "victim"
+
+    def kill_itself_once(record: dict) -> dict:
+        if record["number"] == 7 and not victim.exists():
+            victim.write_text(str(os.getpid()))
+            time.sleep(0.2)  # time to be waited for
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return record
+
+    start = time.perf_counter()
+    found = list(itertools.islice(loader(kill_itself_once, 2), 40))
+    assert time.perf_counter() - start < 4  # torch's own look would take five seconds
+    assert victim.exists() and found == list(itertools.islice(loader(as_it_is, 0), 40))
+    assert len([message for message in logged() if "SIGSEGV" in message]) == 1
+
+
+def test_workers_that_die_each_time_end_the_run_with_advice(logged):
+    def leave(record: dict) -> dict:
+        if record["number"] == 7:
+            os._exit(3)
+        return record
+
+    order = SampleOrder(50, "boats", 0)
+    due = [order.index_at(p) for p in range(50)].index(7) // 2
+    found = []
+    with pytest.raises(UserError) as caught:
+        for batch in loader(leave, 1):
+            found.append(batch)
+    assert found == list(itertools.islice(loader(as_it_is, 0), len(found)))
+    assert due - 1 <= len(found) <= due  # the one before is lost if the worker had no time to hand it over
+    message = str(caught.value)
+    for part in (
+        "task boats",
+        f"batch {len(found)} ",
+        "ended with code 3",
+        "memory",
+        "DATALOADER.NUM_WORKERS",
+        "--resume",
+    ):
+        assert part in message
+    assert len([message for message in logged() if "new workers" in message]) >= MAX_WORKER_FAILURES - 1
+
+
+def test_failures_with_batches_in_between_do_not_add_up():
+    batches = iter(loader(as_it_is, 1))
+    found = []
+    for _ in range(MAX_WORKER_FAILURES + 1):
+        (process,) = workers_of(lambda: found.append(next(batches))) or [multiprocessing.active_children()[-1]]
+        kill(process, signal.SIGTERM)
+    assert found == list(itertools.islice(loader(as_it_is, 0), MAX_WORKER_FAILURES + 1))
+
+
+def test_a_death_is_not_raised_in_the_middle_of_a_step_nor_in_another_tasks_data(monkeypatch):
+    # Another loader that has set torch's handler, which raises wherever the program is; it does so once a process.
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    foreign = iter(DataLoader(range(4), num_workers=1))
+    next(foreign)
+    assert signal.getsignal(signal.SIGCHLD).__module__.startswith("torch.")
+    one, other = iter(loader(as_it_is, 1)), iter(loader(slowly, 1))
+    first, second = workers_of(lambda: next(one)), workers_of(lambda: next(other))
+    kill(first[0])
+    deadline = time.monotonic() + 0.1
+    while time.monotonic() < deadline:  # a step
+        pass
+    for _ in range(3):
+        next(other)
+    assert second[0].is_alive()
+    assert next(one) == next(itertools.islice(loader(as_it_is, 0), 1, None))
+    del foreign
+
+
+def test_a_worker_that_dies_in_evaluation_ends_it_with_advice():
+    def leave(record: dict) -> dict:
+        if record["number"] == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+    seen = []
+    with pytest.raises(UserError, match=r"SIGKILL.*memory.*DATALOADER\.NUM_WORKERS"):
+        for batch in TestLoader(RECORDS, leave, batch_size=2, num_workers=2):
+            seen += batch
+    assert seen == RECORDS[: len(seen)] and len(seen) <= 6
