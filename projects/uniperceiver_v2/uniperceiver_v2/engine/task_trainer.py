@@ -135,7 +135,8 @@ class TaskTrainer(SimpleTrainer):
         if comm.get_world_size() > 1:
             counts = counts.to(self._parameters[0].device)
             torch.distributed.all_reduce(counts)
-        return list(zip(parts, (counts / counts.sum().clamp(min=1)).tolist()))
+        # A part without any such thing still has losses, which divide by one.
+        return list(zip(parts, (counts.clamp(min=1) / counts.sum().clamp(min=1)).tolist()))
 
     def _seed_part(self, part: int) -> None:
         entropy = np.random.SeedSequence((self._seed, self.iter, comm.get_rank(), part))
