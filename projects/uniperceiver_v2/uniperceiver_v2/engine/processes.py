@@ -62,7 +62,10 @@ def _run_as_one_of_torchruns(main: Callable[[Namespace], None], args: Namespace)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store over restarts, with the addresses of dead processes in it (pytorch/pytorch#135712).
+    store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         return _run_telling_mistakes(main, args)

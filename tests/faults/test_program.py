@@ -1,0 +1,127 @@
+"""train_net.py itself among faults: torchrun and its restarts, and the campaign of kills (`make test-faults`)."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_run import REPOSITORY, command, differences, workers_of, write_config
+
+sys.path.pop(0)
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+KILLS = 20
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen:
+    log = open(folder / "output.txt", "ab")  # noqa: SIM115  (the process writes to it)
+    return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=folder)
+
+
+def finish(arguments: list[str], folder: Path) -> None:
+    process = start(arguments, folder)
+    assert process.wait() == 0, (folder / "output.txt").read_text()[-4000:]
+
+
+def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, "the run was over too soon"
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory) -> None:
+    """A small digit_scenes, so that loading takes no time."""
+    sys.path.insert(0, str(REPOSITORY / "datasets"))
+    try:
+        from prepare_digit_scenes import prepare
+    finally:
+        sys.path.pop(0)
+    root = tmp_path_factory.mktemp("datasets")
+    prepare(root / "digit_scenes", train_scenes=24, test_scenes=6)
+    ENVIRONMENT["DETECTRON2_DATASETS"] = str(root)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return write_config(tmp_path)
+
+
+def test_torchrun_starts_a_run_anew_from_its_last_checkpoint_when_a_rank_is_killed(config, tmp_path):
+    short = ("SOLVER.MAX_ITER", "12")
+    killed, spared = tmp_path / "killed", tmp_path / "spared"
+    process = start([*command(config, killed, ranks=2, restarts=1), *short], tmp_path)
+    wait_for((killed / "last_checkpoint").exists, process)
+    os.kill(workers_of(process.pid)[1], signal.SIGKILL)
+    assert process.wait() == 0, (tmp_path / "output.txt").read_text()[-4000:]
+    log = (killed / "log.txt").read_text()
+    assert log.count("Starting training from iteration") == 2
+    assert log.count("Starting training from iteration 0") == 1
+    finish([*command(config, spared, ranks=2), *short], tmp_path)
+    assert differences(killed, spared) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_not(config, tmp_path, ranks):
+    """Every third kill waits for a checkpoint that is being written; with two ranks any of them may be hit."""
+    killed, spared = tmp_path / "killed", tmp_path / "spared"
+    began = time.monotonic()
+    finish(command(config, spared, ranks=ranks), tmp_path)
+    duration = time.monotonic() - began
+    chance, kills, in_writing = random.Random(ranks), 0, 0
+    while kills < (KILLS if ranks == 1 else KILLS // 4):
+        process = start(command(config, killed, "--resume", ranks=ranks), tmp_path)
+        moment = time.monotonic() + chance.uniform(0.05, 0.9) * duration
+        writing = kills % 3 == 2
+        while process.poll() is None:
+            if writing and list(killed.glob(".model*.tmp")):
+                in_writing += 1
+                break
+            if not writing and time.monotonic() > moment:
+                break
+            time.sleep(0.001)
+        if process.poll() is None:
+            victims = workers_of(process.pid) if ranks > 1 else [process.pid]
+            os.kill(chance.choice(victims or [process.pid]), signal.SIGKILL)
+            assert process.wait() != 0
+            kills += 1
+        if (killed / "model_final.pth").exists():  # go back to the middle, so that there is a run to kill
+            (killed / "model_final.pth").unlink()
+            (killed / "last_checkpoint").write_text("model_0000002.pth")
+    finish(command(config, killed, "--resume", ranks=ranks), tmp_path)
+    print(f"{kills} kills on {ranks} rank(s), {in_writing} of them while a checkpoint was being written")
+    assert differences(killed, spared) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 16 MiB, which takes root")
+def test_a_full_file_system_leaves_the_last_checkpoint_to_go_on_from(config, tmp_path):
+    disk, spared = tmp_path / "disk", tmp_path / "spared"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
+    try:
+        process = start(command(config, disk / "out"), tmp_path)
+        assert process.wait() == 1
+        last = (tmp_path / "output.txt").read_text().splitlines()[-1]
+        assert last.startswith(f"error: cannot write {disk / 'out'}/model_")
+        assert last.endswith("older checkpoints are untouched")
+        checkpoints = sorted((disk / "out").glob("model_*.pth"))
+        assert (disk / "out" / "last_checkpoint").read_text() == checkpoints[-1].name
+        for old in checkpoints[:-1]:
+            old.unlink()  # somebody makes room
+        finish([*command(config, disk / "out", "--resume"), "SOLVER.CHECKPOINT_PERIOD", "1000"], tmp_path)
+        finish(command(config, spared), tmp_path)
+        assert differences(disk / "out", spared) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
