@@ -68,7 +68,7 @@ def batch() -> torch.Tensor:
 def run_rank(rank: int, folder: str) -> None:
     """One of two processes: everything that the tests look at."""
     torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(minutes=2)
+    meeting, patience = f"file://{folder}/meeting", timedelta(minutes=1)
     dist.init_process_group("gloo", meeting, rank=rank, world_size=2, timeout=patience)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     found = {}
