@@ -107,6 +107,10 @@ def test_two_configurations_share_no_defaults(config_file):
         (["DATASETS.TEST", "('config_scenes_tst',)"], ["DATASETS.TEST", "did you mean 'config_scenes_test'"]),
         (["DATASETS.TEST", "config_scenes_test"], ["DATASETS.TEST", "expects tuple"]),
         (["MODEL.META_ARCHITECTURE", "ConfigTestModl"], ["did you mean 'ConfigTestModel'"]),
+        (
+            ["MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", "['decodr']"],
+            ["ACTIVATION_CHECKPOINTING", "'decodr'", "decoder"],
+        ),
         (["MODEL.UNIPERCEIVER_V2.DECODER.EXPERTS", "-1"], ["DECODER.EXPERTS", "0 for dense networks, not -1"]),
         (["MODEL.UNIPERCEIVER_V2.DECODER.ACTIVE_EXPERTS", "0"], ["ACTIVE_EXPERTS must be between 1", "not 0"]),
         (["MODEL.UNIPERCEIVER_V2.DECODER.EXPERTS", "1"], ["ACTIVE_EXPERTS must be between 1 and", "(1), not 2"]),

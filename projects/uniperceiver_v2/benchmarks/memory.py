@@ -1,0 +1,168 @@
+"""What activation checkpointing, bf16 and torch.compile do to the memory and time of a training iteration.
+
+    OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/memory.py [--device cuda] [--repeats 3]
+
+Prints one Markdown table: for the tiny model of configs/digit_scenes (8 scenes of 96 pixels) and one of medium size
+(Swin-T's shape, region network of width 256, 2 scenes of 384 pixels) a detection iteration, forward, backward and
+AdamW, with each setting in a process of its own. Memory is the peak above what weights, optimizer and libraries take
+between iterations: resident memory on a CPU, allocated memory on a GPU. Time is the median iteration's after a first
+one: the processor's on a CPU, so that neighbours on the machine count little, and the clock's on a GPU. Both stand as
+ratios to the first line of the model. The first iteration's seconds hold what compiling takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from uniperceiver_v2.config import load_config
+
+CONFIG = Path(__file__).parents[3] / "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
+PARTS = ("backbone", "region_network", "decoder")
+NODE = "MODEL.UNIPERCEIVER_V2"
+SETTINGS = {
+    "nothing": {},
+    **{f"checkpointing: {part}": {"checkpointing": [part]} for part in PARTS},
+    "checkpointing: all": {"checkpointing": PARTS},
+    "bf16": {"bf16": True},
+    "bf16, checkpointing: all": {"bf16": True, "checkpointing": PARTS},
+    "compiled decoder": {"compile": True},
+}
+SIZES = {"tiny": (8, 96), "medium": (2, 384)}  # scenes and their side
+SWIN_TINY = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+MEDIUM = {
+    "EMBED_DIM": 384,
+    "BACKBONE.NORM": "",
+    "DECODER.LAYERS": 6,
+    "DECODER.HEADS": 6,
+    "DECODER.FFN_DIM": 768,
+    "DECODER.EXPERTS": 8,
+    "REGION.DIM": 256,
+    "REGION.MASK_DIM": 256,
+    "REGION.POINTS": 4,
+    "REGION.FFN_DIM": 1024,
+    "REGION.ENCODER_LAYERS": 6,
+    "REGION.DECODER_LAYERS": 6,
+    "REGION.NUM_QUERIES": 100,
+    "CRITERION.NUM_POINTS": 1024,
+}
+
+
+def config(size: str, device: str, checkpointing: list[str], compiled: bool) -> CfgNode:
+    keys = {**(MEDIUM if size == "medium" else {}), "ACTIVATION_CHECKPOINTING": list(checkpointing)}
+    keys["DECODER.COMPILE"] = compiled
+    overrides = [text for key, value in keys.items() for text in (f"{NODE}.{key}", str(value))]
+    cfg = load_config(str(CONFIG), [*overrides, "MODEL.DEVICE", device])
+    if size == "medium":
+        cfg.defrost()
+        cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = CfgNode(SWIN_TINY)
+    return cfg
+
+
+def scenes(count: int, side: int) -> list[dict]:
+    """Images of noise with five boxes each."""
+    corners = torch.rand(count, 5, 2) * 0.6
+    boxes = torch.cat((corners, corners + 0.1 + 0.3 * torch.rand(count, 5, 2)), dim=-1) * side
+    found = []
+    for own in boxes:
+        masks = torch.zeros(5, side, side, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, own.int().tolist()):
+            mask[y0:y1, x0:x1] = True
+        objects = Instances((side, side), gt_boxes=Boxes(own), gt_classes=torch.arange(5), gt_masks=BitMasks(masks))
+        image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
+        names = ("zero", "one", "two", "three", "four")
+        found.append({"task": "detection", "image": image, "instances": objects, "candidates": names})
+    return found
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the most since the last reset."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+def start_of_peak(device: str) -> int:
+    """Bytes in use, from where the peak is then measured."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    return resident("VmRSS")
+
+
+def peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else resident("VmHWM")
+
+
+def clock(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def measure(size: str, setting: str, device: str, repeats: int) -> dict[str, float]:
+    """Peak bytes, seconds of an iteration and of the first one."""
+    torch.manual_seed(0)
+    chosen = SETTINGS[setting]
+    model = build_model(config(size, device, chosen.get("checkpointing", []), chosen.get("compile", False))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batch, peaks, seconds = scenes(*SIZES[size]), [], []
+    for _ in range(1 + repeats):
+        base, start = start_of_peak(device), clock(device)
+        with EventStorage(), torch.autocast(device, torch.bfloat16, enabled=chosen.get("bf16", False)):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        del losses
+        seconds.append(clock(device) - start)
+        peaks.append(peak(device) - base)
+    return {"bytes": max(peaks[1:]), "seconds": statistics.median(seconds[1:]), "first": seconds[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", nargs=2, metavar=("MODEL", "SETTING"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(measure(*args.only, args.device, args.repeats)))
+        return
+    # Memory that is given back is given back at once, and does not wait in the process for the next iteration.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    print("| model | setting | peak MiB | ratio | iteration s | ratio | first iteration s |\n" + 7 * "|---" + "|")
+    for size in SIZES:
+        plain = None
+        for setting in SETTINGS:
+            command = [sys.executable, __file__, "--device", args.device, "--repeats", str(args.repeats)]
+            output = subprocess.run(
+                [*command, "--only", size, setting], env=environment, stdout=subprocess.PIPE, check=True, text=True
+            )
+            found = json.loads(output.stdout.splitlines()[-1])
+            plain = plain or found
+            ratios = {key: found[key] / plain[key] for key in ("bytes", "seconds")}
+            print(
+                f"| {size} | {setting} | {found['bytes'] / 2**20:.0f} | {ratios['bytes']:.2f} "
+                f"| {found['seconds']:.2f} | {ratios['seconds']:.2f} | {found['first']:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
