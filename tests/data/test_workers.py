@@ -153,3 +153,14 @@ def test_a_worker_that_dies_in_evaluation_ends_it_with_advice():
         for batch in TestLoader(RECORDS, leave, batch_size=2, num_workers=2):
             seen += batch
     assert seen == RECORDS[: len(seen)] and len(seen) <= 6
+
+
+def test_a_handler_that_was_there_stays(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+
+    def handler(*_):
+        pass
+
+    signal.signal(signal.SIGCHLD, handler)
+    next(iter(loader(as_it_is, 1)))
+    assert signal.signal(signal.SIGCHLD, signal.SIG_DFL) is handler
