@@ -134,6 +134,24 @@ def test_a_second_interrupt_ends_the_process_at_once(toy_trainer, cfg, processes
     assert not Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()
 
 
+def test_an_interrupt_of_the_terminal_reaches_the_datas_workers_and_does_no_harm(real_cfg, processes, tmp_path):
+    cfg = settings(real_cfg, tmp_path / "out")
+    cfg.DATALOADER.NUM_WORKERS = 1
+
+    class Interrupted(UniPerceiverTrainer):
+        def run_step(self):
+            if self.iter == 4:
+                os.killpg(os.getpgrp(), signal.SIGINT)  # as Ctrl-C does
+            super().run_step()
+
+    def in_a_group_of_its_own() -> None:
+        os.setpgrp()
+        train(cfg, Interrupted)
+
+    assert processes.exit_code(processes.fork(in_a_group_of_its_own)) == 130
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000004.pth"
+
+
 def test_handlers_are_put_back(toy_trainer, cfg):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train(cfg, toy_trainer)

@@ -24,9 +24,9 @@ class GracefulStop(HookBase):
     """Ends training after the iteration in which any rank got a signal, with a checkpoint of that iteration.
 
     The process ends by SystemExit with the shell's code for the signal, 128 + its number: 143 for SIGTERM, 130 for
-    SIGINT. An evaluation that runs is finished first; a second SIGINT ends the process at once. After the last iteration,
-    whose checkpoint is written by then, signals mean what they usually do. To be registered after the hooks whose state
-    belongs into the checkpoint.
+    SIGINT. An evaluation that runs is finished first; a second SIGINT ends the process at once. After the last
+    iteration, whose checkpoint is written by then, signals mean what they usually do. To be registered after the hooks
+    whose state belongs into the checkpoint.
 
     Args:
         task_trainer: lets all ranks know in each iteration whether one of them was asked to stop.
@@ -39,14 +39,19 @@ class GracefulStop(HookBase):
         self._signal = 0
         self._usual: dict[int, Any] = {}
 
-    def before_train(self) -> None:
+    def install(self) -> None:
+        """Handle signals from now on; to be called before the data's workers start, which Ctrl-C reaches as well."""
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             self._usual = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
-    def after_train(self) -> None:
+    def uninstall(self) -> None:
+        """Leave signals to whoever handled them before."""
         for number, handler in self._usual.items():
             signal.signal(number, handler)
         self._usual = {}
+
+    def after_train(self) -> None:
+        self.uninstall()
 
     def after_step(self) -> None:
         if not self._task_trainer.stop_agreed:

@@ -75,6 +75,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.last_results: dict[str, Any] | None = None
+        self._graceful_stop = GracefulStop(self._trainer, self.checkpointer)
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any] | None:
@@ -83,10 +84,14 @@ class UniPerceiverTrainer(DefaultTrainer):
         Returns:
             the last evaluation's results by dataset, on the main process, or None without ``DATASETS.TEST``.
         """
-        self._trainer.open_loaders(self.start_iter)
-        for name in self.cfg.DATASETS.TEST:
-            self.build_test_loader(self.cfg, name)  # bad test data must not come out only after days of training
-        super().train()
+        self._graceful_stop.install()
+        try:
+            self._trainer.open_loaders(self.start_iter)
+            for name in self.cfg.DATASETS.TEST:
+                self.build_test_loader(self.cfg, name)  # bad test data must not come out only after days of training
+            super().train()
+        finally:
+            self._graceful_stop.uninstall()
         return self.last_results
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
@@ -107,7 +112,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         if is_main:
             chain.append(RunScalars(self.model, WRITE_PERIOD))
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-        chain.append(GracefulStop(self._trainer, self.checkpointer))
+        chain.append(self._graceful_stop)
         if cfg.DATASETS.TEST:
             chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if is_main:
