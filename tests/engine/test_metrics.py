@@ -199,7 +199,9 @@ def test_a_new_run_keeps_the_old_file_under_another_name(tmp_path):
 
 def test_a_checkpoint_without_a_state_goes_on_and_what_is_no_row_is_dropped(tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text('{"iteration": 2, "loss": 1}\nnothing\n{"iteration": 3, "loss": 2}\n{"iteration": 9}\n[1]\n{"iter')
+    path.write_text(
+        '{"iteration": 2, "loss": 1}\nnothing\n{"iteration": 3, "loss": 2}\n{"iteration": 9}\n[1]\n{"iteration": 1}'
+    )
     loop = Loop(path, max_iter=10, period=5)
     loop.last_step = 3
     loop.train(4, 10)
