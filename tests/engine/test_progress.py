@@ -178,7 +178,7 @@ def test_a_process_without_the_bar_writes_as_it_always_does(screen):
             if self.iter == 5:
                 child = os.fork()
                 if not child:
-                    print("from a worker", flush=True)
+                    print("from a worker", end="", flush=True)
                     os._exit(0)
                 os.waitpid(child, 0)
 
