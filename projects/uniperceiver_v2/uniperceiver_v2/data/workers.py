@@ -44,16 +44,18 @@ class Workers:
             # A death in the middle of the wait has to end it: what another end of a pipe awaits may never come.
             with _raised_at_deaths(self._processes):
                 return next(self._iterator)
-        except (RuntimeError, OSError, EOFError):
+        except (RuntimeError, OSError, EOFError) as error:
             # torch's own look at its workers, or a connection to one that has gone. One that has just been killed may
             # not be seen to be dead yet.
             multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)
             _check(self._processes)
+            if str(error).startswith("DataLoader worker"):  # one that ended in order, but too soon
+                raise WorkerDied(str(error)) from error
             raise
 
 
 def _check(processes: list[BaseProcess]) -> None:
-    dead = [process for process in processes if process.exitcode is not None]
+    dead = [process for process in processes if process.exitcode]  # 0 is what a worker without more work ends with
     if dead:
         raise WorkerDied(", ".join(f"worker {process.pid} {_ending(process.exitcode)}" for process in dead))
 
