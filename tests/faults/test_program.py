@@ -103,11 +103,11 @@ def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_n
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 16 MiB, which takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 40 MiB, which takes root")
 def test_a_full_file_system_leaves_the_last_checkpoint_to_go_on_from(config, tmp_path):
     disk, spared = tmp_path / "disk", tmp_path / "spared"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
     try:
