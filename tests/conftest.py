@@ -7,6 +7,9 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,17 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def prepare_digit_scenes() -> Callable[..., None]:
+    """``prepare`` of datasets/prepare_digit_scenes.py: (folder, train_scenes, test_scenes)."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
+    try:
+        from prepare_digit_scenes import prepare
+    finally:
+        sys.path.pop(0)
+    return prepare
 
 
 @pytest.fixture

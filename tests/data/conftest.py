@@ -1,7 +1,6 @@
 """A tiny digit_scenes tree, registered as tiny_*, and configurations of tasks on it."""
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +16,10 @@ from uniperceiver_v2.pretrained import REPOSITORY, load_tokenizer
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory) -> Path:
+def tree(prepare_digit_scenes, tmp_path_factory) -> Path:
     """40 training and 12 test scenes."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
-    try:
-        from prepare_digit_scenes import prepare
-    finally:
-        sys.path.pop(0)
     output = tmp_path_factory.mktemp("tiny") / "digit_scenes"
-    prepare(output, train_scenes=40, test_scenes=12)
+    prepare_digit_scenes(output, train_scenes=40, test_scenes=12)
     return output
 
 

@@ -127,15 +127,10 @@ def cfg(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def small_tree(tmp_path_factory) -> Path:
+def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
     """digit_scenes of 24 training and 6 test scenes."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
-    try:
-        from prepare_digit_scenes import prepare
-    finally:
-        sys.path.pop(0)
     output = tmp_path_factory.mktemp("run") / "digit_scenes"
-    prepare(output, train_scenes=24, test_scenes=6)
+    prepare_digit_scenes(output, train_scenes=24, test_scenes=6)
     return output
 
 

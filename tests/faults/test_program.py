@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_run import REPOSITORY, command, differences, workers_of, write_config
+from small_run import command, differences, workers_of, write_config
 
 sys.path.pop(0)
 
@@ -38,15 +38,10 @@ def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def data(tmp_path_factory) -> None:
+def data(prepare_digit_scenes, tmp_path_factory) -> None:
     """A small digit_scenes, so that loading takes no time."""
-    sys.path.insert(0, str(REPOSITORY / "datasets"))
-    try:
-        from prepare_digit_scenes import prepare
-    finally:
-        sys.path.pop(0)
     root = tmp_path_factory.mktemp("datasets")
-    prepare(root / "digit_scenes", train_scenes=24, test_scenes=6)
+    prepare_digit_scenes(root / "digit_scenes", train_scenes=24, test_scenes=6)
     ENVIRONMENT["DETECTRON2_DATASETS"] = str(root)
 
 
