@@ -93,11 +93,11 @@ def run() -> int:
     """The program: the exit code."""
     args = default_argument_parser().parse_args()
     try:
-        configuration(args)  # here, so that a mistake is told before any process is started
+        cfg = configuration(args)  # here, so that a mistake is told before any process is started
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return run_in_processes(main, args)
+    return run_in_processes(main, args, cfg)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(real_cfg, proces
 
         args = Namespace(num_gpus=1, num_machines=1, resume=False)
         with open(tmp_path / "stderr", "w") as file, contextlib.redirect_stderr(file):
-            code = run_in_processes(lambda args: train(cfg, Filled), args)
+            code = run_in_processes(lambda args: train(cfg, Filled), args, cfg)
         raise SystemExit(code)
 
     assert processes.exit_code(processes.fork(fill_the_disk)) == 1

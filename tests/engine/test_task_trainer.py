@@ -138,6 +138,14 @@ def test_training_stops_after_too_many_skipped_steps_of_a_task_in_a_row(toy_trai
     assert trainer.iter == last
 
 
+def test_mixed_sampling_blames_the_task_whose_losses_are_not_finite(toy_trainer, cfg):
+    settings = {"SOLVER__SAMPLING": "mixed", "SOLVER__OPTIMIZER": "AdamW", "SOLVER__MAX_SKIPPED_STEPS": 2}
+    trainer = make(poison(toy_trainer, "signs", range(3, 60)), cfg, **settings)
+    with pytest.raises(FloatingPointError, match=r"task 'signs'.* iteration 4 .*images 400, 401"):
+        trainer.train()
+    assert trainer.state_dict()["_trainer"]["skipped"]["all"] == {"signs": 2}
+
+
 def test_a_good_step_in_between_starts_the_count_anew(toy_trainer, cfg):
     class Alternating(poison(toy_trainer, "signs", range(0, 60, 2))):
         pass

@@ -188,3 +188,45 @@ def test_the_progress_line_tells_time_left_and_each_tasks_losses(toy_trainer, cf
         "(sign ",
     ):
         assert part in lines[-1]
+
+
+def test_a_run_that_starts_anew_in_a_used_folder_forgets_its_last_checkpoint(toy_trainer, cfg):
+    train(toy_trainer, cfg, SOLVER__MAX_ITER=20)
+
+    class Interrupted(toy_trainer):
+        def run_step(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted, cfg)
+    assert not Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()
+    trainer, _ = train(toy_trainer, cfg, resume=True, SOLVER__MAX_ITER=20)
+    assert trainer.start_iter == 0
+
+
+def test_processes_that_would_start_at_different_iterations_are_refused(toy_trainer, cfg, processes, tmp_path):
+    def work() -> None:
+        own = cfg.clone()
+        own.OUTPUT_DIR = str(tmp_path / str(torch.distributed.get_rank()))  # nothing is shared
+        with pytest.raises(UserError, match=r"iterations \[20, 0\].*folder that all of them share"):
+            train(toy_trainer, own, resume=True)
+
+    train(toy_trainer, cfg, SOLVER__MAX_ITER=20, OUTPUT_DIR=str(tmp_path / "0"))
+    for pid in processes.fork_ranks(work, tmp_path):
+        assert processes.exit_code(pid) == 0
+
+
+def test_running_statistics_are_refused_on_several_ranks(toy_trainer, cfg, processes, tmp_path):
+    class Normalised(toy_trainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            model.norm = torch.nn.BatchNorm1d(4)
+            return model
+
+    def work() -> None:
+        with pytest.raises(UserError, match="FrozenBN"):
+            train(Normalised, cfg)
+
+    for pid in processes.fork_ranks(work, tmp_path):
+        assert processes.exit_code(pid) == 0

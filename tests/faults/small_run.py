@@ -14,13 +14,14 @@ PROGRAM = REPOSITORY / "projects" / "uniperceiver_v2" / "train_net.py"
 SMALL = {
     "_BASE_": str(REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"),
     "MODEL": {
+        "DEVICE": "cpu",
         "UNIPERCEIVER_V2": {
             "EMBED_DIM": 32,
             "BACKBONE": {"CONFIG": {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}},
             "DECODER": {"LAYERS": 1, "FFN_DIM": 32, "EXPERTS": 3},
             "REGION": {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12},
             "CRITERION": {"NUM_POINTS": 64},
-        }
+        },
     },
     "TASKS": {
         name: {"IMS_PER_BATCH": 4, "SAMPLING_RATIO": 1.0}

@@ -41,7 +41,7 @@ class _GatherFromRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # which others may still read
         dist.all_reduce(grad)  # every rank's loss depends on every row
         return grad[comm.get_rank() * ctx.rows :][: ctx.rows]
 

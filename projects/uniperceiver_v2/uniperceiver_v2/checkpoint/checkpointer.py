@@ -1,6 +1,7 @@
 """Detectron2's checkpoints, written atomically and read without unpickling code."""
 
 import contextlib
+import glob
 import os
 import pickle
 import zipfile
@@ -152,7 +153,11 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.tmp")
+    # A name of its own for each process: one that was left behind by a killed launcher may still be writing.
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(os.path.basename(path))}.*.tmp")):
+        with contextlib.suppress(OSError):
+            os.unlink(left)
     try:
         with open(temporary, "wb") as file:
             write(file)

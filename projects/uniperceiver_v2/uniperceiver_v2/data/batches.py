@@ -24,6 +24,7 @@ Mapper = Callable[[dict], dict]
 
 MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
 MAX_WORKER_FAILURES = 3  # in a row, without a batch in between
+MAX_NAMED = 100  # unreadable images that are named in the log; the rest is counted
 MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
 
 
@@ -105,8 +106,11 @@ class TrainingBatches(Dataset):
         index = self._order.index_at(position)
         for _ in range(MAX_REPLACEMENTS):
             try:
+                record = self._records[index]
                 with numpy_draws_from(rng):
-                    return self._mapper(self._records[index])
+                    return self._mapper(record)
+            except UserError as error:  # of the record; the mapper's are values
+                return error
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 index = self._order.other_index(rng)
@@ -193,7 +197,7 @@ class TrainLoader:
         self._num_read += len(samples) + len(unreadable)
         self._num_unreadable += len(unreadable)
         for message in unreadable:
-            if message not in self._named:
+            if message not in self._named and len(self._named) < MAX_NAMED:
                 self._named.add(message)
                 logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
         self._check_share(is_complete=len(samples) == self._samples_per_batch)

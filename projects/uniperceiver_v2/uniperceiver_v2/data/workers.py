@@ -97,9 +97,11 @@ def _raised_at_deaths(processes: list[BaseProcess]) -> Iterator[None]:
 def _without_torchs_handler() -> Iterator[None]:
     """Within, torch may set its handler of SIGCHLD; afterwards it is not there."""
     usual = _handler()
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, usual)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, usual)
 
 
 def _handler() -> Callable | signal.Handlers:

@@ -45,7 +45,7 @@ class GradientAverager:
             numbers: scalars, as many on every rank.
 
         Returns:
-            their means over the ranks, in float64. The one wait for the device is here.
+            their means over the ranks, in float64, for which the device is waited for.
         """
         device = self._parameters[0].device
         means = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().to(device) for x in numbers])

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
+import multiprocessing
 import os
+import signal
 import sys
+import time
+import uuid
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils import comm
 
 from ..errors import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_POLL = 0.02  # seconds between two looks at the store
+
+Main = Callable[[Namespace], None]
 
 
 def world_size(args: Namespace) -> int:
@@ -38,49 +48,111 @@ def world_size(args: Namespace) -> int:
     return max(args.num_gpus * args.num_machines, 1)
 
 
-def run_in_processes(main: Callable[[Namespace], None], args: Namespace) -> int:
+def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     """Call ``main(args)`` in every process of the run.
 
     A process that torchrun starts anew after a failure goes on from the last checkpoint, as with ``--resume``.
+
+    Args:
+        main: of one process; may raise UserError and FloatingPointError, whose messages are told.
+        args: of Detectron2's ``default_argument_parser``.
+        cfg: the run's settings; ``MODEL.DEVICE`` decides how processes talk.
 
     Returns:
         the exit code: 0, 1 for a mistake that its message explains, or 128 + the number of the signal that ended it.
     """
     if dist.is_torchelastic_launched():
-        args.resume = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        return _run_as_one_of_torchruns(main, args)
+        return _telling_mistakes(lambda args: _run_as_one_of_torchruns(main, args, cfg), args)
     if args.num_gpus * args.num_machines <= 1:
-        return _run_telling_mistakes(main, args)
+        return _telling_mistakes(main, args)
     try:
-        launch(_exit_with_code, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(main, args))
+        with _signals_reach_children():
+            launch(_exit_with_code, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
     except torch.multiprocessing.ProcessExitedException as error:
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
 
 
-def _run_as_one_of_torchruns(main: Callable[[Namespace], None], args: Namespace) -> int:
-    on_gpu = torch.cuda.is_available()
+def _run_as_one_of_torchruns(main: Main, args: Namespace, cfg: CfgNode) -> None:
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(f"torchrun started more processes on this machine than it has GPUs ({gpus})")
+        torch.cuda.set_device(local_rank)
     store, rank, size = next(dist.rendezvous("env://"))
-    # torchrun keeps its store over restarts, with the addresses of dead processes in it (pytorch/pytorch#135712).
-    store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
+    start, is_first = agree_on_start(store, rank, size)
+    args.resume = args.resume or not is_first or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=dist.PrefixStore(start, store), rank=rank, world_size=size
+    )
     try:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        return _run_telling_mistakes(main, args)
+        args.resume = any(comm.all_gather(args.resume))  # machines count their restarts each for itself
+        main(args)
     finally:
         dist.destroy_process_group()
 
 
-def _exit_with_code(main: Callable[[Namespace], None], args: Namespace) -> None:
+def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
+    """A name for this start of all processes that no earlier one had, and whether it is the first in this store.
+
+    torchrun keeps its store when it starts processes anew, with the addresses of dead ones in it
+    (pytorch/pytorch#135712), and its machines need not agree on the number of the restart. So each process writes
+    what only it can have written, the first puts all of that together, and a start counts once every process has found
+    its own in it.
+
+    Args:
+        store: that all processes share.
+        rank, size: of this process, and how many there are.
+    """
+    mine = uuid.uuid4().hex
+    store.set(f"hello/{rank}", mine)
+    while True:
+        if rank == 0:
+            store.set("start", ",".join(store.get(f"hello/{other}").decode() for other in range(size)))
+        present = store.get("start").decode()
+        start = hashlib.blake2b(present.encode(), digest_size=8).hexdigest()
+        if mine in present.split(","):
+            store.set(f"{start}/found/{rank}", "")
+        if rank == 0 and store.check([f"{start}/found/{other}" for other in range(size)]):
+            # As a chain: which start was before is written before anybody may go on.
+            store.set(f"{start}/first", "" if store.check(["started"]) else "first")
+            store.set("started", start)
+            store.set(f"{start}/go", "")
+        if mine in present.split(",") and store.check([f"{start}/go"]):
+            return start, store.get(f"{start}/first") == b"first"
+        time.sleep(_POLL)
+
+
+@contextlib.contextmanager
+def _signals_reach_children() -> Iterator[None]:
+    """Within, this process waits for its children to end by a signal that it got.
+
+    SIGTERM is passed on; SIGINT comes from a terminal, which sends it to all of them itself.
+    """
+
+    def pass_on(number: int, frame: object) -> None:
+        for child in multiprocessing.active_children():
+            if number == signal.SIGTERM and child.pid is not None:
+                os.kill(child.pid, number)
+
+    usual = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _exit_with_code(main: Main, args: Namespace) -> None:
     """One of several processes that ``launch`` waits for: what it raised would reach the user as a traceback."""
-    code = _run_telling_mistakes(main, args)
+    code = _telling_mistakes(main, args)
     if code:
         sys.exit(code)
 
 
-def _run_telling_mistakes(main: Callable[[Namespace], None], args: Namespace) -> int:
+def _telling_mistakes(main: Main, args: Namespace) -> int:
     try:
         main(args)
     except (UserError, FloatingPointError) as error:
@@ -95,6 +167,7 @@ def _run_telling_mistakes(main: Callable[[Namespace], None], args: Namespace) ->
 
 
 def _tell(mistake: object) -> int:
-    rank = f" (process {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    print(f"error{rank}: {mistake}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", comm.get_rank())
+    several = dist.is_torchelastic_launched() or comm.get_world_size() > 1
+    print(f"error (process {rank}): {mistake}" if several else f"error: {mistake}", file=sys.stderr, flush=True)
     return 1

@@ -57,8 +57,12 @@ class GracefulStop(HookBase):
         if not self._task_trainer.stop_agreed:
             return
         iteration = self.trainer.iter
-        if iteration + 1 < self.trainer.max_iter:  # the last one has its checkpoint
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        name = f"model_{iteration:07d}"
+        written = iteration + 1 == self.trainer.max_iter or self._checkpointer.get_checkpoint_file().endswith(
+            f"{name}.pth"
+        )
+        if not written:  # by the periodic checkpointer
+            self._checkpointer.save(name, iteration=iteration)
         logger.warning(
             "stopped by a signal after iteration %d; --resume goes on from the checkpoint in %s",
             iteration,

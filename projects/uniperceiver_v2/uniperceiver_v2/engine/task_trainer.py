@@ -189,8 +189,13 @@ class TaskTrainer(SimpleTrainer):
         return norm
 
     def _count_skipped(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> None:
+        """Blame the tasks whose losses are not finite, or all of them where it is the gradient alone."""
+        guilty = {task for task in batches if not math.isfinite(losses[f"{task}/total_loss"])} or set(batches)
         values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        fatal = ""
         for task, batch in batches.items():
+            if task not in guilty:
+                continue
             self._skipped[task] += 1
             self._skipped_in_row[task] += 1
             ids = [number for of_rank in comm.all_gather([_id_of(sample) for sample in batch]) for number in of_rank]
@@ -200,10 +205,12 @@ class TaskTrainer(SimpleTrainer):
             )
             logger.warning("%s; the step is skipped, the task's %s. so far", message, self._skipped[task])
             if self._skipped_in_row[task] >= self._max_skipped_steps:
-                raise FloatingPointError(
-                    f"{message}; SOLVER.MAX_SKIPPED_STEPS ({self._max_skipped_steps}) in a row are reached. A lower "
-                    "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
-                )
+                fatal = message
+        if fatal:
+            raise FloatingPointError(
+                f"{fatal}; SOLVER.MAX_SKIPPED_STEPS ({self._max_skipped_steps}) in a row are reached. A lower "
+                "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
+            )
 
     def _write(
         self,
@@ -231,6 +238,9 @@ class TaskTrainer(SimpleTrainer):
         for task in shares:
             if self._skipped[task]:
                 storage.put_scalar(f"{task}/skipped_steps", self._skipped[task], smoothing_hint=False)
+            unreadable = getattr(self.data_loader[task], "num_unreadable", 0)
+            if unreadable:
+                storage.put_scalar(f"{task}/unreadable_images", unreadable, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, with the skipped steps and the scale of float16 gradients."""

@@ -18,6 +18,7 @@ from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
 from ..data.sampling import MixedSchedule, TaskSchedule
+from ..errors import UserError
 from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer
 from .caption_baselines import caption_baselines
@@ -84,6 +85,9 @@ class UniPerceiverTrainer(DefaultTrainer):
         Returns:
             the last evaluation's results by dataset, on the main process, or None without ``DATASETS.TEST``.
         """
+        self._check_that_ranks_agree()
+        if self.start_iter == 0:
+            self._forget_earlier_run()
         self._graceful_stop.install()
         try:
             self._trainer.open_loaders(self.start_iter)
@@ -93,6 +97,29 @@ class UniPerceiverTrainer(DefaultTrainer):
         finally:
             self._graceful_stop.uninstall()
         return self.last_results
+
+    def _check_that_ranks_agree(self) -> None:
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"the processes would start at the iterations {starts}: OUTPUT_DIR ({self.cfg.OUTPUT_DIR}) has to be a "
+                "folder that all of them share, with the same last checkpoint"
+            )
+        if len(starts) > 1 and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+            for module in self.model.modules()
+        ):
+            raise UserError(
+                "batch normalisation with running statistics differs from process to process: set "
+                'MODEL.UNIPERCEIVER_V2.BACKBONE.NORM to "FrozenBN" or "GN"'
+            )
+
+    def _forget_earlier_run(self) -> None:
+        """Whoever starts anew in a used folder must not, after an interruption, go on with what was there before."""
+        if comm.is_main_process():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.cfg.OUTPUT_DIR, "last_checkpoint"))
+        comm.synchronize()
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
         """Timing, learning rate, averaging, checkpoints, evaluation and writers.

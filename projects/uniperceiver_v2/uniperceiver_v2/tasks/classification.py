@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ranks import sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class ClassificationTask(Task):
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         logits = self._logits(model, encoding, inputs)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
-        log_accuracy("label_accuracy", (logits.argmax(-1) == labels).sum(), len(labels))
+        hits = (logits.argmax(-1) == labels).sum()
+        log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
         aligned = model.likelihood(encoding.mean_global_token(), model.candidate_anchors(self.candidates(inputs)))
         smoothing = self.settings["LABEL_SMOOTHING"]
         return {

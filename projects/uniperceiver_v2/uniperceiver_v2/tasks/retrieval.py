@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..decoder import IMAGE_TO_TEXT
-from ..ranks import gather_from_ranks
+from ..ranks import gather_from_ranks, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RetrievalTask(Task):
         to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)
         to_image = model.likelihood(texts, all_images).masked_fill(same, -torch.inf)
         hits = (to_text.argmax(1) == own).sum() + (to_image.argmax(1) == own).sum()
-        log_accuracy("pair_accuracy", hits, 2 * len(inputs))
+        log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(inputs), device=hits.device)))
         return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
