@@ -18,7 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # installation; the few that are used get theirs at the first import, unless the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-faults lint
+.PHONY: setup train test test-slow test-faults lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -45,6 +45,10 @@ train: setup
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
 test: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
+
+# What `make test` leaves out for its time, but for the campaign below: compiled kernels, mostly.
+test-slow: setup
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults $(ARGS)
 
 # The long campaign of kills and full disks, some ten minutes on two quiet cores.
 test-faults: setup

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,32 @@ def test_torchrun_starts_a_run_anew_from_its_last_checkpoint_when_a_rank_is_kill
     log = (killed / "log.txt").read_text()
     assert log.count("Starting training from iteration") == 2
     assert log.count("Starting training from iteration 0") == 1
+    finish([*command(config, spared, ranks=2), *short], tmp_path)
+    assert differences(killed, spared) == []
+
+
+@pytest.mark.slow
+def test_two_machines_start_a_run_anew_together(config, tmp_path):
+    """Two torchruns on one machine stand for two machines; each counts its own restarts."""
+    short = ("SOLVER.MAX_ITER", "12")
+    killed, spared = tmp_path / "killed", tmp_path / "spared"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = command(config, killed, ranks=2, restarts=2)
+    launch[launch.index("--standalone")] = "--nnodes=2"
+    launch[launch.index("--nproc_per_node=2")] = "--nproc_per_node=1"
+    launch[3:3] = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1", "--local-addr=127.0.0.1"]
+    agents = [start([*launch, *short], tmp_path) for _ in range(2)]
+    try:
+        wait_for((killed / "last_checkpoint").exists, agents[0])
+        os.kill(workers_of(agents[1].pid)[0], signal.SIGKILL)
+        codes = [agent.wait(timeout=240) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert codes == [0, 0], (tmp_path / "output.txt").read_text()[-4000:]
+    assert (killed / "log.txt").read_text().count("Starting training from iteration 0") == 1
     finish([*command(config, spared, ranks=2), *short], tmp_path)
     assert differences(killed, spared) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from types import FrameType
@@ -58,10 +59,8 @@ class GracefulStop(HookBase):
             return
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
-        written = iteration + 1 == self.trainer.max_iter or self._checkpointer.get_checkpoint_file().endswith(
-            f"{name}.pth"
-        )
-        if not written:  # by the periodic checkpointer
+        last = os.path.basename(self._checkpointer.get_checkpoint_file())
+        if last != f"{name}.pth" and iteration + 1 < self.trainer.max_iter:  # else the periodic checkpointer was here
             self._checkpointer.save(name, iteration=iteration)
         logger.warning(
             "stopped by a signal after iteration %d; --resume goes on from the checkpoint in %s",

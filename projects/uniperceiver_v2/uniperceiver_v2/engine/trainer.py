@@ -1,6 +1,7 @@
 """The trainer: Detectron2's, with several tasks, averaged weights and atomic checkpoints."""
 
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Iterable
@@ -30,6 +31,8 @@ from .progress import ProgressBar, TaskProgressPrinter
 from .stopping import GracefulStop
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
+
+logger = logging.getLogger(__name__)
 
 # Iterations between two progress lines, and between two rows of metrics.json and TensorBoard.
 WRITE_PERIOD = 20
@@ -116,9 +119,10 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     def _forget_earlier_run(self) -> None:
         """Whoever starts anew in a used folder must not, after an interruption, go on with what was there before."""
-        if comm.is_main_process():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.cfg.OUTPUT_DIR, "last_checkpoint"))
+        path = os.path.join(self.cfg.OUTPUT_DIR, "last_checkpoint")
+        if comm.is_main_process() and os.path.exists(path):
+            os.replace(path, f"{path}.previous")
+            logger.warning("%s of an earlier run is now %s.previous: this run starts anew", path, path)
         comm.synchronize()
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
