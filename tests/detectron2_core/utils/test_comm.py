@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 # What each process does. Its results go to a JSON file, so that the assertions stand below in plain sight.
 WORKER = """
-import json, sys
+import json, os, sys
 import numpy as np, torch, torch.distributed as dist
 from detectron2.utils import comm
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -42,9 +42,11 @@ result = {
     "mean": {k: v.item() for k, v in comm.reduce_dict(dict(values)).items()},
     "sum": {k: v.item() for k, v in comm.reduce_dict(dict(values), average=False).items()},
 }
-json.dump(result, open(out, "w"))
+with open(out, "w") as file:
+    json.dump(result, file)
 dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # some versions of torch abort while they take down a group's threads
 """
 
 
