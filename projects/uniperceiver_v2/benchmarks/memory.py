@@ -38,6 +38,7 @@ SETTINGS = {
     "nothing": {},
     **{f"checkpointing: {part}": {"checkpointing": [part]} for part in PARTS},
     "checkpointing: all": {"checkpointing": PARTS},
+    "accumulation in 2 parts": {"parts": 2},
     "bf16": {"bf16": True},
     "bf16, checkpointing: all": {"bf16": True, "checkpointing": PARTS},
     "compiled decoder": {"compile": True},
@@ -122,14 +123,16 @@ def measure(size: str, setting: str, device: str, repeats: int) -> dict[str, flo
     model = build_model(config(size, device, chosen.get("checkpointing", []), chosen.get("compile", False))).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     batch, peaks, seconds = scenes(*SIZES[size]), [], []
+    parts = chosen.get("parts", 1)
     for _ in range(1 + repeats):
         base, start = start_of_peak(device), clock(device)
-        with EventStorage(), torch.autocast(device, torch.bfloat16, enabled=chosen.get("bf16", False)):
-            losses = model(batch)
-        sum(losses.values()).backward()
+        for part in range(parts):
+            with EventStorage(), torch.autocast(device, torch.bfloat16, enabled=chosen.get("bf16", False)):
+                losses = model(batch[part::parts])
+            (sum(losses.values()) / parts).backward()
+            del losses
         optimizer.step()
         optimizer.zero_grad()
-        del losses
         seconds.append(clock(device) - start)
         peaks.append(peak(device) - base)
     return {"bytes": max(peaks[1:]), "seconds": statistics.median(seconds[1:]), "first": seconds[0]}
