@@ -38,6 +38,18 @@ def prepare_digit_scenes() -> Callable[..., None]:
 
 
 @pytest.fixture
+def catalogs():
+    """Forgets afterwards what a test registers."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    yield
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
+
+
+@pytest.fixture
 def tiny_config():
     """Settings of the smallest whole model, with a task of each kind: a forward pass takes some 50 ms."""
     from detectron2.config import CfgNode, get_cfg

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from transformers import PreTrainedTokenizerBase
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
@@ -21,16 +20,6 @@ def tree(prepare_digit_scenes, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("tiny") / "digit_scenes"
     prepare_digit_scenes(output, train_scenes=40, test_scenes=12)
     return output
-
-
-@pytest.fixture
-def catalogs():
-    """Forgets afterwards what a test registers."""
-    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog.list()) - names:
-            catalog.remove(name)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -135,9 +135,8 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def real_cfg(tiny_config, small_tree, tmp_path) -> Iterator[CfgNode]:
+def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
     """Settings of a run of the smallest whole model, a task of each kind, on real files: some 0.2 s an iteration."""
-    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     register_digit_scenes(str(small_tree), prefix="small_")
     cfg = tiny_config
     cfg.SEED = 7
@@ -158,10 +157,7 @@ def real_cfg(tiny_config, small_tree, tmp_path) -> Iterator[CfgNode]:
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.SOLVER.WEIGHT_AVERAGING = 0.9
     cfg.DATALOADER.NUM_WORKERS = 0
-    yield cfg
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog.list()) - names:
-            catalog.remove(name)
+    return cfg
 
 
 def fork(work: Callable[[], Any]) -> int:

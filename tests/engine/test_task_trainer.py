@@ -147,10 +147,14 @@ def test_mixed_sampling_blames_the_task_whose_losses_are_not_finite(toy_trainer,
 
 
 def test_a_good_step_in_between_starts_the_count_anew(toy_trainer, cfg):
-    class Alternating(poison(toy_trainer, "signs", range(0, 60, 2))):
-        pass
-
-    make(Alternating, cfg, SOLVER__MAX_SKIPPED_STEPS=2).train()
+    trainer = make(poison(toy_trainer, "signs", range(0, 60, 2)), cfg, SOLVER__MAX_SKIPPED_STEPS=2)
+    trainer.train()
+    steps = len(iterations_of("signs"))
+    skipped = trainer.state_dict()["_trainer"]["skipped"]
+    assert trainer.iter == 60
+    assert skipped["all"] == {"signs": (steps + 1) // 2}
+    assert skipped["all"]["signs"] > 2
+    assert skipped["in_row"] == {"lines": 0, "signs": steps % 2}
 
 
 def test_both_ranks_skip_what_one_of_them_cannot_use(toy_trainer, cfg, processes, tmp_path):
