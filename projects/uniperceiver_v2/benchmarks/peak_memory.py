@@ -1,0 +1,78 @@
+"""Peak memory of a callable, above what is in use when it starts."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import multiprocessing
+import platform
+import re
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+
+def peak_memory(work: Callable[[], object], on_gpu: bool = False) -> int:
+    """Bytes: on a GPU those allocated there, else those resident in a forked process of its own with one thread.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    return _gpu_peak(work) if on_gpu else _peak_in_fork(work)
+
+
+def _gpu_peak(work: Work) -> int:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - start
+
+
+def _peak_in_fork(work: Work) -> int:
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_send_peak, args=(work, sending))
+    child.start()
+    sending.close()
+    try:
+        return receiving.recv()
+    except EOFError:
+        raise RuntimeError("the process whose memory was measured failed") from None
+    finally:
+        child.join()
+
+
+def _send_peak(work: Work, sending: Connection) -> None:
+    # The threads of OpenMP do not survive a fork: more than one would wait for them for ever.
+    torch.set_num_threads(1)
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc: memory given back is given back at once, not kept for the next call
+        libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        start, peak = _resident("VmRSS"), functools.partial(_resident, "VmHWM")
+    except OSError:
+        start = _most_resident()
+        peak = _most_resident
+    work()
+    sending.send(peak() - start)
+
+
+def _resident(what: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the most since the last reset."""
+    return 1024 * int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+def _most_resident() -> int:
+    """Bytes at the most since the process began, where nothing can be reset."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
