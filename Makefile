@@ -18,7 +18,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # installation; the few that are used get theirs at the first import, unless the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-slow test-faults lint
+.PHONY: setup train test test-slow test-faults bench lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -53,6 +53,10 @@ test-slow: setup
 # The long campaign of kills and full disks, some ten minutes on two quiet cores.
 test-faults: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -n 0 -m slow tests/faults $(ARGS)
+
+# Times of ours beside its peers', some fifteen minutes on two quiet cores; ARGS=--quick for a first look.
+bench: setup
+	$(OFFLINE) $(PY) projects/uniperceiver_v2/benchmarks/bench.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff format --check .

@@ -23,7 +23,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ def compare(
         dtype: of the matrix product with which ours' flops are compared.
         warm_up: False for minutes of plain Python, where a first run is as good as any; then one pair is run.
     """
+    gc.collect()
     pair, calls = 0.0, 1
     if warm_up:
         for work in (ours, peer, ours, peer):
@@ -169,6 +170,8 @@ def compare(
     pairs = 1 if not warm_up or pair > settings.budget else max(3, min(100, int(settings.budget / (calls * pair))))
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     for index in range(pairs):
+        if pair > 0.05:  # what the garbage of long work takes of memory matters, and collecting it takes little beside
+            gc.collect()
         order = [("ours", ours), ("peer", peer)]
         for kind, work in order if index % 2 == 0 else reversed(order):
             times[kind].append(_seconds(work, calls))
@@ -267,7 +270,7 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return {
-        "processor": found.group(1) if found else platform.processor() or platform.machine(),
+        "processor": found.group(1).strip() if found else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
@@ -298,7 +301,7 @@ def main(description: str, rows: Callable[[argparse.Namespace], Iterator[Row]]) 
     settings.device, settings.budget = args.device, 1.0 if args.quick else 6.0
     settings.clock = time.process_time if args.process_time else time.perf_counter
     report = Report(machine())
-    print(describe([report]) + "\n\n" + HEADER, flush=True)
+    print(describe(report) + "\n\n" + HEADER, flush=True)
     for row in rows(args):
         report.rows.append(row)
         print(row.markdown(), flush=True)
@@ -308,10 +311,9 @@ def main(description: str, rows: Callable[[argparse.Namespace], Iterator[Row]]) 
         report.save(args.json)
 
 
-def describe(reports: Iterable[Report]) -> str:
-    """One line about the machine, as the first report knows it."""
-    found = next(iter(reports)).machine
-    return ", ".join(f"{key} {value}" for key, value in found.items() if value is not None and key != "peaks")
+def describe(report: Report) -> str:
+    """One line about the machine."""
+    return ", ".join(f"{key} {value}" for key, value in report.machine.items() if value is not None and key != "peaks")
 
 
 def describe_peaks(peaks: dict[str, float]) -> str:
@@ -328,7 +330,6 @@ def _peaks(rows: Sequence[Row]) -> dict[str, float]:
 
 def _seconds(work: Work, calls: int) -> float:
     """Seconds of one call, the mean of a few. The collector of garbage waits until they are over."""
-    gc.collect()
     gc.disable()
     try:
         if settings.on_gpu:

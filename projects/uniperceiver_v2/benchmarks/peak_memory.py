@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 
+Work = Callable[[], object]
 
-def peak_memory(work: Callable[[], object], on_gpu: bool = False) -> int:
+
+def peak_memory(work: Work, on_gpu: bool = False) -> int:
     """Bytes: on a GPU those allocated there, else those resident in a forked process of its own with one thread.
 
     Raises:

@@ -1,0 +1,125 @@
+"""benchmarks/harness.py: the arithmetic of the table, the order of runs, and the memory of a known allocation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "projects" / "uniperceiver_v2" / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def harness():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import harness
+    finally:
+        sys.path.pop(0)
+    return harness
+
+
+class Machine:
+    """A clock that only work moves on."""
+
+    def __init__(self):
+        self.now, self.runs = 0.0, ""
+
+    def work(self, name: str, seconds: float):
+        def run():
+            self.now += seconds
+            self.runs += name
+
+        return run
+
+
+@pytest.fixture
+def simulated(harness, monkeypatch):
+    simulated = Machine()
+    monkeypatch.setattr(harness, "settings", harness.Settings(budget=4.0, clock=lambda: simulated.now))
+    return simulated
+
+
+def test_ratio_of_known_times(harness, simulated):
+    ours, peer = simulated.work("o", 0.1), simulated.work("p", 0.3)
+    row = harness.compare("work", ours, peer, peer_name="slower work", at_least=3.1)
+    assert (row.ours, row.peer, row.ratio) == (pytest.approx(100), pytest.approx(300), pytest.approx(3))
+    assert row.lower == pytest.approx(3) == row.upper and row.met is False
+    assert row.pairs == 10, "as many as the budget allows"
+    assert simulated.runs == "opop" + 5 * "oppo", "both are warmed up, then take turns in being first"
+    assert harness.compare("work", ours, peer, peer_name="slower", at_least=2.9).met is True
+    row = harness.compare("work", peer, ours, peer_name="faster", at_most=3.1)
+    assert row.ratio == pytest.approx(3) and row.met is True
+    assert harness.compare("work", peer, ours, peer_name="faster", at_most=2.9).met is False
+    assert harness.compare("work", peer, ours, peer_name="faster").met is None
+
+
+def test_short_work_is_repeated_and_long_work_is_not(harness, simulated):
+    row = harness.compare("short", simulated.work("o", 1e-5), simulated.work("p", 2e-5), peer_name="", at_least=1)
+    assert row.pairs == 100 and row.ratio == pytest.approx(2) and row.ours == pytest.approx(0.01)
+    assert simulated.runs.count("o") > 100 * 100, "a clock does not measure a few microseconds"
+    simulated.runs = ""
+    row = harness.compare("long", simulated.work("o", 3), simulated.work("p", 6), peer_name="", at_least=1)
+    assert row.pairs == 1 and row.lower == row.ratio == row.upper == pytest.approx(2) and simulated.runs == "opopop"
+    simulated.runs = ""
+    harness.compare("cold", simulated.work("o", 1), simulated.work("p", 1), peer_name="", warm_up=False)
+    assert simulated.runs == "op"
+
+
+def test_ratio_is_of_pairs_and_not_of_medians(harness):
+    row = harness.summarise("a", [1.0, 10.0, 100.0], [2.0, 20.0, 50.0], peer_name="b", at_least=1)
+    assert row.ratio == 2 and (row.lower, row.upper) == (1.25, 2) and row.ours == 10_000
+    row = harness.summarise("a", [1.0, 10.0, 100.0], [2.0, 20.0, 50.0], peer_name="b", at_most=1)
+    assert row.ratio == 0.5 and row.met is True
+    with pytest.raises(ValueError, match="two rows"):
+        harness.summarise("a", [1.0], [1.0], peer_name="b", at_least=1, at_most=1)
+
+
+def test_rates_and_their_shares(harness, monkeypatch):
+    monkeypatch.setattr(harness, "machine_peak", lambda device, dtype: 40.0 if dtype else 10.0)
+    row = harness.summarise("a", [0.5], [1.0], peer_name="b", at_least=2, flops=1e10, moved=1e9)
+    assert (row.gflops, row.gflops_share, row.gbytes, row.gbytes_share) == (20, 0.5, 2, 0.2)
+    assert row.markdown() == "| a | b | 500 | 1000 | 2.00 (2.00 to 2.00) | ≥ 2 | yes | 20, 50% | 2, 20% |"
+    row = harness.summarise("a", [0.5], [0.4], peer_name="b", at_most=1.1, flops=1e10, dtype=torch.bfloat16)
+    assert row.markdown().endswith("| 1.25 (1.25 to 1.25) | ≤ 1.1 | **no** | 20, 50% of bfloat16 |  |")
+    assert row.markdown().count("|") == harness.HEADER.splitlines()[0].count("|")
+
+
+def test_report_round_trip(harness, tmp_path):
+    row = harness.summarise("a", [0.5, 0.6], [1.0, 1.1], peer_name="b", at_least=2)
+    report = harness.Report({"processor": "some", "peaks": {"GB/s": 1.5}}, [row])
+    report.save(tmp_path / "report.json")
+    assert harness.Report.load(tmp_path / "report.json") == report
+
+
+def test_memory_of_known_allocations(harness):
+    row = harness.compare_memory(
+        "32 MiB", lambda: torch.ones(2**23), lambda: torch.ones(2**24).sum(), peer_name="64 MiB", at_most=0.7
+    )
+    assert row.unit == "MiB" and row.met is True
+    assert 32 <= row.ours < 40 and 64 <= row.peer < 72, "plus what a first operation loads"
+
+
+def test_memory_of_work_that_fails(harness, capfd):
+    with pytest.raises(RuntimeError, match="failed"):
+        harness.compare_memory("nothing", lambda: 1 / 0, lambda: None, peer_name="", at_most=1)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_table_of_programs(tmp_path):
+    """Each in its own process; one that fails is named, and the others' rows are there."""
+    for name in ("bench", "harness", "peak_memory"):
+        (tmp_path / f"{name}.py").write_text((BENCHMARKS / f"{name}.py").read_text())
+    program = (
+        '"""Sums."""\nimport harness\n\ndef rows(args):\n    assert args.quick\n'
+        "    yield harness.summarise('sum', [1.0], [2.5], peer_name='other', at_least=2)\n\n"
+        "harness.machine_peak = lambda device, dtype: 7.0\nharness.main(__doc__, rows)\n"
+    )
+    (tmp_path / "optimizer.py").write_text(program)
+    (tmp_path / "criterion.py").write_text("raise SystemExit(3)\n")
+    command = [sys.executable, str(tmp_path / "bench.py"), "--only", "criterion", "optimizer", "--quick"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "all.json")], capture_output=True, text=True)
+    assert done.returncode == 1 and "failed: criterion" in done.stderr
+    assert "| sum | other | 1000 | 2500 | 2.50 (2.50 to 2.50) | ≥ 2 | yes |  |  |" in done.stdout.splitlines()
+    assert "7 GFLOP/s in float32" in done.stdout and '"sum"' in (tmp_path / "all.json").read_text()
