@@ -121,6 +121,28 @@ def test_candidate_anchors_are_centred_mean_tokens_without_gradients(tiny_model)
     torch.testing.assert_close(found, means - means.mean(0), atol=1e-5, rtol=1e-4)
 
 
+def test_candidates_and_anchors_in_one_pass(tiny_model, monkeypatch):
+    texts, passes = ("seven", "a red seven to the left of two blue threes", "two"), []
+    expected = tiny_model.encode_candidates(texts), tiny_model.candidate_anchors(texts)
+    tiny_model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
+    candidates, anchors = tiny_model.encode_candidates_and_anchors(texts)
+    assert len(passes) == 1
+    assert torch.equal(candidates, expected[0])
+    assert torch.equal(anchors, expected[1])
+    assert candidates.requires_grad
+    assert not anchors.requires_grad
+    torch.testing.assert_close(candidates.norm(dim=1), torch.ones(3))
+
+
+def test_training_encodes_its_candidates_once(tiny_model):
+    """Both tasks that align."""
+    passes = []
+    tiny_model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
+    with EventStorage():
+        tiny_model.train()([{**x, "label": 1} for x in inputs("digits", (32, 32))])
+    assert len(passes) == 1
+
+
 @pytest.fixture
 def encoded(tiny_model, monkeypatch) -> list[tuple[str, ...]]:
     """The text sets that the text encoder has been asked for."""

@@ -72,6 +72,19 @@ def outputs(decoder: UnifiedDecoder, batch: int, tokens: int, words: int) -> tor
     )
 
 
+def read(decoder: UnifiedDecoder, batch: int, tokens: int, words: int) -> torch.Tensor:
+    """<SPE> of padded texts, the words of captions behind images, and some positions of texts."""
+    torch.manual_seed(batch + 10 * tokens + 100 * words)
+    said = torch.arange(words) < torch.randint(1, words + 1, (batch, 1))
+    image, text = torch.randn(batch, tokens, DIM), torch.randn(batch, words, DIM)
+    found = [
+        decoder.read_spe([Segment(text, said, TEXT)]),
+        decoder.read_last([Segment(image, None, SCENE), Segment(text, said, CAPTION)]),
+        decoder.read_last([Segment(text, said, TEXT)], torch.randint(words, (batch, 2))),
+    ]
+    return torch.stack([x.sin().sum() for x in found])
+
+
 def text_outputs(decoder: UnifiedDecoder) -> torch.Tensor:
     torch.manual_seed(1)
     return decoder([Segment(torch.randn(2, 4, DIM), None, TEXT)]).segments[0]
@@ -109,6 +122,18 @@ def test_training_in_few_graphs_whatever_the_lengths_and_routes(experts):
             assert (found is None and expected is None) or torch.equal(found, expected)
         counts.append(len(graphs))
     assert 0 < counts[7] == counts[-1] <= 16, counts  # for three layers with different weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("experts", [0, 3], ids=["dense", "experts"])
+def test_reading_in_few_graphs(experts):
+    decoder, graphs = random_decoder(experts), Graphs()
+    other = compiled(decoder, graphs)
+    for number, shape in enumerate(SHAPES):
+        assert torch.equal(read(other, *shape), read(decoder, *shape))
+        if number == 7:
+            counts = len(graphs)
+    assert counts == len(graphs) <= 20
 
 
 def test_generation_in_few_graphs():

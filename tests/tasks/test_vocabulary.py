@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniperceiver_v2.decoder import TEXT_TO_TEXT
-from uniperceiver_v2.likelihood import Likelihood
+from uniperceiver_v2.likelihood import Likelihood, directions
 from uniperceiver_v2.tasks.vocabulary import vocabulary_logits
 
 TEMPERATURE = 0.3
@@ -31,7 +31,7 @@ class FakeModel:
         return self.table[token_ids]
 
     def vocabulary(self, task) -> torch.Tensor:
-        return self.encode_vocabulary(torch.arange(len(self.table)), task)
+        return directions(self.encode_vocabulary(torch.arange(len(self.table)), task))
 
 
 def plain_logits(features, table, temperature) -> torch.Tensor:

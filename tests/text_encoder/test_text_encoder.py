@@ -334,3 +334,28 @@ def test_tokenizer_of_a_larger_model(directory):
     fields = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**fields, "vocab_size": 99}))
     assert "509 tokens, more than the text encoder's 99" in message(directory)
+
+
+def test_tokens_of_the_last_sets_are_kept(directory, monkeypatch):
+    encoder, calls = TextEncoder(text_cfg(directory)), []
+    tokenize = encoder._tokenize
+    monkeypatch.setattr(encoder, "_tokenize", lambda texts, device: (calls.append(texts), tokenize(texts, device))[1])
+    monkeypatch.setattr("uniperceiver_v2.text_encoder.text_encoder.TOKENIZED_SETS", 2)
+    first = encoder.tokenize(["seven", "two"])
+    assert encoder.tokenize(("seven", "two")) is first
+    assert calls == [("seven", "two")]
+    for text in ("one", "two", "two", "seven two"):
+        ids, valid = encoder.tokenize((text,))
+        assert encoder.decode(ids) == [text]
+        assert valid.all()
+    assert len(calls) == 4
+    encoder.tokenize(("seven", "two"))  # the oldest was forgotten
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_texts_without_padding_need_no_validity(directory, causal):
+    encoder = TextEncoder(text_cfg(directory)).eval()
+    token_ids, valid = encoder.tokenize(TEXTS[:1])
+    assert valid.all()
+    torch.testing.assert_close(encoder(token_ids, None, causal), encoder(token_ids, valid, causal))

@@ -32,13 +32,18 @@ class Likelihood(nn.Module):
 
     def forward(self, inputs: Tensor, candidates: Tensor) -> Tensor:
         """log P(x, y) up to a constant, of inputs [...,d] and candidates [C,d]: [...,C], in float32."""
-        return self.of_directions(inputs, F.normalize(candidates.float(), dim=-1))
+        return self.of_directions(inputs, directions(candidates))
 
-    def of_directions(self, inputs: Tensor, directions: Tensor) -> Tensor:
-        """As `forward`, with candidates [C,d] of length 1 in float32: for a caller that asks again and again, as making
+    def of_directions(self, inputs: Tensor, candidates: Tensor) -> Tensor:
+        """As `forward`, with candidates [C,d] that are directions: for a caller that asks again and again, as making
         them so costs as much as the product."""
         with torch.autocast(inputs.device.type, enabled=False):  # it would take the product in half precision
-            return F.normalize(inputs.float(), dim=-1) @ directions.T / self.temperature
+            return F.normalize(inputs.float(), dim=-1) @ candidates.T / self.temperature
+
+
+def directions(representations: Tensor) -> Tensor:
+    """Representations [...,d] at length 1, in float32, as :meth:`Likelihood.of_directions` takes them."""
+    return F.normalize(representations.float(), dim=-1)
 
 
 class CandidateCache:

@@ -15,7 +15,7 @@ from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, Unified
 from .errors import UserError
 from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
 from .layers import checkpoint_blocks
-from .likelihood import CandidateCache, Likelihood
+from .likelihood import CandidateCache, Likelihood, directions
 from .tasks import TASK_KINDS, Task
 from .text_encoder import TextEncoder
 
@@ -118,41 +118,62 @@ class UniPerceiverV2(nn.Module):
 
     def decode_image(self, encoding: ImageEncoding) -> Tensor:
         """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
-        return self.decoder(self.image_segments(encoding, IMAGE_TO_TEXT)).spe
+        return self.decoder.read_spe(self.image_segments(encoding, IMAGE_TO_TEXT))
 
     def decode_proposals(self, encoding: ImageEncoding) -> Tensor:
         """The representation [B,O,d] of every proposal."""
-        return self.decoder(self.image_segments(encoding, IMAGE_TO_TEXT)).segments[1]
+        return self.decoder.read_last(self.image_segments(encoding, IMAGE_TO_TEXT))
 
-    def encode_texts(self, token_ids: Tensor, valid: Tensor, task: TaskModalities) -> Tensor:
-        """<SPE>'s representation [C,d] of each text as a target: ids [C,T] and their validity."""
-        tokens = self.text_encoder(token_ids, valid)
-        return self.decoder([Segment(tokens, valid, Attributes("text", "target", task))]).spe
+    def encode_texts(self, token_ids: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
+        """<SPE>'s representation [C,d] of each text as a target: ids [C,T] and their validity, None if all are."""
+        return self._decode_texts(self.text_encoder(token_ids, valid), valid, task)
+
+    def _decode_texts(self, tokens: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
+        return self.decoder.read_spe([Segment(tokens, valid, Attributes("text", "target", task))])
 
     def encode_candidates(self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT) -> Tensor:
-        """Representations [C,d] of texts to choose from, kept in evaluation while no weight changes."""
-        return self._candidates.get((texts, task), lambda: self.encode_texts(*self.text_encoder.tokenize(texts), task))
+        """Texts to choose from as directions [C,d], kept in evaluation while no weight changes."""
+
+        def encode() -> Tensor:
+            return directions(self.encode_texts(*self.text_encoder.tokenize(texts), task))
+
+        return self._candidates.get((texts, task), encode)
+
+    def encode_candidates_and_anchors(
+        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
+    ) -> tuple[Tensor, Tensor]:
+        """For training: `encode_candidates` and `candidate_anchors` [C,d] by one pass of the text encoder."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        tokens = self.text_encoder(token_ids, valid)
+        return directions(self._decode_texts(tokens, valid, task)), _anchors(tokens.detach(), valid)
 
     def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
         """Representations [n,d] of words as candidates: `<s> word </s>` each, of ids [n], encoded as any text."""
         frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)
         texts = torch.stack((frame[:, 0], token_ids, frame[:, 1]), dim=1)
-        valid = torch.ones_like(texts, dtype=torch.bool)
-        chunks = zip(texts.split(VOCABULARY_CHUNK), valid.split(VOCABULARY_CHUNK))
-        return torch.cat([self.encode_texts(*chunk, task) for chunk in chunks])
+        return torch.cat([self.encode_texts(chunk, None, task) for chunk in texts.split(VOCABULARY_CHUNK)])
 
     def vocabulary(self, task: TaskModalities) -> Tensor:
-        """Representations [V,d] of the whole vocabulary, kept in evaluation while no weight changes."""
-        words = torch.arange(self.text_encoder.vocab_size, device=self.device)
-        return self._candidates.get(("vocabulary", task), lambda: self.encode_vocabulary(words, task))
+        """The whole vocabulary as directions [V,d], kept in evaluation while no weight changes."""
+
+        def encode() -> Tensor:
+            return directions(
+                self.encode_vocabulary(torch.arange(self.text_encoder.vocab_size, device=self.device), task)
+            )
+
+        return self._candidates.get(("vocabulary", task), encode)
 
     @torch.no_grad()
     def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
         """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the
         mean over the texts, so that they differ as much as they can."""
         token_ids, valid = self.text_encoder.tokenize(texts)
-        means = mean_of_valid(self.text_encoder(token_ids, valid), valid)
-        return means - means.mean(0)
+        return _anchors(self.text_encoder(token_ids, valid), valid)
+
+
+def _anchors(tokens: Tensor, valid: Tensor) -> Tensor:
+    means = mean_of_valid(tokens, valid)
+    return means - means.mean(0)
 
 
 def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder, parts: Sequence[str]) -> None:

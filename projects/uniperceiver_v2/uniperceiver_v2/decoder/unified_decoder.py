@@ -55,15 +55,41 @@ class UnifiedDecoderLayer(nn.Module):
         self.ffn = ffn
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, layout: Layout, past: KeyValues | KeyValueBuffer | None = None
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        layout: Layout,
+        past: KeyValues | KeyValueBuffer | None = None,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, KeyValues]:
-        """Tokens that see each other and, before them, the past: their outputs, and keys and values of all."""
+        """Tokens that see each other and, before them, the past: their outputs, and keys and values of all.
+
+        With `read`, [B,Q,d] of the tokens, there are outputs of these alone, whose the mask and the layout then are.
+        """
         normalised = self.attention_norm(hidden)
-        seen = KeyValues(self.attention.k_proj(normalised), self.attention.v_proj(normalised))
+        seen = self._project(normalised)
         if past is not None:
             seen = past.append(seen)
+        if read is not None:
+            hidden, normalised = read, self.attention_norm(read)
         hidden = hidden + self.attention.attend(normalised, seen.keys, seen.values, mask)
         return hidden + self.ffn(self.ffn_norm(hidden), layout), seen
+
+    def seen(self, hidden: Tensor) -> KeyValues:
+        """What tokens show to others, for those whose outputs are not wanted."""
+        return self._project(self.attention_norm(hidden))
+
+    def _project(self, normalised: Tensor) -> KeyValues:
+        return KeyValues(self.attention.k_proj(normalised), self.attention.v_proj(normalised))
+
+
+@dataclass
+class _Tokens:
+    """What goes from layer to layer: tokens [B,L,d], their attributes and what they see."""
+
+    hidden: Tensor
+    layout: Layout
+    mask: Tensor | None
 
 
 class UnifiedDecoder(nn.Module):
@@ -123,24 +149,46 @@ class UnifiedDecoder(nn.Module):
         Raises:
             ValueError: a causal segment is not the last.
         """
-        others, causal = list(segments), None
-        if others[-1].attributes.causal:
-            causal = others.pop()
-        if any(s.attributes.causal for s in others):
-            raise ValueError("a causal segment must be the last segment")
-        hidden, layout, valid = self._open(others, segments[0])
-        mask = _key_mask(valid)
+        tokens, causal = self._start(segments)
+        self._pass(self.layers, tokens, causal)
+        spe, *outputs = self.norm(tokens.hidden).split([length for length, _ in tokens.layout], dim=1)
         if causal is not None:
-            later, later_layout = self._enter(causal), SegmentLayout([(causal.tokens.shape[1], causal.attributes)])
-            later_mask = _causal_mask(later, hidden.shape[1], _join_valid([(hidden, valid), (later, causal.valid)]))
-        for layer in self.layers:
-            hidden, seen = layer(hidden, mask, layout)
-            if causal is not None:
-                later, _ = layer(later, later_mask, later_layout, past=seen)
-        spe, *outputs = self.norm(hidden).split([length for length, _ in layout], dim=1)
-        if causal is not None:
-            outputs.append(self.norm(later))
+            outputs.append(self.norm(causal.hidden))
         return Representations(spe[:, 0], outputs)
+
+    def read_spe(self, segments: Sequence[Segment]) -> Tensor:
+        """`forward(segments).spe` [B,d] without the work for other outputs: in the last layer the other tokens are
+        seen and nothing more. A causal segment, which <SPE> does not see, is left out."""
+        tokens, _ = self._start(segments)
+        self._pass(self.layers[:-1], tokens)
+        layout = SegmentLayout([tokens.layout[0]])
+        hidden, _ = self.layers[-1](tokens.hidden, tokens.mask, layout, read=tokens.hidden[:, :1])
+        return self.norm(hidden[:, 0])
+
+    def read_last(self, segments: Sequence[Segment], positions: Tensor | None = None) -> Tensor:
+        """`forward(segments).segments[-1]` [B,T,d] without the work for other outputs, as `read_spe`.
+
+        Args:
+            segments: as in `forward`.
+            positions: [B,M] of the last segment, which must not be causal then; its outputs there [B,M,d] are returned.
+        Raises:
+            ValueError: a causal segment is not the last, or positions of it are asked for.
+        """
+        tokens, causal = self._start(segments)
+        self._pass(self.layers[:-1], tokens, causal)
+        last = self.layers[-1]
+        if causal is not None:
+            if positions is not None:
+                raise ValueError("of a causal segment all positions are read")
+            hidden, _ = last(causal.hidden, causal.mask, causal.layout, past=last.seen(tokens.hidden))
+            return self.norm(hidden)
+        length, attributes = tokens.layout[-1]
+        read = tokens.hidden[:, -length:]
+        if positions is not None:
+            read = read.gather(1, positions.unsqueeze(2).expand(-1, -1, read.shape[2]))
+        layout = SegmentLayout([(read.shape[1], attributes)])
+        hidden, _ = last(tokens.hidden, tokens.mask, layout, read=read)
+        return self.norm(hidden)
 
     @torch.no_grad()
     def begin(self, segments: Sequence[Segment]) -> DecoderCache:
@@ -153,9 +201,10 @@ class UnifiedDecoder(nn.Module):
             raise ValueError("generation begins with segments that are not causal")
         hidden, layout, valid = self._open(segments, segments[0])
         mask, layers = _key_mask(valid), []
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden, seen = layer(hidden, mask, layout)
             layers.append(seen)
+        layers.append(self.layers[-1].seen(hidden))  # of its own outputs nothing is read
         return DecoderCache(layers, valid)
 
     @torch.no_grad()
@@ -218,6 +267,29 @@ class UnifiedDecoder(nn.Module):
 
     def _parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _start(self, segments: Sequence[Segment]) -> tuple[_Tokens, _Tokens | None]:
+        """<SPE> and the segments before the first layer, and apart from them the causal segment, if there is one."""
+        others, causal = list(segments), None
+        if others[-1].attributes.causal:
+            causal = others.pop()
+        if any(s.attributes.causal for s in others):
+            raise ValueError("a causal segment must be the last segment")
+        hidden, layout, valid = self._open(others, segments[0])
+        tokens = _Tokens(hidden, layout, _key_mask(valid))
+        if causal is None:
+            return tokens, None
+        later, later_layout = self._enter(causal), SegmentLayout([(causal.tokens.shape[1], causal.attributes)])
+        mask = _causal_mask(later, hidden.shape[1], _join_valid([(hidden, valid), (later, causal.valid)]))
+        return tokens, _Tokens(later, later_layout, mask)
+
+    @staticmethod
+    def _pass(layers: Iterable[nn.Module], tokens: _Tokens, causal: _Tokens | None = None) -> None:
+        """Takes tokens, and the causal ones that stand behind them, through layers, in place."""
+        for layer in layers:
+            tokens.hidden, seen = layer(tokens.hidden, tokens.mask, tokens.layout)
+            if causal is not None:
+                causal.hidden, _ = layer(causal.hidden, causal.mask, causal.layout, past=seen)
 
     def _open(self, segments: Sequence[Segment], first: Segment) -> tuple[Tensor, Layout, Tensor | None]:
         """<SPE>, with the role and task of the `first` segment, and the segments: tokens, layout and validity."""

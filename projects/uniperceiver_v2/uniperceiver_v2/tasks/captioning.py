@@ -75,14 +75,14 @@ def decode_captions(
     tokens = model.text_encoder(token_ids, valid, causal=True)
     rows = torch.tensor(images, device=tokens.device)
     segments = [segment.select(rows) for segment in model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)]
-    return model.decoder([*segments, Segment(tokens, valid, CAPTION)]).segments[-1]
+    return model.decoder.read_last([*segments, Segment(tokens, valid, CAPTION)])
 
 
 def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
     """What may follow in captions of the B images: log P of all words [N,V], among which </s> is the one special token.
     Image and words are read once, their keys and values kept."""
     text_encoder, decoder = model.text_encoder, model.decoder
-    words = F.normalize(model.vocabulary(IMAGE_TEXT_TO_TEXT).float(), dim=-1)
+    words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
     special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
     forbidden = torch.tensor(sorted(special), device=words.device)
     text_cache, cache = text_encoder.begin(), decoder.begin(model.image_segments(encoding, IMAGE_TEXT_TO_TEXT))

@@ -12,7 +12,6 @@ from ..ranks import sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
-    from ..image_encoder import ImageEncoding
     from ..meta_arch import UniPerceiverV2
 
 
@@ -22,11 +21,12 @@ class ClassificationTask(Task):
 
     def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        logits = self._logits(model, encoding, inputs)
+        candidates, anchors = model.encode_candidates_and_anchors(self.candidates(inputs))
+        logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         hits = (logits.argmax(-1) == labels).sum()
         log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
-        aligned = model.likelihood(encoding.mean_global_token(), model.candidate_anchors(self.candidates(inputs)))
+        aligned = model.likelihood(encoding.mean_global_token(), anchors)
         smoothing = self.settings["LABEL_SMOOTHING"]
         return {
             "loss_label": F.cross_entropy(logits, labels, label_smoothing=smoothing),
@@ -36,8 +36,6 @@ class ClassificationTask(Task):
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        return [{"scores": scores} for scores in self._logits(model, encoding, inputs).softmax(-1)]
-
-    def _logits(self, model: UniPerceiverV2, encoding: ImageEncoding, inputs: list[dict]) -> Tensor:
         candidates = model.encode_candidates(self.candidates(inputs))
-        return model.likelihood(model.decode_image(encoding), candidates)
+        logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
+        return [{"scores": scores} for scores in logits.softmax(-1)]

@@ -30,14 +30,14 @@ class DetectionTask(Task):
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates = model.encode_candidates(self.candidates(inputs))
+        candidates, anchors = model.encode_candidates_and_anchors(self.candidates(inputs))
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
-        logits = model.likelihood(model.decode_proposals(encoding)[matches.image, matches.query], candidates)
+        matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
+        logits = model.likelihood.of_directions(matched_proposals, candidates)
         # Align before fuse: every state that answers for an object is also compared with the names as the text encoder
         # gives them. Matched proposals alone are too few to teach the region network what tells categories apart, and
         # while they do not tell, the unified decoder learns to make all candidates equal.
-        anchors = model.candidate_anchors(self.candidates(inputs))
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), anchors)
         matched, hits, answering = sum_over_ranks(
             torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), torch.ones_like(regions.labels).sum()
@@ -58,7 +58,7 @@ class DetectionTask(Task):
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
         candidates = model.encode_candidates(self.candidates(inputs))
-        categories = model.likelihood(model.decode_proposals(encoding), candidates).softmax(-1)
+        categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
         results = []
         for index, item in enumerate(inputs):

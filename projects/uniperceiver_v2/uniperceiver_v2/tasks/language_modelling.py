@@ -40,7 +40,7 @@ class LanguageModellingTask(Task):
 
     def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
         features, words, counts = self._masked(model, inputs)
-        log_likelihoods = model.likelihood(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
+        log_likelihoods = model.likelihood.of_directions(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
         right = log_likelihoods.gather(-1, words[:, None]).squeeze(-1)
         correct = log_likelihoods.argmax(-1) == words
         return [
@@ -54,7 +54,11 @@ class LanguageModellingTask(Task):
         each input has."""
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
         tokens = model.text_encoder(token_ids, valid)
-        decoded = model.decoder([Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))]).segments[0]
         labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_PREDICTED).to(model.device)
         masked = labels != NOT_PREDICTED
-        return decoded[masked], labels[masked], masked.sum(1).tolist()
+        counts = masked.sum(1).tolist()
+        # Each row's masked positions in their order, and others where it has fewer than the most.
+        positions = masked.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, max(counts))]
+        text = Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))
+        decoded = model.decoder.read_last([text], positions)
+        return decoded[masked.gather(1, positions)], labels[masked], counts

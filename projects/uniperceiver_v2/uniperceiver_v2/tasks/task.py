@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from detectron2.utils.events import get_event_storage
@@ -66,7 +67,12 @@ class Task(ABC):
         names = inputs[0].get("candidates")
         if not names:
             raise ValueError('an input needs "candidates", the names to choose from')
-        return tuple(self.settings["PROMPT"].format(name) for name in names)
+        return _prompted(self.settings["PROMPT"], tuple(names))
+
+
+@lru_cache(maxsize=64)
+def _prompted(prompt: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(prompt.format(name) for name in names)
 
 
 def log_accuracy(name: str, hits: Tensor, count: Tensor | int) -> None:

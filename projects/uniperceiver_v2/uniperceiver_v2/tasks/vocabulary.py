@@ -35,7 +35,7 @@ def vocabulary_logits(
     own, labels = targets.unique(return_inverse=True)
     others = size - len(own)
     if not 0 < sample < others:
-        return model.likelihood(features, model.vocabulary(task)), targets
+        return model.likelihood.of_directions(features, model.vocabulary(task)), targets
     is_other = torch.ones(size, dtype=torch.bool, device=targets.device)
     is_other[own] = False
     # On the CPU, whose generator is seeded for each iteration and rank, whatever the device.

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenize
 from ..errors import UserError
 from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, longest_text, resolve_directory
 
+TOKENIZED_SETS = 64  # sets of texts whose tokens are kept
+
 
 class TextCache:
     """Keys and values of the text encoder's layers for the tokens of B texts so far (`TextEncoder.begin`)."""
@@ -51,6 +53,7 @@ class TextEncoder(nn.Module):
         self.model, self.tokenizer = model, tokenizer
         width = model.config.hidden_size
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
+        self._tokenized: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self.bos_id, self.eos_id = tokenizer("")["input_ids"]  # <s> and </s>: what stands around every text
 
     @classmethod
@@ -80,7 +83,16 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [B,T] and their validity [B,T], on the encoder's device; longer texts are cut. A special token that
-        a text spells out, such as "<mask>", is text like any other."""
+        a text spells out, such as "<mask>", is text like any other. The last sets are kept: training asks for the same
+        names in each iteration."""
+        key = tuple(texts), next(self.parameters()).device
+        if key not in self._tokenized:
+            while len(self._tokenized) >= TOKENIZED_SETS:
+                del self._tokenized[next(iter(self._tokenized))]
+            self._tokenized[key] = self._tokenize(*key)
+        return self._tokenized[key]
+
+    def _tokenize(self, texts: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(
             list(texts),
             padding=True,
@@ -89,7 +101,6 @@ class TextEncoder(nn.Module):
             split_special_tokens=True,
             return_tensors="pt",
         )
-        device = next(self.parameters()).device
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
 
     def pad(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -104,12 +115,12 @@ class TextEncoder(nn.Module):
         texts = self.tokenizer.batch_decode([row.tolist() for row in token_ids], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def forward(self, token_ids: Tensor, valid: Tensor, causal: bool = False) -> Tensor:
-        """[B,T] ids and validity to [B,T,d]; `causal`: position t sees positions up to t."""
-        mask = valid.long()
+    def forward(self, token_ids: Tensor, valid: Tensor | None, causal: bool = False) -> Tensor:
+        """[B,T] ids and validity, None if all are valid, to [B,T,d]; `causal`: position t sees positions up to t."""
+        mask = None if valid is None else valid.long()
         if causal:
-            order = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=valid.device).tril()
-            mask = self._attention_mask(order & valid[:, None, None])
+            order = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=token_ids.device).tril()
+            mask = self._attention_mask(order[None, None] if valid is None else order & valid[:, None, None])
         return self.project(self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state)
 
     def begin(self) -> TextCache:
