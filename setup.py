@@ -34,5 +34,15 @@ setup(
         "tqdm",
         "pyyaml",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "webdataset"]},
+    extras_require={
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "webdataset",
+            # torch for GPUs brings its own; that for CPUs does not, and the kernels are tested in Triton's interpreter.
+            'triton; platform_system == "Linux" and platform_machine == "x86_64"',
+        ]
+    },
 )

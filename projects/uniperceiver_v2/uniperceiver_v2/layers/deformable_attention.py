@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deformable_attention_triton import sample_by_triton, triton_applies
+
 SpatialShapes = Sequence[tuple[int, int]]  # (height, width) of each scale, finest first
 
 
@@ -109,6 +111,8 @@ def multi_scale_deformable_attention(
         raise ValueError(
             f"spatial shapes {list(spatial_shapes)} do not cover the {value_BSHD.shape[1]} tokens of the value"
         )
+    if triton_applies(value_BSHD, locations_BQHLPX, attention_BQHLP):
+        return sample_by_triton(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
     sample = _sample_by_grid if torch.is_grad_enabled() else _sample_by_gather
     return sample(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
 
