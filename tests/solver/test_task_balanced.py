@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uniperceiver_v2.solver import TaskBalancedAdamW, gradient_norm
+from uniperceiver_v2.solver import TaskBalancedAdamW, gradient_norm, task_balanced
 
 TASKS = {"a": (0.5, 1.0), "b": (0.3, 2.0), "c": (0.2, 0.25)}
 # Which of the parameters each task reaches.
@@ -278,6 +278,48 @@ def test_a_step_takes_as_many_operations_for_many_parameters_as_for_few():
 
     few, many = operations(make_parameters()), operations([p for _ in range(20) for p in make_parameters()])
     assert few == many < 30
+
+
+@pytest.mark.parametrize("reached", [(0, 1, 2, 3), (1, 3)])
+def test_blocks_change_no_bit(monkeypatch, reached):
+    """Parameters larger than a block, one of them transposed in memory, and smaller ones that share a block."""
+    shapes = ((5, 9), (3,), (6, 8), (2, 2))
+
+    def trained(block: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(task_balanced, "_BLOCK_ELEMENTS", block)
+        generator = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+        parameters[2].data = parameters[2].data.T.contiguous().T
+        optimizer = TaskBalancedAdamW(parameters, tasks=TASKS)
+        for _ in range(3):
+            for index, p in enumerate(parameters):
+                p.grad = torch.randn(p.shape, generator=generator) if index in reached else None
+            optimizer.step(task="b")
+        return [*parameters, *(moment for p in parameters for moment in optimizer.state[p].values())]
+
+    whole = trained(2**20)
+    for block in (1, 7, 16, 48):
+        assert all(map(torch.equal, trained(block), whole))
+
+
+def test_no_operation_of_the_update_leaves_the_cache(monkeypatch):
+    """On a CPU: a pass over a whole large model for each operation reads the memory a dozen times."""
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            if "foreach" in str(function) and "norm" not in str(function):
+                largest = max(largest, sum(t.numel() for t in args[0]))
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(task_balanced, "_BLOCK_ELEMENTS", 16)
+    parameters = [torch.nn.Parameter(torch.ones(s)) for s in (100, 8, 7, 6, 30)]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    with Sizes():
+        TaskBalancedAdamW(parameters, tasks=TASKS).step(task="a")
+    assert 8 < largest <= 16
 
 
 def test_a_closure_computes_the_gradient():

@@ -1,22 +1,21 @@
-"""What TaskBalancedAdamW costs beside torch.optim.AdamW: times of a step on one core.
+"""What a step of TaskBalancedAdamW costs beside torch.optim.AdamW(foreach=True).
 
-    OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/optimizer.py [--repeats 40]
+    python projects/uniperceiver_v2/benchmarks/optimizer.py [--quick]
 
-Prints a Markdown table for the parameters of the tiny model (configs/digit_scenes) and for 100 million of BERT-base's
-shapes. "reached" is the share of the parameters that have a gradient; AdamW(foreach=True) is given gradients of zero
-for the rest, as they are to move on too. The two step in turn; the ratio is the median over these pairs, with
-quartiles. Times are the processor's, so that neighbours on the machine count little.
+For the parameters of the tiny model (configs/digit_scenes) and for 100 million of BERT-base's shapes; with gradients
+for all of them, and for those that one task reaches. AdamW is given gradients of zero for the rest, as they are to move
+on too. What has to move is each parameter, its two moments (read and written) and its gradient, which is read twice, as
+its norm is needed first.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -34,67 +33,56 @@ REACHED = {"tiny": ("text_encoder", "decoder", "likelihood"), "100M": tuple(f"la
 
 def large_model() -> nn.Module:
     """100 million parameters: 12 layers of width 768, and 20 thousand words."""
-    model = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(768, 12, 3072, device="meta"), 12, enable_nested_tensor=False
-    )
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, device="meta")
+    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
     model.embedding = nn.Embedding(20_000, 768, device="meta")
-    return model.to_empty(device="cpu")
+    return model
 
 
-def groups_with_gradients(cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], rest: bool) -> list[dict[str, Any]]:
+def groups_with_gradients(
+    cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], rest: bool, device: str
+) -> list[dict[str, Any]]:
     """The model's groups over parameters of their own; those that are not reached have zeros, or no gradient."""
     of_task = {p for name, p in model.named_parameters() if name.startswith(reached)}
     groups = parameter_groups(cfg, model)
     for group in groups:
         parameters = []
         for p in group["params"]:
-            parameter = nn.Parameter(torch.randn(p.shape))
+            parameter = nn.Parameter(torch.randn(p.shape, device=device))
             if p in of_task:
-                parameter.grad = torch.randn(p.shape)
+                parameter.grad = torch.randn(p.shape, device=device)
             elif rest:
-                parameter.grad = torch.zeros(p.shape)
+                parameter.grad = torch.zeros(p.shape, device=device)
             parameters.append(parameter)
         group["params"] = parameters
     return groups
 
 
-def seconds(step: Callable[[], object]) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
-
-
-def row(name: str, cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], repeats: int) -> str:
+def row(name: str, cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], device: str) -> harness.Row:
     settings = {"lr": cfg.SOLVER.BASE_LR, "betas": tuple(cfg.SOLVER.BETAS), "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-    balanced = TaskBalancedAdamW(groups_with_gradients(cfg, model, reached, False), **settings, tasks={"a": (0.5, 1.0)})
-    plain = torch.optim.AdamW(groups_with_gradients(cfg, model, reached, True), **settings, foreach=True)
-    steps = {"balanced": lambda: balanced.step(task="a"), "plain": plain.step}
-    for step in [*steps.values()] * 3:
-        step()
-    times = []
-    for repeat in range(repeats):
-        order = list(steps) if repeat % 2 else list(reversed(steps))
-        times.append({kind: seconds(steps[kind]) for kind in order})
-    lower, middle, upper = statistics.quantiles((t["balanced"] / t["plain"] for t in times), n=4)
-    medians = " | ".join(f"{1e3 * statistics.median(t[kind] for t in times):.2f}" for kind in ("plain", "balanced"))
-    found = [p for group in balanced.param_groups for p in group["params"]]
-    share = sum(p.numel() for p in found if p.grad is not None) / sum(p.numel() for p in found)
-    return f"| {name} | {len(found)} | {share:.0%} | {medians} | {middle:.3f} ({lower:.3f} to {upper:.3f}) |"
+    groups = groups_with_gradients(cfg, model, reached, False, device)
+    balanced = TaskBalancedAdamW(groups, **settings, tasks={"a": (0.5, 1.0)})
+    plain = torch.optim.AdamW(groups_with_gradients(cfg, model, reached, True, device), **settings, foreach=True)
+    parameters = [p for group in balanced.param_groups for p in group["params"]]
+    with_gradient = sum(p.nbytes for p in parameters if p.grad is not None)
+    share = with_gradient / sum(p.nbytes for p in parameters)
+    return harness.compare(
+        f"TBGN step, {name}, {len(parameters)} tensors" + (f", {share:.0%} reached" if share < 1 else ""),
+        lambda: balanced.step(task="a"),
+        plain.step,
+        peer_name="AdamW(foreach=True)",
+        at_most=1.1,
+        moved=6 * sum(p.nbytes for p in parameters) + 2 * with_gradient,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=40, help="pairs of steps of the large model")
-    repeats = parser.parse_args().repeats
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    cfg = load_config(str(CONFIG))
-    print("| parameters | tensors | reached | AdamW ms | TaskBalancedAdamW ms | ratio |\n|---|---|---|---|---|---|")
-    for name, build, count in (("tiny", lambda: build_model(cfg), 5 * repeats), ("100M", large_model, repeats)):
+def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
+    cfg = load_config(str(CONFIG), ["MODEL.DEVICE", args.device])
+    for name, build in (("tiny", lambda: build_model(cfg)), ("100M", large_model)):
         model = build()
         for reached in (("",), REACHED[name]):
-            print(row(name, cfg, model, reached, count), flush=True)
+            yield row(name, cfg, model, reached, args.device)
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, rows)
