@@ -22,6 +22,10 @@ from uniperceiver_v2.image_encoder.structures import Matches, RegionTargets
 LAYERS, BATCH, QUERIES, DIM = 2, 3, 5, 4
 WEIGHTS = {"objectness": 3.0, "box": 5.0, "giou": 2.0, "mask": 4.0, "dice": 1.5}
 POINTS, OVERSAMPLING, UNCERTAIN = 7, 3.0, 0.75
+# (layer, image, query, target) of images with 2, 0 and 3 objects
+PLACES = [(0, 0, 3, 0), (0, 0, 1, 1), (0, 2, 0, 2), (0, 2, 4, 0), (0, 2, 2, 1)]
+PLACES += [(1, 0, 0, 0), (1, 0, 2, 1), (1, 2, 1, 0), (1, 2, 2, 1), (1, 2, 3, 2)]
+NOTHING = Matches(*torch.zeros(4, 0, dtype=torch.int64))
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -166,37 +170,23 @@ def test_gradients_of_masks_of_by_finite_differences():
 def test_losses_equal_the_plain_formulas():
     criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
     pixels = torch.randn(BATCH, DIM, 4, 4)
-    places = [(0, 0, 3, 0), (0, 0, 1, 1), (0, 2, 0, 2), (0, 2, 4, 0), (0, 2, 2, 1), (1, 0, 0, 0), (1, 0, 2, 1)]
-    places += [(1, 2, 1, 0), (1, 2, 2, 1), (1, 2, 3, 2)]
-    matches = Matches(*torch.tensor(places).T)
-    ignored = torch.rand(BATCH, QUERIES) < 0.2
-    for _, image, query, _ in places:
-        ignored[image, query] = False
-
+    matches = Matches(*torch.tensor(PLACES).T)
     torch.manual_seed(3)
-    found = criterion.losses(predictions, matches, ignored, pixels, targets, num_objects=4.0)
+    found, answering = criterion.losses(predictions, matches, pixels, targets, num_objects=4.0)
+    assert answering is matches
     torch.manual_seed(3)
     embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
     logits = masks_of(embeddings, matches.image, pixels)
-    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
-    assert_losses_equal(found, plain_losses(predictions, places, ignored, pixels, targets, 4.0, points))
-
-
-def test_without_ignored_queries_all_count():
-    criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
-    matches = Matches(*torch.tensor([[0, 0, 1, 0]]).T)
-    pixels = torch.randn(BATCH, DIM, 4, 4)
-    none = torch.zeros(BATCH, QUERIES, dtype=torch.bool)
-    with_none = criterion.losses(predictions, matches, none, pixels, targets, 1.0)
-    without = criterion.losses(predictions, matches, None, pixels, targets, 1.0)
-    torch.testing.assert_close(without["objectness"], with_none["objectness"])
+    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(PLACES, targets))
+    ignored = torch.zeros(BATCH, QUERIES, dtype=torch.bool)
+    assert_losses_equal(found, plain_losses(predictions, PLACES, ignored, pixels, targets, 4.0, points))
 
 
 def test_quality_is_a_target_and_no_way_for_gradients():
     """Objectness must not be made right by moving the box."""
     criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
     matches = Matches(*torch.tensor([[0, 0, 1, 0]]).T)
-    losses = criterion.losses(predictions, matches, None, torch.randn(BATCH, DIM, 4, 4), targets, 1.0)
+    losses = criterion.losses(predictions, matches, torch.randn(BATCH, DIM, 4, 4), targets, 1.0)[0]
     (gradient,) = torch.autograd.grad(losses["objectness"], predictions.boxes, allow_unused=True)
     assert gradient is None or not gradient.any()
 
@@ -206,7 +196,7 @@ def test_batches_without_objects_teach_background_only():
     pixels = torch.randn(BATCH, DIM, 4, 4, requires_grad=True)
     matches = criterion.match(predictions, pixels, targets)
     assert len(matches.image) == 0
-    losses = criterion.losses(predictions, matches, None, pixels, targets, 1.0)
+    losses, _ = criterion.losses(predictions, matches, pixels, targets, 1.0)
     assert {name for name, value in losses.items() if value.item() != 0} == {"objectness"}
     sum(losses.values()).backward()
     assert predictions.objectness.grad.abs().min() > 0
@@ -256,13 +246,60 @@ def test_denoising_losses_equal_the_plain_formulas():
     ignored = torch.tensor([[n >= number for n in [0, 1, 2] * 4] for number in (2, 0, 3)])
 
     torch.manual_seed(5)
-    found, matches = criterion.denoising_losses(predictions, denoising, pixels, targets, num_objects=5.0)
+    found, matches = criterion.losses(predictions, NOTHING, pixels, targets, 5.0, denoising)
     torch.manual_seed(5)
     assert list(zip(*(x.tolist() for x in vars(matches).values()), strict=True)) == places
     layer, image, query, _ = torch.tensor(places).T
     logits = masks_of(predictions.mask_embeddings[layer, image, query], image, pixels)
     points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
     assert_losses_equal(found, plain_losses(predictions, places, ignored, pixels, targets, 5.0 * 2, points))
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0)])
+def test_one_pass_over_ordinary_and_denoising_queries_equals_two(counts):
+    """Values, gradients, random points and who answers for what, ordinary queries counted after the others."""
+    criterion, targets = make_criterion(), make_targets(counts)
+    denoising = make_denoising_queries(targets, groups=2, box_noise=0.5)
+    known = denoising.boxes.shape[1]
+    predictions, pixels = make_predictions(known + QUERIES), torch.randn(BATCH, DIM, 4, 4, requires_grad=True)
+    matches = Matches(*torch.tensor(PLACES).T) if sum(counts) else NOTHING
+    leaves = *vars(predictions).values(), pixels
+
+    torch.manual_seed(5)
+    found, answering = criterion.losses(predictions, matches, pixels, targets, 5.0, denoising)
+    torch.manual_seed(5)
+    parts = [
+        criterion.losses(predictions.queries(slice(known, None)), matches, pixels, targets, 5.0),
+        criterion.losses(predictions.queries(slice(0, known)), NOTHING, pixels, targets, 5.0, denoising),
+    ]
+    expected = {name: sum(losses[name] for losses, _ in parts) for name in WEIGHTS}
+    torch.testing.assert_close(found, expected)
+    for name in WEIGHTS:
+        gradients = (
+            torch.autograd.grad(losses[name], leaves, retain_graph=True, materialize_grads=True)
+            for losses in (found, expected)
+        )
+        torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+    ordinary, denoised = (other for _, other in parts)
+    shifted = torch.stack((ordinary.layer, ordinary.image, ordinary.query + known, ordinary.target))
+    both = torch.cat((shifted, torch.stack(tuple(vars(denoised).values()))), dim=1)
+    assert torch.equal(torch.stack(tuple(vars(answering).values())), both)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_matches_do_not_depend_on_how_many_masks_are_compared_at_once(monkeypatch, padded):
+    criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
+    if padded:
+        targets.extent = torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.75, 0.5]])
+    pixels = torch.randn(BATCH, DIM, 4, 4)
+    found = []
+    for at_once in (2**22, 1, 2 * BATCH * LAYERS * QUERIES):
+        monkeypatch.setattr("uniperceiver_v2.image_encoder.criterion.MATCHED_AT_ONCE", at_once)
+        torch.manual_seed(6)
+        found.append(torch.stack(tuple(vars(criterion.match(predictions, pixels, targets)).values())))
+    assert found[0].shape[1] == LAYERS * 5
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
 
 
 def dense_predictions(tokens: int = 60) -> DensePredictions:

@@ -13,6 +13,7 @@ from uniperceiver_v2.image_encoder.matcher import (
     hungarian_match,
     one_to_many_match,
     pairwise_mask_costs,
+    rows_of_images,
 )
 from uniperceiver_v2.image_encoder.query_selection import DensePredictions
 from uniperceiver_v2.image_encoder.structures import RegionTargets
@@ -59,12 +60,19 @@ def test_focal_cost_of_extreme_logits_is_finite_and_prefers_foreground():
 
 def test_pairwise_mask_costs_equal_loops():
     logits, targets = torch.randn(2, 3, 5, 9, dtype=torch.float64), torch.rand(2, 3, 4, 9) < 0.5
-    entropy, dice = pairwise_mask_costs(logits, targets.double())
+    entropy, dice = pairwise_mask_costs([(logits, targets.double())])
     assert entropy.shape == dice.shape == (2, 3, 5, 4)
     for a, b, q, n in itertools.product(range(2), range(3), range(5), range(4)):
         expected = plain_mask_costs(logits[a, b, q].tolist(), targets[a, b, n].double().tolist())
         found = torch.stack([entropy[a, b, q, n], dice[a, b, q, n]])
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_mask_costs_of_blocks_of_points_are_those_of_all_points():
+    logits, targets = torch.randn(3, 5, 9, dtype=torch.float64), (torch.rand(3, 4, 9) < 0.5).double()
+    sizes = (4, 3, 2)
+    blocks = zip(logits.split(sizes, dim=-1), targets.split(sizes, dim=-1), strict=True)
+    torch.testing.assert_close(pairwise_mask_costs(blocks), pairwise_mask_costs([(logits, targets)]))
 
 
 COSTS = MatchCosts(objectness=2.0, box=5.0, giou=3.0, mask=4.0, dice=1.5)
@@ -90,7 +98,8 @@ def test_hungarian_match_is_the_cheapest_of_all_permutations():
     boxes = torch.rand(layers, 4, queries, 4) * 0.5 + 0.2
     logits = torch.randn(layers, 4, queries, points) * 2
     at_points = (torch.rand(4, 4, points) < 0.5).float()
-    matches = hungarian_match(objectness, boxes, logits, at_points, targets, COSTS)
+    blocks = [(rows_of_images(logits), at_points)]
+    matches = hungarian_match(objectness, boxes, blocks, targets, COSTS)
 
     found = set(zip(*(x.tolist() for x in vars(matches).values()), strict=True))
     expected = set()
@@ -120,7 +129,7 @@ def test_not_a_number_does_not_stop_the_matching():
     targets = region_targets([2])
     objectness = torch.tensor([[[math.nan, 0.0, 1.0]]])
     matches = hungarian_match(
-        objectness, torch.rand(1, 1, 3, 4), torch.randn(1, 1, 3, 4), torch.rand(1, 2, 4).round(), targets, COSTS
+        objectness, torch.rand(1, 1, 3, 4), [(torch.randn(1, 3, 4), torch.rand(1, 2, 4).round())], targets, COSTS
     )
     assert sorted(matches.query.tolist()) == [1, 2]
 
@@ -130,8 +139,7 @@ def test_fewer_queries_than_targets_are_all_used():
     matches = hungarian_match(
         torch.randn(1, 1, 2),
         torch.rand(1, 1, 2, 4),
-        torch.randn(1, 1, 2, 4),
-        torch.rand(1, 4, 4).round(),
+        [(torch.randn(1, 2, 4), torch.rand(1, 4, 4).round())],
         targets,
         COSTS,
     )

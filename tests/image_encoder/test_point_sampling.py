@@ -64,3 +64,13 @@ def test_points_stay_in_their_windows_and_on_the_map():
     low, high = windows[:, None, :2] - windows[:, None, 2:] / 2, windows[:, None, :2] + windows[:, None, 2:] / 2
     assert (points >= low.clamp(min=0) - 1e-6).all() and (points <= high.clamp(max=1) + 1e-6).all()
     assert (points.amax(1) - points.amin(1) > 0.5 * windows[:, 2:].clamp(max=0.25)).all()
+
+
+def test_points_of_several_parts_are_those_of_a_call_for_each():
+    logits, windows = torch.randn(5, 8, 8), torch.rand(5, 4)
+    torch.manual_seed(2)
+    found = uncertain_points(logits, 12, 3.0, 0.75, windows, parts=(2, 0, 3))
+    torch.manual_seed(2)
+    rows = slice(0, 2), slice(2, 2), slice(2, 5)
+    expected = [uncertain_points(logits[part], 12, 3.0, 0.75, windows[part]) for part in rows]
+    torch.testing.assert_close(found, torch.cat(expected))

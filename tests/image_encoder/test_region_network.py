@@ -12,7 +12,7 @@ from uniperceiver_v2.image_encoder.matcher import MatchCosts
 from uniperceiver_v2.image_encoder.query_selection import QuerySelection
 from uniperceiver_v2.image_encoder.region_decoder import RegionDecoder
 from uniperceiver_v2.image_encoder.region_network import RegionNetwork
-from uniperceiver_v2.image_encoder.structures import FeatureMaps
+from uniperceiver_v2.image_encoder.structures import FeatureMaps, Matches
 from uniperceiver_v2.layers import map_position_encoding
 
 DIM, HEADS, POINTS, FFN_DIM = 16, 2, 2, 24
@@ -236,10 +236,11 @@ def test_losses_sum_encoder_decoder_and_denoising():
     ordinary, known = output.predictions.queries(slice(count, None)), output.predictions.queries(slice(0, count))
     matches = criterion.match(ordinary, output.pixel_embeddings, targets)
     quality, dense = criterion.match_dense(output.dense, targets)
+    nothing = Matches(*torch.zeros(4, 0, dtype=torch.int64))
     parts = [
-        criterion.losses(ordinary, matches, None, output.pixel_embeddings, targets, 3.0),
+        criterion.losses(ordinary, matches, output.pixel_embeddings, targets, 3.0)[0],
         criterion.dense_losses(output.dense, quality, dense, targets, quality.sum().clamp(min=1)),
-        criterion.denoising_losses(known, output.denoising, output.pixel_embeddings, targets, 3.0)[0],
+        criterion.losses(known, nothing, output.pixel_embeddings, targets, 3.0, output.denoising)[0],
     ]
     for name in LOSSES:
         torch.testing.assert_close(losses[f"loss_{name}"], sum(part.get(name, torch.tensor(0.0)) for part in parts))

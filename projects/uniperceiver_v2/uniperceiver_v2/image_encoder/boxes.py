@@ -24,18 +24,21 @@ def box_overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         IoU in 0..1 and GIoU in -1..1, both of the broadcast shape without the last dimension. Empty boxes give 0.
     """
-    a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
-    size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    # Coordinate by coordinate: the last dimension of all pairs is then the pairs', not a short one of coordinates.
+    ax0, ay0, ax1, ay1 = cxcywh_to_xyxy(a).unbind(-1)
+    bx0, by0, bx1, by1 = cxcywh_to_xyxy(b).unbind(-1)
+    width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    height = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    intersection = width.clamp(min=0) * height.clamp(min=0)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - intersection
+    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
     tiny = torch.finfo(a.dtype).tiny ** 0.5
-    intersection = inner.prod(-1)
-    union = size_a.prod(-1) + size_b.prod(-1) - intersection
-    hull = outer.prod(-1)
     iou = intersection / union.clamp(min=tiny)
     return iou, iou - (hull - union) / hull.clamp(min=tiny)
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:
     """Whether boxes [...,4] contain points [...,(x, y)], with broadcasting."""
-    return ((points - boxes[..., :2]).abs() <= boxes[..., 2:] / 2).all(-1)
+    low, high = (boxes[..., :2] - boxes[..., 2:] / 2).unbind(-1), (boxes[..., :2] + boxes[..., 2:] / 2).unbind(-1)
+    x, y = points.unbind(-1)
+    return (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from .boxes import box_overlaps, contains
 from .denoising import DenoisingQueries
-from .matcher import MatchCosts, hungarian_match, one_to_many_match
+from .matcher import MatchCosts, hungarian_match, one_to_many_match, rows_of_images
 from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
 from .structures import Matches, RegionTargets, on_padded_map
 
 MASK_MARGIN = 1.2  # side of the window in which a mask is learned, in sides of its box
 OUTSIDE = -8.0  # mask logit outside a query's box
+MATCHED_AT_ONCE = 2**22  # mask logits compared with targets in one go: fewer are slower, more take new memory each time
 
 
 @dataclass
@@ -38,14 +40,15 @@ class RegionPredictions:
         return RegionPredictions(*(x[:, :, part] for x in (self.objectness, self.boxes, self.mask_embeddings)))
 
 
-def quality_focal_loss(logits: Tensor, quality: Tensor, weight: Tensor, gamma: float = 1.5) -> Tensor:
+def quality_focal_loss(logits: Tensor, quality: Tensor, weight: Tensor | None, gamma: float = 1.5) -> Tensor:
     """Cross-entropy to an IoU-aware objectness, easy background counting less, summed.
 
     With p = sigmoid(logits) and q the quality: -Σ weight · c · [q log p + (1 - q) log(1 - p)], c = 1 for foreground
     (q > 0) and p^gamma for background (VarifocalNet, equation 2, without its alpha and factor q).
     """
-    focus = torch.where(quality > 0, torch.ones_like(logits), logits.detach().sigmoid() ** gamma)
-    return (F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * focus * weight).sum()
+    focus = (logits.detach().sigmoid() ** gamma).masked_fill_(quality > 0, 1.0)
+    focus = focus if weight is None else focus * weight
+    return F.binary_cross_entropy_with_logits(logits, quality, focus, reduction="sum")
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -59,16 +62,17 @@ def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -
 
     One batched product over the queries of each image, so that no pixel embedding is copied for each query.
     """
-    order = image.argsort(stable=True)
+    height, width = pixel_embeddings.shape[-2:]
     counts = torch.bincount(image, minlength=len(pixel_embeddings))
-    starts = counts.cumsum(0) - counts
-    sorted_image = image[order]
-    slot = torch.arange(len(image), device=image.device) - starts[sorted_image]
-    padded = mask_embeddings.new_zeros(len(counts), max(1, int(counts.max())), mask_embeddings.shape[-1])
-    padded[sorted_image, slot] = mask_embeddings[order]
-    logits = torch.einsum("bkd,bdhw->bkhw", padded, pixel_embeddings)
-    back = order.argsort()
-    return logits[sorted_image, slot][back]
+    widest = max(1, int(counts.max()))
+    order = image.argsort(stable=True)
+    starts = torch.arange(len(counts), device=image.device) * widest - (counts.cumsum(0) - counts)
+    place = torch.empty_like(image)  # of each query among `widest` places for every image
+    place[order] = torch.arange(len(image), device=image.device) + starts[image[order]]
+    padded = mask_embeddings.new_zeros(len(counts) * widest, mask_embeddings.shape[-1])
+    padded = padded.index_copy(0, place, mask_embeddings).view(len(counts), widest, -1)
+    logits = padded @ pixel_embeddings.flatten(2)
+    return logits.flatten(0, 1).index_select(0, place).unflatten(-1, (height, width))
 
 
 def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
@@ -78,6 +82,32 @@ def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
     """
     boxes = on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target]
     return torch.cat((boxes[:, :2], boxes[:, 2:] * MASK_MARGIN), dim=-1)
+
+
+def weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum of values, each times its weight if there are any."""
+    return values.sum() if weight is None else (values * weight).sum()
+
+
+def detection_losses(
+    predictions: RegionPredictions, matches: Matches, targets: RegionTargets, weight: Tensor | None
+) -> dict[str, Tensor]:
+    """Objectness, box and GIoU losses, summed over layers, images and queries.
+
+    Args:
+        weight: [B,Q] of the queries; None if all count alike.
+    """
+    place = matches.layer, matches.image, matches.query
+    boxes, wanted = predictions.boxes[place].float(), targets.boxes[matches.image, matches.target]
+    iou, giou = box_overlaps(boxes, wanted)
+    quality = torch.zeros_like(predictions.objectness, dtype=iou.dtype)
+    quality[place] = iou.detach().clamp(min=1e-3)
+    matched_weight = None if weight is None else weight[matches.image, matches.query]
+    return {
+        "objectness": quality_focal_loss(predictions.objectness.float(), quality, weight),
+        "box": weighted_sum((boxes - wanted).abs().sum(-1), matched_weight),
+        "giou": weighted_sum(1 - giou, matched_weight),
+    }
 
 
 class RegionCriterion:
@@ -105,86 +135,90 @@ class RegionCriterion:
         self.num_points, self.oversampling, self.uncertain_share = num_points, oversampling, uncertain_share
         self.one_to_many = one_to_many
 
+    @torch.no_grad()
     def match(self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets) -> Matches:
         """One-to-one matches of every layer, masks compared at points common to an image's queries."""
+        points = torch.rand(len(targets.valid), self.num_points, 2, device=pixel_embeddings.device)
+        masks = self._mask_blocks(predictions, pixel_embeddings.float(), targets, points)
+        return hungarian_match(predictions.objectness, predictions.boxes, masks, targets, self.costs)
+
+    def _mask_blocks(
+        self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets, points: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mask logits [B,Ly·Q,p] and target masks [B,N,p] at the points [B,P,2], some of them at a time."""
         B, N = targets.valid.shape
-        points = torch.rand(B, self.num_points, 2, device=pixel_embeddings.device)
-        embeddings = sample_points(pixel_embeddings.detach().float(), points)  # [B,dim,P]
-        logits = predictions.mask_embeddings.detach().float() @ embeddings
-        own = on_padded_map(predictions.boxes.detach().transpose(0, 1), targets.extent).transpose(0, 1)
-        logits = logits.masked_fill(~contains(own.unsqueeze(-2), points[None, :, None]), OUTSIDE)
+        embeddings = rows_of_images(predictions.mask_embeddings).float()
+        boxes = on_padded_map(rows_of_images(predictions.boxes), targets.extent).unsqueeze(2)
         which = torch.arange(B * N, device=points.device)
-        at_points = sample_masks(targets.masks.flatten(0, 1), which, points.repeat_interleave(N, dim=0))
-        return hungarian_match(
-            predictions.objectness.detach(),
-            predictions.boxes.detach(),
-            logits,
-            at_points.view(B, N, -1),
-            targets,
-            self.costs,
-        )
+        at_points = sample_masks(targets.masks.flatten(0, 1), which, points.repeat_interleave(N, dim=0)).view(B, N, -1)
+        size = max(1, MATCHED_AT_ONCE // (B * embeddings.shape[1]))
+        for block, wanted in zip(points.split(size, dim=1), at_points.split(size, dim=2), strict=True):
+            logits = embeddings @ sample_points(pixel_embeddings, block)
+            yield logits.float().masked_fill_(~contains(boxes, block[:, None]), OUTSIDE), wanted
 
     def losses(
         self,
         predictions: RegionPredictions,
         matches: Matches,
-        ignored: Tensor | None,
         pixel_embeddings: Tensor,
         targets: RegionTargets,
         num_objects: Tensor | float,
-    ) -> dict[str, Tensor]:
-        """Losses of matched queries and of background, summed over layers, per object.
+        denoising: DenoisingQueries | None = None,
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """Losses of matched queries and of background, summed over layers, per object, and those of denoising with the
+        known answers in place of a matching, averaged over its groups: all in one pass.
 
         Args:
-            ignored: [B,Q] bool, queries that are neither foreground nor background; None for none.
+            predictions: of the denoising queries, if any, and then of the ordinary ones.
+            matches: of the ordinary queries, counted without the others.
             num_objects: what to divide by.
+        Returns:
+            the losses, and which of all queries answer for what, the ordinary ones first.
         """
-        place = matches.layer, matches.image, matches.query
-        boxes, wanted = predictions.boxes[place].float(), targets.boxes[matches.image, matches.target]
-        iou, giou = box_overlaps(boxes, wanted)
-        quality = torch.zeros_like(predictions.objectness, dtype=iou.dtype)
-        quality[place] = iou.detach().clamp(min=1e-3)
-        weight = iou.new_ones(()) if ignored is None else (~ignored).float()
-        mask_loss, dice = self._mask_losses(predictions.mask_embeddings[place], matches, pixel_embeddings, targets)
-        sums = {
-            "objectness": quality_focal_loss(predictions.objectness.float(), quality, weight),
-            "box": (boxes - wanted).abs().sum(),
-            "giou": (1 - giou).sum(),
-            "mask": mask_loss,
-            "dice": dice,
-        }
-        return {name: self.weights[name] * value / num_objects for name, value in sums.items()}
+        weight, parts = None, (len(matches.image),)
+        if denoising is not None:
+            layers, _, queries = predictions.objectness.shape
+            ordinary = queries - denoising.boxes.shape[1]
+            weight = F.pad((~denoising.ignored).float() / denoising.num_groups, (0, ordinary), value=1.0)
+            denoised = denoising.matches(layers)
+            matches = Matches.join(matches.shifted(queries - ordinary), denoised)
+            parts = (*parts, len(denoised.image))
+        sums = detection_losses(predictions, matches, targets, weight)
+        matched_weight = None if weight is None else weight[matches.image, matches.query]
+        embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
+        sums |= self._mask_losses(embeddings, matches, parts, pixel_embeddings, targets, matched_weight)
+        return {name: self.weights[name] * value / num_objects for name, value in sums.items()}, matches
 
     def _mask_losses(
-        self, mask_embeddings: Tensor, matches: Matches, pixel_embeddings: Tensor, targets: RegionTargets
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        mask_embeddings: Tensor,
+        matches: Matches,
+        parts: tuple[int, ...],
+        pixel_embeddings: Tensor,
+        targets: RegionTargets,
+        weight: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Weighted sums over the matches, whose points are drawn part by part: then they are those that two passes,
+        of the ordinary queries and of denoising, would draw."""
         if len(matches.image) == 0:
-            nothing = mask_embeddings.sum() * 0
-            return nothing, nothing
+            return dict.fromkeys(("mask", "dice"), mask_embeddings.sum() * 0)
         logits = masks_of(mask_embeddings, matches.image, pixel_embeddings).float()
         points = uncertain_points(
-            logits, self.num_points, self.oversampling, self.uncertain_share, mask_windows(matches, targets)
+            logits.detach(),
+            self.num_points,
+            self.oversampling,
+            self.uncertain_share,
+            mask_windows(matches, targets),
+            parts,
         )
         at_points = sample_points(logits[:, None], points).squeeze(1)
         which = matches.image * targets.valid.shape[1] + matches.target
         wanted = sample_masks(targets.masks.flatten(0, 1), which, points)
         cross_entropy = F.binary_cross_entropy_with_logits(at_points, wanted, reduction="none").mean(1)
-        return cross_entropy.sum(), dice_loss(at_points, wanted).sum()
-
-    def denoising_losses(
-        self,
-        predictions: RegionPredictions,
-        queries: DenoisingQueries,
-        pixel_embeddings: Tensor,
-        targets: RegionTargets,
-        num_objects: Tensor | float,
-    ) -> tuple[dict[str, Tensor], Matches]:
-        """As `losses`, with the known answers in place of a matching, averaged over the denoising groups."""
-        matches = queries.matches(layers=len(predictions.objectness))
-        ignored = ~(queries.positive | queries.negative)
-        divisor = num_objects * queries.num_groups
-        losses = self.losses(predictions, matches, ignored, pixel_embeddings, targets, divisor)
-        return losses, matches
+        return {
+            "mask": weighted_sum(cross_entropy, weight),
+            "dice": weighted_sum(dice_loss(at_points, wanted), weight),
+        }
 
     def match_dense(self, dense: DensePredictions, targets: RegionTargets) -> tuple[Tensor, Matches]:
         """The quality [B,S] that the objectness of each of the encoder's tokens should have, and which tokens answer

@@ -39,6 +39,11 @@ class DenoisingQueries:
         group = torch.arange(self.num_groups, device=self.boxes.device)
         return group.repeat_interleave(self.boxes.shape[1] // self.num_groups)
 
+    @property
+    def ignored(self) -> Tensor:
+        """[B,D] bool, queries made of padding."""
+        return ~(self.positive | self.negative)
+
     def matches(self, layers: int) -> Matches:
         """The near misses with their targets, once for each of `layers` decoder layers."""
         image, query = self.positive.nonzero(as_tuple=True)
@@ -86,6 +91,6 @@ def denoising_attention_mask(denoising: DenoisingQueries, num_queries: int) -> T
     follows from its neighbours in the batch, and must not change what it learns.
     """
     owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), -1)))
-    real = F.pad(denoising.positive | denoising.negative, (0, num_queries), value=True)
+    real = F.pad(~denoising.ignored, (0, num_queries), value=True)
     itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
     return ((owner[:, None] == owner) & (real[:, None] | itself))[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,59 +35,89 @@ def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tenso
     return positive - negative
 
 
-def pairwise_mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def pairwise_mask_costs(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and dice losses of all pairs.
 
     Args:
-        logits: [...,Q,P] predicted masks at P points; targets: [...,N,P] in 0..1.
+        blocks: logits [...,Q,p] of predicted masks and targets [...,N,p] in 0..1, at some of the points; the points of
+            all blocks are as if they came in one.
     Returns:
         both [...,Q,N], averaged over the points.
     """
-    points = logits.shape[-1]
-    targets = targets.transpose(-1, -2)
-    # -log sigmoid(x) = softplus(-x) = softplus(x) - x
-    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets) / points
-    probability = logits.sigmoid()
-    overlap = 2 * (probability @ targets)
-    total = probability.sum(-1, keepdim=True) + targets.sum(-2, keepdim=True)
-    return cross_entropy, 1 - (overlap + 1) / (total + 1)
+    points, cross_entropy, overlap, total = 0, 0.0, 0.0, 0.0
+    for logits, targets in blocks:
+        points += logits.shape[-1]
+        targets = targets.transpose(-1, -2)
+        # -log sigmoid(x) = softplus(-x) = softplus(x) - x
+        cross_entropy = cross_entropy + F.softplus(logits).sum(-1, keepdim=True) - logits @ targets
+        probability = logits.sigmoid()
+        overlap = overlap + probability @ targets
+        total = total + probability.sum(-1, keepdim=True) + targets.sum(-2, keepdim=True)
+    return cross_entropy / points, 1 - (2 * overlap + 1) / (total + 1)
+
+
+def pairwise_box_costs(objectness: Tensor, boxes: Tensor, targets: RegionTargets, costs: MatchCosts) -> Tensor:
+    """The parts of the matching cost that need no masks.
+
+    Args:
+        objectness: [B,Q] logits; boxes: [B,Q,4].
+    Returns:
+        [B,Q,N].
+    """
+    boxes = boxes.float()
+    giou = box_overlaps(boxes[:, :, None], targets.boxes[:, None])[1]
+    distance = torch.cdist(boxes, targets.boxes, p=1)
+    return costs.objectness * focal_cost(objectness.float()).unsqueeze(-1) + costs.box * distance - costs.giou * giou
+
+
+def assign(cost: Tensor, valid: Tensor) -> Matches:
+    """The cheapest one-to-one assignments of queries to targets, one for each layer and image.
+
+    Args:
+        cost: [B,layers,Q,N], finite or not; valid: [B,N] bool, the first of each row.
+    """
+    cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+    # Padding is marked in the costs, as to ask for numbers of targets apart would be another wait for the device.
+    table = cost.masked_fill(~valid[:, None, None], torch.inf).cpu().numpy()
+    images, layers = table.shape[:2]
+    counts = np.isfinite(table[:, 0, 0]).sum(-1)
+    pairs = [
+        linear_sum_assignment(table[image, layer, :, : counts[image]])
+        for layer in range(layers)
+        for image in range(images)
+    ]
+    layer, image = np.divmod(np.repeat(np.arange(len(pairs)), [len(query) for query, _ in pairs]), images)
+    query, target = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return Matches(*torch.from_numpy(np.stack((layer, image, query, target))).to(cost.device))
 
 
 @torch.no_grad()
 def hungarian_match(
     objectness: Tensor,
     boxes: Tensor,
-    mask_logits: Tensor,
-    target_masks: Tensor,
+    mask_blocks: Iterable[tuple[Tensor, Tensor]],
     targets: RegionTargets,
     costs: MatchCosts,
 ) -> Matches:
     """The cheapest one-to-one assignment of queries to targets, for every layer and image (DETR, equation 1).
 
-    The costs of all layers and images are one batched computation; only the assignment itself loops.
+    The costs of all layers and images are one batched computation; only the assignment itself loops. Layers are rows
+    of their image, so that nothing of the targets is repeated for them.
 
     Args:
         objectness: [layers,B,Q] logits; boxes: [layers,B,Q,4].
-        mask_logits: [layers,B,Q,P] at points common to an image; target_masks: [B,N,P] at the same points.
+        mask_blocks: mask logits [B,layers·Q,p] and target masks [B,N,p], as for `pairwise_mask_costs`.
     """
-    pairs = boxes[:, :, :, None], targets.boxes[None, :, None]
-    cross_entropy, dice = pairwise_mask_costs(mask_logits.float(), target_masks.float())
-    cost = (
-        costs.objectness * focal_cost(objectness.float()).unsqueeze(-1)
-        + costs.box * (pairs[0] - pairs[1]).abs().sum(-1)
-        - costs.giou * box_overlaps(*pairs)[1]
-        + costs.mask * cross_entropy
-        + costs.dice * dice
-    )
-    cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
-    counts = targets.valid.sum(1).tolist()
-    rows = []
-    for layer in range(cost.shape[0]):
-        for image, count in enumerate(counts):
-            query, target = linear_sum_assignment(cost[layer, image, :, :count])
-            rows.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
-    indices = torch.from_numpy(np.concatenate(rows, axis=1)).to(boxes.device)
-    return Matches(*indices)
+    layers = len(objectness)
+    cost = pairwise_box_costs(rows_of_images(objectness), rows_of_images(boxes), targets, costs)
+    cross_entropy, dice = pairwise_mask_costs(mask_blocks)
+    cost = cost + costs.mask * cross_entropy + costs.dice * dice
+    return assign(cost.unflatten(1, (layers, -1)), targets.valid)
+
+
+def rows_of_images(predictions: Tensor) -> Tensor:
+    """[layers,B,Q,...] to [B,layers·Q,...]."""
+    return predictions.transpose(0, 1).flatten(1, 2)
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples of maps [K,C,h,w] at points [K,P,(x, y)] in 0..1 (zero outside): [K,C,P]."""
-    return F.grid_sample(maps, 2 * points[:, None] - 1, align_corners=False).squeeze(2)
+    grid = points[:, None].mul(2).sub_(1)
+    return F.grid_sample(maps, grid, align_corners=False).squeeze(2)
 
 
 def sample_masks(masks: Tensor, which: Tensor, points: Tensor) -> Tensor:
@@ -21,38 +22,56 @@ def sample_masks(masks: Tensor, which: Tensor, points: Tensor) -> Tensor:
         [K,P] float in 0..1.
     """
     _, height, width = masks.shape
-    x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     x0, y0 = x.floor(), y.floor()
-    result = torch.zeros_like(x)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, row = x0 + dx, y0 + dy
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
-            pixel = masks[which[:, None], row.long().clamp(0, height - 1), column.long().clamp(0, width - 1)]
-            result += weight * pixel
-    return result
+    x, y = x - x0, y - y0
+    # Two pixels of nothing on all sides, where points outside of the mask end up, make all pixels alike.
+    bordered = F.pad(masks, (2, 2, 2, 2))
+    stride = width + 4
+    column, row = x0.long().clamp_(-2, width).add_(2), y0.long().clamp_(-2, height).add_(2)
+    starts = (which * ((height + 4) * stride))[:, None]
+    place = row.mul_(stride).add_(column).add_(starts).flatten()
+
+    def pixels(offset: int) -> Tensor:
+        return bordered.flatten()[offset:].index_select(0, place).view_as(x).to(x.dtype)
+
+    above = torch.lerp(pixels(0), pixels(1), x)
+    below = torch.lerp(pixels(stride), pixels(stride + 1), x)
+    return torch.lerp(above, below, y)
 
 
 @torch.no_grad()
 def uncertain_points(
-    logits: Tensor, count: int, oversampling: float, uncertain_share: float, windows: Tensor | None = None
+    logits: Tensor,
+    count: int,
+    oversampling: float,
+    uncertain_share: float,
+    windows: Tensor | None = None,
+    parts: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Points where a mask is undecided (logit near zero), and some random ones.
 
     Args:
         logits: [K,h,w]; count: P; of `oversampling`·P random points the most uncertain make up `uncertain_share` of P.
         windows: [K,4] boxes that each row's points are drawn from; None for the whole map.
+        parts: numbers of rows, K together, whose points are drawn as by a call for each; None for one call.
     Returns:
         [K,P,2] in 0..1.
     """
     K = logits.shape[0]
-    pool = torch.rand(K, int(count * oversampling), 2, device=logits.device)
     uncertain = int(count * uncertain_share)
-    rest = torch.rand(K, count - uncertain, 2, device=logits.device)
+    pool = torch.empty(K, int(count * oversampling), 2, device=logits.device)
+    rest = torch.empty(K, count - uncertain, 2, device=logits.device)
+    for part in zip(pool.split(parts or (K,)), rest.split(parts or (K,)), strict=True):
+        for points in part:
+            points.uniform_()
     if windows is not None:
-        corner, size = (windows[:, :2] - windows[:, 2:] / 2)[:, None], windows[:, None, 2:]
-        pool, rest = ((corner + points * size).clamp(0, 1) for points in (pool, rest))
-    uncertainty = -sample_points(logits[:, None], pool).squeeze(1).abs()
-    best = uncertainty.topk(uncertain, dim=1).indices.unsqueeze(-1)
-    return torch.cat((pool.gather(1, best.expand(-1, -1, 2)), rest), dim=1)
+        corner, size = (windows[:, :2] - windows[:, 2:] / 2), windows[:, 2:]
+        for points in (pool, rest):
+            for axis in (0, 1):  # one long row for each, where broadcasting over both has rows of two
+                x = points[..., axis]
+                x.mul_(size[:, axis, None]).add_(corner[:, axis, None]).clamp_(0, 1)
+    certainty = sample_points(logits[:, None], pool).squeeze(1).abs_()
+    best = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
+    chosen = torch.view_as_complex(pool).gather(1, best)  # both coordinates of a point at once
+    return torch.cat((torch.view_as_real(chosen), rest), dim=1)

@@ -158,32 +158,23 @@ class RegionNetwork(nn.Module):
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
         """All losses, summed over the encoder, the decoder's layers and denoising."""
-        known, ordinary = slice(0, output.num_denoising), slice(output.num_denoising, None)
-        pixels = output.pixel_embeddings
-        matches = self.criterion.match(output.predictions.queries(ordinary), pixels, targets)
+        ordinary = output.predictions.queries(slice(output.num_denoising, None))
+        matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
         quality, dense = self.criterion.match_dense(output.dense, targets)
         num_objects, total_quality = mean_divisor(sum_over_ranks(targets.valid.sum(), quality.sum()))
-        parts = [
-            self.criterion.losses(output.predictions.queries(ordinary), matches, None, pixels, targets, num_objects),
-            self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality),
-        ]
+        decoded, answering = self.criterion.losses(
+            output.predictions, matches, output.pixel_embeddings, targets, num_objects, output.denoising
+        )
+        parts = [decoded, self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality)]
         states = [
-            output.hidden[:, :, ordinary][matches.layer, matches.image, matches.query],
+            output.hidden[answering.layer, answering.image, answering.query],
             self.select.content(output.dense.tokens[dense.image, dense.query]),
         ]
-        answered = [matches, dense]
-        if output.denoising is not None:
-            denoising_losses, denoised = self.criterion.denoising_losses(
-                output.predictions.queries(known), output.denoising, pixels, targets, num_objects
-            )
-            parts.append(denoising_losses)
-            states.append(output.hidden[denoised.layer, denoised.image, denoised.query])
-            answered.append(denoised)
-        losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in parts[0]}
-        last = matches.layer == len(output.hidden) - 1
+        losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
+        last = slice(len(matches.image) * (len(output.hidden) - 1) // len(output.hidden), None)  # as many in each layer
         return RegionSupervision(
             losses=losses,
             matches=Matches(matches.layer[last], matches.image[last], matches.query[last], matches.target[last]),
             states=torch.cat(states),
-            labels=torch.cat([targets.labels[m.image, m.target] for m in answered]),
+            labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
         )

@@ -5,7 +5,7 @@ Boxes are (cx, cy, w, h) in 0..1 of each image's own size throughout, padding no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,15 @@ class Matches:
     image: Tensor
     query: Tensor
     target: Tensor
+
+    def shifted(self, queries: int) -> Matches:
+        """The same pairs where so many queries come before those that these are about."""
+        return replace(self, query=self.query + queries)
+
+    @classmethod
+    def join(cls, *parts: Matches) -> Matches:
+        """The pairs of all parts, one after another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
