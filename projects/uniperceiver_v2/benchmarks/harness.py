@@ -165,7 +165,7 @@ def compare(
     pair, calls = 0.0, 1
     if warm_up:
         for work in (ours, peer, ours, peer):
-            seconds = _seconds(work, 1)
+            seconds = elapsed(work, 1)
             pair, calls = (pair + seconds / 2, max(calls, _calls_within(2e-3, seconds)))
     pairs = 1 if not warm_up or pair > settings.budget else max(3, min(100, int(settings.budget / (calls * pair))))
     times: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -174,7 +174,7 @@ def compare(
             gc.collect()
         order = [("ours", ours), ("peer", peer)]
         for kind, work in order if index % 2 == 0 else reversed(order):
-            times[kind].append(_seconds(work, calls))
+            times[kind].append(elapsed(work, calls))
     return summarise(
         name,
         times["ours"],
@@ -246,6 +246,27 @@ def compare_memory(name: str, ours: Work, peer: Work, *, peer_name: str, at_most
     return Row(name, peer_name, "MiB", mine, other, ratio, ratio, ratio, at_most=at_most)
 
 
+def elapsed(work: Work, calls: int) -> float:
+    """Seconds of one call, the mean of ``calls``. The collector of garbage waits until they are over."""
+    gc.disable()
+    try:
+        if settings.on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(calls):
+                work()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / calls
+        begin = settings.clock()
+        for _ in range(calls):
+            work()
+        return (settings.clock() - begin) / calls
+    finally:
+        gc.enable()
+
+
 @functools.cache
 def machine_peak(device: str, dtype: torch.dtype | None) -> float:
     """What the machine reaches: GFLOP/s of a large matrix product of a type, or GB/s of a large copy without one.
@@ -262,7 +283,7 @@ def machine_peak(device: str, dtype: torch.dtype | None) -> float:
         product = torch.empty_like(left)
         amount, work = 2 * side**3, lambda: torch.mm(left, right, out=product)
     work()
-    return amount / min(_seconds(work, 1) for _ in range(5)) / 1e9
+    return amount / min(elapsed(work, 1) for _ in range(5)) / 1e9
 
 
 def machine() -> dict[str, Any]:
@@ -326,27 +347,6 @@ def _peaks(rows: Sequence[Row]) -> dict[str, float]:
     types = {"float32", "bfloat16", *(row.dtype for row in rows if row.gflops)}
     peaks = {f"GFLOP/s in {t}": machine_peak(settings.device, getattr(torch, t)) for t in sorted(types, reverse=True)}
     return {**peaks, "GB/s copied": machine_peak(settings.device, None)}
-
-
-def _seconds(work: Work, calls: int) -> float:
-    """Seconds of one call, the mean of a few. The collector of garbage waits until they are over."""
-    gc.disable()
-    try:
-        if settings.on_gpu:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            for _ in range(calls):
-                work()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end) / 1e3 / calls
-        begin = settings.clock()
-        for _ in range(calls):
-            work()
-        return (settings.clock() - begin) / calls
-    finally:
-        gc.enable()
 
 
 def _calls_within(seconds: float, one: float) -> int:

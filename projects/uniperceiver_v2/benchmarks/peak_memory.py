@@ -58,6 +58,7 @@ def _send_peak(work: Work, sending: Connection) -> None:
         libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
         libc.malloc_trim(0)
+    _map_libraries(libc)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         start, peak = _resident("VmRSS"), functools.partial(_resident, "VmHWM")
@@ -66,6 +67,17 @@ def _send_peak(work: Work, sending: Connection) -> None:
         peak = _most_resident
     work()
     sending.send(peak() - start)
+
+
+def _map_libraries(libc: ctypes.CDLL) -> None:
+    """Count all code as resident from the start: a fork has to map it anew, page by page, as it is run."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ [1-9]\d*", line)  # of a file, as its inode says
+        if found:
+            start, end = (int(address, 16) for address in found.groups())
+            # MADV_POPULATE_READ, from Linux 5.14 on; before, some 30 MiB are counted that belong to nobody's work.
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 22)
 
 
 def _resident(what: str) -> int:

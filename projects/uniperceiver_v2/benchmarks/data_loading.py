@@ -1,0 +1,154 @@
+"""Whether two workers give images faster than training takes them, and our mapper beside Detectron2's.
+
+    python projects/uniperceiver_v2/benchmarks/data_loading.py [--quick]
+
+For digit_scenes (96 pixels, no flip) and for JPEGs of 640 × 480 that are drawn here, with seven objects each, resized
+to 640 to 800 pixels and flipped. All rows are milliseconds an image. The loader is ours for detection with two workers,
+as `make train` would have it, in a steady state and with nothing beside it; what it is held to is an iteration of
+configs/digit_scenes' model, forward, backward and step, with the same batches: the cheapest model there is. Mappers run
+in this process; both read, decode, resize, flip and prepare boxes and masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import harness
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader
+from uniperceiver_v2.data.loaders import TRAINING_DATA
+from uniperceiver_v2.solver.build import build_optimizer
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
+PHOTOS = "benchmark_photos"
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+AHEAD = 8  # batches that workers may have ready: these are not counted
+
+
+def register_photos(folder: Path, count: int = 48) -> None:
+    """JPEGs of smooth noise and ellipses, with their masks as RLE."""
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(count):
+        coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
+        for _ in range(7):
+            mask = np.zeros((480, 640), dtype=np.uint8)
+            center = generator.integers(60, 420, 2).tolist()
+            cv2.ellipse(mask, center, generator.integers(10, 120, 2).tolist(), generator.uniform(0, 180), 0, 360, 1, -1)
+            picture[mask > 0] = generator.integers(0, 256, 3)
+            rle = mask_api.encode(np.asfortranarray(mask))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": int(generator.integers(len(NAMES))),
+                    "bbox": mask_api.toBbox(rle).tolist(),
+                    "area": int(mask_api.area(rle)),
+                    "iscrowd": 0,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                }
+            )
+        Image.fromarray(picture).save(folder / f"{index}.jpg", quality=90)
+        images.append({"id": index, "width": 640, "height": 480, "file_name": f"{index}.jpg"})
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    register_coco_instances(PHOTOS, {}, str(folder / "annotations.json"), str(folder))
+
+
+def settings(photos: bool, device: str) -> CfgNode:
+    options = ["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", "2"]
+    if photos:
+        options += ["TASKS.scenes.DATASETS", f"['{PHOTOS}']", "TASKS.scenes.IMS_PER_BATCH", "2"]
+        options += ["INPUT.MIN_SIZE_TRAIN", "(640,672,704,736,768,800)", "INPUT.RANDOM_FLIP", "horizontal"]
+    return load_config(str(CONFIG), options)
+
+
+def mapping(mapper: Callable[[dict], object], records: list[dict]) -> Callable[[], object]:
+    """One image of the mapper's, of the next record each time."""
+    turn = itertools.cycle(records)
+    return lambda: mapper(next(turn))
+
+
+def seconds_of_loading(cfg: CfgNode, batches: int, round_: int) -> float:
+    """Of an image, in a steady state."""
+    loader = iter(build_task_train_loader(cfg, "scenes", round_ * 1000))
+    for _ in range(AHEAD):
+        next(loader)
+    seconds = harness.elapsed(lambda: next(loader), batches)
+    loader.close()  # ends the workers, which would go on beside the model
+    return seconds / cfg.TASKS.scenes.IMS_PER_BATCH
+
+
+def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
+    logging.getLogger("uniperceiver_v2").setLevel(logging.ERROR)
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        register_photos(Path(folder))
+        for photos in (False, True):
+            yield from rows_of(
+                settings(photos, args.device), "640 to 800 pixels" if photos else "96 pixels", args.quick
+            )
+
+
+def rows_of(cfg: CfgNode, size: str, quick: bool) -> Iterator[harness.Row]:
+    records, mapper = TRAINING_DATA["detection"](cfg, "scenes")
+    upstream = DatasetMapper(
+        is_train=True,
+        augmentations=utils.build_augmentation(cfg, True),
+        image_format=cfg.INPUT.FORMAT,
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+    )
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    count = cfg.TASKS.scenes.IMS_PER_BATCH
+    in_turn = itertools.cycle(records)
+    batches = itertools.cycle([[mapper(next(in_turn)) for _ in range(count)] for _ in range(4)])
+
+    def iteration() -> None:
+        with EventStorage():
+            losses = model(next(batches))
+        sum(losses.values()).backward()
+        optimizer.step(task="scenes")
+        optimizer.zero_grad()
+
+    clock, harness.settings.clock = harness.settings.clock, time.perf_counter  # a processor's does not see workers
+    iteration()
+    loading, training = [], []
+    for round_ in range(1 if quick else 5):
+        loading.append(seconds_of_loading(cfg, 30 if quick else 60, round_))
+        training.append(harness.elapsed(iteration, 2 if quick else 4) / count)
+    harness.settings.clock = clock
+    yield harness.summarise(
+        f"an image of {size} from two workers", loading, training, peer_name="training on it", at_least=2.0
+    )
+    yield harness.compare(
+        f"mapping an image of {size}",
+        mapping(mapper, records),
+        mapping(upstream, records),
+        peer_name="detectron2's DatasetMapper",
+    )
+
+
+if __name__ == "__main__":
+    harness.main(__doc__, rows)
