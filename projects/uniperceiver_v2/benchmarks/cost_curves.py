@@ -113,7 +113,9 @@ def text_encoder_of_long_texts() -> str:
 def build(**settings: Any) -> nn.Module:
     """The tiny model with some of MODEL.UNIPERCEIVER_V2's settings ("REGION__NUM_QUERIES") changed."""
     pairs = {"TEXT_ENCODER__PATH": text_encoder_of_long_texts(), **settings}
-    options = [x for key, value in pairs.items() for x in (f"MODEL.UNIPERCEIVER_V2.{key.replace('__', '.')}", value)]
+    options = [
+        x for key, value in pairs.items() for x in (f"MODEL.UNIPERCEIVER_V2.{key.replace('__', '.')}", str(value))
+    ]
     torch.manual_seed(0)
     return build_model(load_config(str(CONFIG), ["MODEL.DEVICE", DEVICE, *options]))
 

@@ -30,7 +30,6 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from pycocotools import mask as mask_api
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
@@ -44,32 +43,32 @@ AHEAD = 8  # batches that workers may have ready: these are not counted
 
 
 def register_photos(folder: Path, count: int = 48) -> None:
-    """JPEGs of smooth noise and ellipses, with their masks as RLE."""
+    """JPEGs of smooth noise and ellipses, with their outlines as polygons, as most of COCO's are."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for index in range(count):
         coarse = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         picture = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
         for _ in range(7):
-            mask = np.zeros((480, 640), dtype=np.uint8)
-            center = generator.integers(60, 420, 2).tolist()
-            cv2.ellipse(mask, center, generator.integers(10, 120, 2).tolist(), generator.uniform(0, 180), 0, 360, 1, -1)
-            picture[mask > 0] = generator.integers(0, 256, 3)
-            rle = mask_api.encode(np.asfortranarray(mask))
+            center, axes = generator.integers(60, 420, 2).tolist(), generator.integers(10, 120, 2).tolist()
+            outline = cv2.ellipse2Poly(center, axes, int(generator.integers(180)), 0, 360, 10)
+            outline = outline.clip(0, (639, 479)).astype(np.int32)
+            cv2.fillPoly(picture, [outline], generator.integers(0, 256, 3).tolist())
+            low, high = outline.min(axis=0), outline.max(axis=0)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": index,
-                    "category_id": int(generator.integers(len(NAMES))),
-                    "bbox": mask_api.toBbox(rle).tolist(),
-                    "area": int(mask_api.area(rle)),
+                    "category_id": int(generator.integers(len(NAMES))) + 1,
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                    "area": float(cv2.contourArea(outline)),
                     "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                    "segmentation": [outline.reshape(-1).tolist()],
                 }
             )
         Image.fromarray(picture).save(folder / f"{index}.jpg", quality=90)
         images.append({"id": index, "width": 640, "height": 480, "file_name": f"{index}.jpg"})
-    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(content))
     register_coco_instances(PHOTOS, {}, str(folder / "annotations.json"), str(folder))
