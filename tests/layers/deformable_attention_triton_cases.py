@@ -97,19 +97,19 @@ def check(tolerance, *sizes, **options):
     assert_near(found, results(formula, shapes, [x.double() for x in inputs]), tolerance)
 
 
-sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
-dimensions = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 3), st.integers(1, 9))
+sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3)
+dimensions = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 2), st.integers(1, 9))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
-@given(dimensions, sizes, st.integers(1, 3), st.integers(0, 1000))
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(dimensions, sizes, st.integers(1, 2), st.integers(0, 1000))
 def test_random_sizes(dims, shapes, points, seed):
     check(1e-10, *dims, shapes, points, seed=seed)
 
 
 @pytest.mark.parametrize("width", [1, 3, 24, 32, 33])
 def test_widths_of_a_head(width):
-    check(1e-10, 2, 5, 2, width, [(3, 5), (2, 2)], 2)
+    check(1e-10, 1, 5, 2, width, [(3, 5), (2, 2)], 1)
 
 
 def test_more_queries_than_a_block_holds():
@@ -117,7 +117,7 @@ def test_more_queries_than_a_block_holds():
 
 
 def test_maps_of_one_pixel():
-    check(1e-10, 2, 7, 2, 4, [(1, 1), (1, 1), (1, 4), (3, 1)], 2)
+    check(1e-10, 1, 7, 2, 4, [(1, 1), (1, 1), (1, 4), (3, 1)], 2)
 
 
 SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
@@ -134,7 +134,7 @@ SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
     ],
 )
 def test_types(dtypes, tolerance):
-    check(tolerance, 2, 9, 2, 24, [(5, 6), (3, 2)], 3, dtypes=dtypes)
+    check(tolerance, 1, 9, 2, 24, [(5, 6), (3, 2)], 2, dtypes=dtypes)
 
 
 def test_gradients_of_half_precision_values_add_up_in_single_precision():
@@ -147,14 +147,14 @@ def test_gradients_of_half_precision_values_add_up_in_single_precision():
 
 def test_kinks_as_in_the_pytorch_form():
     shapes = [(4, 8), (1, 2)]
-    inputs = draw(2, 9, 2, 4, shapes, 3, special=KINKS)
+    inputs = draw(1, 9, 2, 4, shapes, 3, special=KINKS)
     found = results(sample_by_triton, shapes, [amid_nan(x) for x in inputs])
     assert_near(found, results(multi_scale_deformable_attention, shapes, inputs), 1e-10)
 
 
 def test_strided_inputs_and_gradients():
     shapes = [(3, 4)]
-    inputs = draw(2, 4, 3, 5, shapes, 2)
+    inputs = draw(2, 4, 2, 5, shapes, 2)
     strided = [x.to(DEVICE).transpose(0, 2).contiguous().transpose(0, 2) for x in inputs]
     assert not any(x.is_contiguous() for x in strided)
 
