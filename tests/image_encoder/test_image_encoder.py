@@ -95,3 +95,11 @@ def test_the_mean_global_token_needs_no_region_network(encoder):
     for part in (encoder.regions.encoder, encoder.regions.decoder):
         part.forward = None
     torch.testing.assert_close(encoder.mean_global_token(images), expected)
+
+
+def test_images_without_padding_are_encoded_as_if_it_had_to_be_looked_for(encoder, monkeypatch):
+    images = batch_of(torch.randn(3, 64, 96), torch.randn(3, 64, 96))
+    found, _ = encoder(images)
+    monkeypatch.setattr("uniperceiver_v2.image_encoder.image_encoder.is_padded", lambda images: True)
+    expected, _ = encoder(images)
+    torch.testing.assert_close([parts(found, i) for i in range(2)], [parts(expected, i) for i in range(2)])

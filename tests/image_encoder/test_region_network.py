@@ -162,11 +162,24 @@ def test_selected_boxes_carry_no_gradients():
     assert queries.contents.requires_grad
 
 
+def test_without_targets_the_proposals_are_the_same_and_what_losses_alone_read_is_left_out():
+    network, (maps, valid) = make_network().eval(), make_maps()
+    network.denoising_groups = 0
+    without, complete = network(maps, valid, None), network(maps, valid, make_targets())
+    torch.testing.assert_close(vars(without.proposals()), vars(complete.proposals()), atol=1e-5, rtol=1e-5)
+    assert without.dense is None
+    assert complete.dense is not None
+    assert (len(without.hidden), len(complete.hidden)) == (1, 2)
+    assert (len(without.predictions.mask_embeddings), len(complete.predictions.mask_embeddings)) == (1, 2)
+
+
 def test_denoising_queries_do_not_leak():
     network, (maps, valid) = make_network().eval(), make_maps()
-    without = network(maps, valid, None)
     targets = make_targets()
     with_known = network(maps, valid, targets)
+    groups, network.denoising_groups = network.denoising_groups, 0
+    without = network(maps, valid, targets)
+    network.denoising_groups = groups
     count = with_known.num_denoising
     assert count == 2 * 2 * 2
     assert without.num_denoising == 0

@@ -4,7 +4,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from uniperceiver_v2.image_encoder import ImageEncoding, Proposals, RegionTargets
-from uniperceiver_v2.image_encoder.structures import resize_valid, valid_pixels
+from uniperceiver_v2.image_encoder.structures import is_padded, resize_valid, valid_pixels
 
 
 def instances(size: tuple[int, int], boxes: list, classes: list[int]) -> Instances:
@@ -69,3 +69,9 @@ def test_mean_global_token_leaves_padding_out():
     nothing = Proposals(*[torch.zeros(2, 0)] * 4)
     found = ImageEncoding(tokens, valid, torch.zeros(2, 0, 4), nothing).mean_global_token()
     torch.testing.assert_close(found, torch.stack(((tokens[0, 0] + tokens[0, 2]) / 2, tokens[1].mean(0))))
+
+
+def test_a_batch_is_padded_if_one_of_its_images_is_smaller():
+    assert not is_padded(images_of((16, 24), (16, 24)))
+    assert is_padded(images_of((16, 24), (16, 23)))
+    assert is_padded(images_of((10, 20)))  # to a multiple of 8

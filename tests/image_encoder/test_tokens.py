@@ -109,3 +109,23 @@ def test_global_tokens_are_the_pools_and_the_flattened_map():
     torch.testing.assert_close(tokens[:, :3], module.project(module.pools(flat, positions, valid)))
     expected = F.linear(flat + positions, module.project.weight, module.project.bias)
     torch.testing.assert_close(tokens[:, 3:], expected)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (28, 56), (33, 70)])
+def test_masks_are_pooled_within_their_boxes_as_pixel_by_pixel(size):
+    boxes = torch.cat((torch.rand(2, 5, 2), 0.05 + 0.6 * torch.rand(2, 5, 2)), dim=-1).double()
+    masks = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    extent = torch.tensor([[1.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
+    given = Proposals(torch.zeros(2, 5, REGION), boxes, masks, torch.zeros(2, 5), extent)
+    found = ProposalFusion(REGION, DIM)._pooled_masks(given)
+
+    x, y = ((torch.arange(side) + 0.5) / side for side in reversed(size))
+    own = boxes * extent.repeat(1, 2)[:, None]
+    low, high = own[..., :2] - own[..., 2:] / 2, own[..., :2] + own[..., 2:] / 2
+    inside_x = (x >= low[..., :1]) & (x <= high[..., :1])
+    inside_y = (y >= low[..., 1:]) & (y <= high[..., 1:])
+    expected = F.adaptive_avg_pool2d(masks.sigmoid() * (inside_y[..., :, None] & inside_x[..., None, :]), 28)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((pooled * weight).sum(), masks)[0] for pooled in (found, expected)]
+    torch.testing.assert_close(*gradients)

@@ -34,7 +34,7 @@ class DeformableEncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, features: FeatureMaps, references: Tensor) -> Tensor:
         attended = self.attention(
-            tokens + features.positions, references, tokens, features.spatial_shapes, features.valid
+            tokens + features.positions, references, tokens, features.spatial_shapes, features.mask
         )
         tokens = self.attention_norm(tokens + attended)
         return self.ffn_norm(tokens + self.linear2(F.relu(self.linear1(tokens))))

@@ -28,14 +28,17 @@ class FeatureProjection(nn.Module):
         )
         self.scale_embedding = nn.Parameter(torch.randn(len(channels) + 1, dim) * 0.02)
 
-    def forward(self, maps: list[Tensor], valid: Tensor) -> tuple[FeatureMaps, Tensor]:
+    def forward(self, maps: list[Tensor], valid: Tensor, padded: bool = True) -> tuple[FeatureMaps, Tensor]:
         """
         Args:
             maps: [B,C_l,h_l,w_l] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
+            padded: False if `valid` is all True; then positions are made once for all images.
         Returns:
             the L scales, and F_L, the coarsest of them as a map [B,dim,h_L,w_L].
         """
+        batch = len(valid)
+        valid = valid if padded else valid[:1]
         scales = [project(x) for project, x in zip(self.projections, [*maps, maps[-1]], strict=True)]
         shapes = [tuple(x.shape[-2:]) for x in scales]
         valids = [resize_valid(valid, shape) for shape in shapes]
@@ -48,9 +51,10 @@ class FeatureProjection(nn.Module):
         features = FeatureMaps(
             tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in scales], dim=1),
             positions=torch.cat(positions, dim=1),
-            valid=torch.cat([v.flatten(1) for v in valids], dim=1),
+            valid=torch.cat([v.flatten(1) for v in valids], dim=1).expand(batch, -1),
             spatial_shapes=shapes,
-            valid_ratios=torch.stack(ratios, dim=1),
+            valid_ratios=torch.stack(ratios, dim=1).expand(batch, -1, -1),
+            padded=padded,
         )
         return features, scales[-1]
 

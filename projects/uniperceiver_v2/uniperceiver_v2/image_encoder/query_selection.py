@@ -58,8 +58,14 @@ class QuerySelection(nn.Module):
         nn.init.zeros_(self.box_head.layers[-1].weight)
         nn.init.zeros_(self.box_head.layers[-1].bias)
 
-    def forward(self, memory: Tensor, features: FeatureMaps) -> tuple[DensePredictions, Queries]:
-        """From encoded tokens [B,S,dim]. Gradients of the later layers reach the tokens through the contents only."""
+    def forward(
+        self, memory: Tensor, features: FeatureMaps, dense: bool = True
+    ) -> tuple[DensePredictions | None, Queries]:
+        """From encoded tokens [B,S,dim]. Gradients of the later layers reach the tokens through the contents only.
+
+        Args:
+            dense: False where no loss reads the dense predictions: None then, and boxes are those of queries alone.
+        """
         tokens = self.project(memory)
         centres = grid_centres(features.spatial_shapes, features.valid_ratios)
         sizes = torch.cat(
@@ -69,14 +75,17 @@ class QuerySelection(nn.Module):
             ]
         )
         anchors = torch.cat((centres, sizes.expand_as(centres)), dim=-1)
-        dense = DensePredictions(
-            objectness=self.objectness(tokens).squeeze(-1).float().masked_fill(~features.valid, -1e4),
-            boxes=torch.sigmoid(self.box_head(tokens).float() + inverse_sigmoid(anchors, eps=1e-3)),
-            centres=centres,
-            valid=features.valid,
-            tokens=tokens,
-        )
+        objectness = self.objectness(tokens).squeeze(-1).float().masked_fill(~features.valid, -1e4)
         count = min(self.num_queries, tokens.shape[1])
-        best = dense.objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)
-        contents = self.content(tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])))
-        return dense, Queries(contents, dense.boxes.detach().gather(1, best.expand(-1, -1, 4)))
+        best = objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)
+        chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
+        if not dense:
+            with torch.no_grad():
+                boxes = self._boxes(chosen, anchors.gather(1, best.expand(-1, -1, 4)))
+            return None, Queries(self.content(chosen), boxes)
+        boxes = self._boxes(tokens, anchors)
+        predictions = DensePredictions(objectness, boxes, centres, features.valid, tokens)
+        return predictions, Queries(self.content(chosen), boxes.detach().gather(1, best.expand(-1, -1, 4)))
+
+    def _boxes(self, tokens: Tensor, anchors: Tensor) -> Tensor:
+        return torch.sigmoid(self.box_head(tokens).float() + inverse_sigmoid(anchors, eps=1e-3))

@@ -40,9 +40,7 @@ class RegionDecoderLayer(nn.Module):
     ) -> Tensor:
         placed = queries + positions
         queries = self.self_attention_norm(queries + self.self_attention(placed, placed, queries, mask))
-        attended = self.cross_attention(
-            queries + positions, references, memory, features.spatial_shapes, features.valid
-        )
+        attended = self.cross_attention(queries + positions, references, memory, features.spatial_shapes, features.mask)
         queries = self.cross_attention_norm(queries + attended)
         return self.ffn_norm(queries + self.linear2(F.relu(self.linear1(queries))))
 

@@ -24,10 +24,11 @@ class RegionOutput:
 
     Attributes:
         coarsest: [B,dim,h_L,w_L], F_L, and coarsest_valid [B,h_L,w_L].
-        hidden: [layers,B,D+O,dim] decoder states, the D denoising queries first.
+        hidden: [layers,B,D+O,dim] decoder states, the D denoising queries first; the last layer's alone without
+            targets.
         predictions: of the same queries.
         pixel_embeddings: [B,dim,h,w].
-        dense: the encoder's own predictions.
+        dense: the encoder's own predictions; None without targets.
         denoising: the denoising queries, in training with targets.
         extent: [B,2], the share (x, y) of the padded maps that each image covers.
     """
@@ -37,7 +38,7 @@ class RegionOutput:
     hidden: Tensor
     predictions: RegionPredictions
     pixel_embeddings: Tensor
-    dense: DensePredictions
+    dense: DensePredictions | None
     denoising: DenoisingQueries | None
     extent: Tensor
 
@@ -121,19 +122,23 @@ class RegionNetwork(nn.Module):
         self.criterion = criterion
         nn.init.constant_(self.objectness.bias, -2.0)
 
-    def forward(self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None) -> RegionOutput:
+    def forward(
+        self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None, padded: bool = True
+    ) -> RegionOutput:
         """
         Args:
             maps: [B,C,h,w] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
-            targets: in training; they add denoising queries.
+            targets: in training; they add denoising queries. Without them, what only losses read is left out: the
+                dense predictions, and all layers' but the last.
+            padded: False if `valid` is all True.
         """
-        features, coarsest = self.project(maps[1:], valid)
+        features, coarsest = self.project(maps[1:], valid, padded)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
         pixel_embeddings = self.pixel_embedding(maps[0], finest)
-        dense, queries = self.select(memory, features)
+        dense, queries = self.select(memory, features, dense=targets is not None)
 
         contents, boxes, mask, denoising = queries.contents, queries.boxes, None, None
         if targets is not None and self.denoising_groups > 0:
@@ -142,6 +147,8 @@ class RegionNetwork(nn.Module):
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
         hidden, boxes = self.decoder(contents, boxes, memory, features, mask)
+        if targets is None:
+            hidden, boxes = hidden[-1:], boxes[-1:]
         normalised = self.norm(hidden)
         return RegionOutput(
             coarsest=coarsest,

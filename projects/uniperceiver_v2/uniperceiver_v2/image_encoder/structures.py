@@ -21,10 +21,11 @@ class FeatureMaps:
 
     Attributes:
         tokens: [B,S,dim].
-        positions: [B,S,dim], their sine and scale encodings.
+        positions: [B,S,dim], their sine and scale encodings; [1,S,dim] where they are the same for all images.
         valid: [B,S] bool, False at padding.
         spatial_shapes: (height, width) of each of the L scales.
         valid_ratios: [B,L,2], the share (x, y) of each padded map that the image covers.
+        padded: False if it is known that `valid` is all True.
     """
 
     tokens: Tensor
@@ -32,6 +33,12 @@ class FeatureMaps:
     valid: Tensor
     spatial_shapes: list[tuple[int, int]]
     valid_ratios: Tensor
+    padded: bool = True
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`valid`, for what need not multiply by it where nothing is padded."""
+        return self.valid if self.padded else None
 
 
 @dataclass
@@ -138,6 +145,11 @@ def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
     """Mean [B,d] of the tokens [B,T,d] that are valid, [B,T] bool."""
     weight = valid.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weight).sum(1) / weight.sum(1)
+
+
+def is_padded(images: ImageList) -> bool:
+    """Whether an image of the batch is smaller than it; known without a look at the device."""
+    return any(tuple(size) != tuple(images.tensor.shape[-2:]) for size in images.image_sizes)
 
 
 def valid_pixels(images: ImageList) -> Tensor:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import MultiHeadAttention, box_position_encoding, map_position_encoding
-from .boxes import contains
 from .structures import Proposals, mean_of_valid, on_padded_map
 
 
@@ -33,18 +31,33 @@ class ProposalFusion(nn.Module):
     def forward(self, proposals: Proposals) -> Tensor:
         """[B,O,dim]"""
         box = box_position_encoding(proposals.boxes, self.BOX_ENCODING)
-        mask = F.adaptive_avg_pool2d(self._masks_in_boxes(proposals), self.MASK_SIZE).flatten(2)
+        mask = self._pooled_masks(proposals).flatten(2)
         return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
 
-    @staticmethod
-    def _masks_in_boxes(proposals: Proposals) -> Tensor:
-        """Mask probabilities [B,O,h,w], zero outside the boxes, where no mask is learned."""
-        height, width = proposals.masks.shape[-2:]
-        ys = (torch.arange(height, device=proposals.masks.device) + 0.5) / height
-        xs = (torch.arange(width, device=proposals.masks.device) + 0.5) / width
-        centres = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)
+    def _pooled_masks(self, proposals: Proposals) -> Tensor:
+        """Mask probabilities, average-pooled [B,O,28,28], zero outside the boxes, where no mask is learned.
+
+        Being in a box and pooling are both separable: two products with small matrices, one of each box's rows and one
+        of its columns, in place of passes over all pixels.
+        """
         boxes = on_padded_map(proposals.boxes.detach(), proposals.extent)
-        return proposals.masks.sigmoid() * contains(boxes[:, :, None, None], centres)
+        probability = proposals.masks.sigmoid()
+        rows, columns = (
+            self._pooling(boxes[..., axis], boxes[..., 2 + axis], size).to(probability.dtype)
+            for axis, size in zip((1, 0), probability.shape[-2:], strict=True)
+        )
+        return rows @ (probability @ columns.transpose(-2, -1))
+
+    def _pooling(self, centre: Tensor, extent: Tensor, size: int) -> Tensor:
+        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does, pixels outside the boxes
+        [B,O] counting as zero."""
+        steps = torch.arange(self.MASK_SIZE, device=centre.device)
+        first, last = steps * size // self.MASK_SIZE, ((steps + 1) * size + self.MASK_SIZE - 1) // self.MASK_SIZE
+        pixels = torch.arange(size, device=centre.device)
+        pooled = (pixels >= first[:, None]) & (pixels < last[:, None])
+        low, high = (centre - extent / 2).unsqueeze(-1), (centre + extent / 2).unsqueeze(-1)
+        inside = ((pixels + 0.5) / size >= low) & ((pixels + 0.5) / size <= high)
+        return pooled / (last - first)[:, None] * inside.unsqueeze(-2)
 
 
 class AttentionPools(nn.Module):
