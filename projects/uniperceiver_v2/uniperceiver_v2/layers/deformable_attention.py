@@ -9,51 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deformable_attention_cpu import SparseDeformableAttention
 from .deformable_attention_triton import sample_by_triton, triton_applies
 
 SpatialShapes = Sequence[tuple[int, int]]  # (height, width) of each scale, finest first
 
 
-def _corner_indices_and_weights(locations_BQHLPX: Tensor, spatial_shapes: SpatialShapes) -> tuple[Tensor, Tensor]:
-    """The four pixels around each sampling location and their bilinear weights, zero outside the map.
-
-    Returns:
-        token indices (int64, 0..S-1) and weights, both [B,Q,H,L,P,C]. Only the weights carry gradients.
-    """
-    sizes_LX = locations_BQHLPX.new_tensor([(w, h) for h, w in spatial_shapes])
-    widths_L, heights_L = sizes_LX.long().unbind(-1)
-    starts_L = (widths_L * heights_L).cumsum(0) - widths_L * heights_L
-
-    # Pixel centres lie at half-integers, as in grid_sample with align_corners=False.
-    pixels = locations_BQHLPX * sizes_LX[:, None] - 0.5
-    floor = pixels.detach().floor()
-    fraction = pixels - floor  # gradient of the sample with respect to its location flows through here
-    x0, y0 = floor.long().unbind(-1)
-    fx, fy = fraction.unbind(-1)
-
-    width, height, start = widths_L[:, None], heights_L[:, None], starts_L[:, None]
-    inside_x0, inside_x1 = (x0 >= 0) & (x0 < width), (x0 >= -1) & (x0 < width - 1)
-    inside_y0, inside_y1 = (y0 >= 0) & (y0 < height), (y0 >= -1) & (y0 < height - 1)
-    wx0, wx1 = (1 - fx) * inside_x0, fx * inside_x1
-    wy0, wy1 = (1 - fy) * inside_y0, fy * inside_y1
-    column0, column1 = x0.clamp(min=0).minimum(width - 1), (x0 + 1).clamp(min=0).minimum(width - 1)
-    row0 = start + y0.clamp(min=0).minimum(height - 1) * width
-    row1 = start + (y0 + 1).clamp(min=0).minimum(height - 1) * width
-
-    indices = torch.stack((row0 + column0, row0 + column1, row1 + column0, row1 + column1), dim=-1)
-    weights = torch.stack((wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1), dim=-1)
-    return indices, weights
-
-
 def _sample_by_grid(
     value_BSHD: Tensor, spatial_shapes: SpatialShapes, locations_BQHLPX: Tensor, attention_BQHLP: Tensor
 ) -> Tensor:
-    """One grid_sample a scale: its backward pass is several times faster than embedding_bag's."""
+    """One grid_sample a scale: what every device has."""
     B, _, H, D = value_BSHD.shape
     Q = locations_BQHLPX.shape[1]
     grids = (2 * locations_BQHLPX - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B·H, Q, P, X]
@@ -65,28 +36,6 @@ def _sample_by_grid(
     weights = attention_BQHLP.transpose(1, 2).reshape(B * H, 1, Q, -1)
     output = (torch.cat(samples, dim=-1) * weights).sum(-1)
     return output.view(B, H * D, Q).transpose(1, 2)
-
-
-def _sample_by_gather(
-    value_BSHD: Tensor, spatial_shapes: SpatialShapes, locations_BQHLPX: Tensor, attention_BQHLP: Tensor
-) -> Tensor:
-    """One gather for everything: a sample is a weighted sum of four pixels, so a query's head is a weighted sum of
-    4·L·P rows of the value table, which `embedding_bag` forms without materialising the rows."""
-    B, S, H, D = value_BSHD.shape
-    Q = locations_BQHLPX.shape[1]
-    tokens, corners = _corner_indices_and_weights(locations_BQHLPX, spatial_shapes)
-    weights = (corners * attention_BQHLP.unsqueeze(-1)).to(value_BSHD.dtype)
-    # Row of (batch b, token s, head h) in the table [B·S·H, D].
-    heads = torch.arange(H, device=tokens.device).view(1, 1, H, 1, 1, 1)
-    batches = torch.arange(B, device=tokens.device).view(B, 1, 1, 1, 1, 1)
-    rows = (batches * S + tokens) * H + heads
-    output = F.embedding_bag(
-        rows.reshape(B * Q * H, -1),
-        value_BSHD.reshape(B * S * H, D),
-        per_sample_weights=weights.reshape(B * Q * H, -1),
-        mode="sum",
-    )
-    return output.view(B, Q, H * D)
 
 
 def multi_scale_deformable_attention(
@@ -113,8 +62,26 @@ def multi_scale_deformable_attention(
         )
     if triton_applies(value_BSHD, locations_BQHLPX, attention_BQHLP):
         return sample_by_triton(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
-    sample = _sample_by_grid if torch.is_grad_enabled() else _sample_by_gather
-    return sample(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
+    # A compiler fuses what surrounds grid_sample, and would stop at the other.
+    if value_BSHD.device.type == "cpu" and not torch.compiler.is_compiling():
+        shapes = tuple((int(h), int(w)) for h, w in spatial_shapes)
+        return SparseDeformableAttention.apply(value_BSHD, shapes, locations_BQHLPX, attention_BQHLP)
+    return _sample_by_grid(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
+
+
+@lru_cache(maxsize=256)
+def _pixel_sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Width and height of a pixel in each scale, where a map is 1 wide and high: [L,1,2].
+
+    Kept, as a GPU would wait for it in each layer.
+    """
+    with torch.inference_mode(False):  # else a model that was first evaluated could not be trained
+        return torch.tensor([(1 / w, 1 / h) for h, w in shapes], dtype=dtype, device=device)[:, None]
+
+
+def _may_pad(valid: Tensor) -> bool:
+    """False if nothing is padded. A GPU would have to wait for the answer, and a compiler cannot know it."""
+    return valid.device.type != "cpu" or torch.compiler.is_compiling() or not valid.all()
 
 
 class DeformableAttention(nn.Module):
@@ -174,17 +141,16 @@ class DeformableAttention(nn.Module):
         """
         B, Q, _ = queries.shape
         value = self.value_proj(memory)
-        if valid is not None:
+        if valid is not None and _may_pad(valid):
             value = value * valid.unsqueeze(-1)
         offsets = self.sampling_offsets(queries).view(B, Q, self.heads, self.levels, self.points, 2)
         attention = self.attention_weights(queries).view(B, Q, self.heads, -1).softmax(-1)
 
-        centres = references[:, :, None, :, None, :2]
         if references.shape[-1] == 2:  # offsets in pixels of each scale
-            sizes = references.new_tensor([(w, h) for h, w in spatial_shapes])
-            locations = centres + offsets / sizes[:, None]
+            unit = _pixel_sizes(tuple(spatial_shapes), references.dtype, references.device)
         else:  # offsets in half boxes, shared out among the points
-            locations = centres + offsets * references[:, :, None, :, None, 2:] * (0.5 / self.points)
+            unit = references[:, :, None, :, None, 2:] * (0.5 / self.points)
+        locations = torch.addcmul(references[:, :, None, :, None, :2], offsets, unit)
         sampled = multi_scale_deformable_attention(
             value.view(B, -1, self.heads, value.shape[-1] // self.heads),
             spatial_shapes,
