@@ -85,13 +85,16 @@ def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
     special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
     forbidden = torch.tensor(sorted(special), device=words.device)
-    text_cache, cache = text_encoder.begin(), decoder.begin(model.image_segments(encoding, IMAGE_TEXT_TO_TEXT))
+    image = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
+    text_cache, cache = text_encoder.begin(), decoder.begin(image)
+    standing = torch.arange(len(image[0].tokens), device=words.device)
 
     def step(tokens: Tensor, rows: Tensor) -> Tensor:
-        nonlocal text_cache, cache
-        text_cache, cache = text_cache.select(rows), cache.select(rows)
+        nonlocal text_cache, cache, standing
+        if not torch.equal(rows, standing):  # greedy search hardly ever moves a row
+            text_cache, cache, standing = text_cache.select(rows), cache.select(rows), torch.arange(len(rows)).to(rows)
         tokens = text_encoder.extend(text_cache, tokens[:, None])
         features = decoder.extend(cache, tokens, CAPTION)[:, 0]
-        return model.likelihood.of_directions(features, words).log_softmax(-1).index_fill(1, forbidden, -torch.inf)
+        return model.likelihood.of_directions(features, words).log_softmax(-1).index_fill_(1, forbidden, -torch.inf)
 
     return step
