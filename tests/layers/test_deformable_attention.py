@@ -1,4 +1,4 @@
-"""Deformable attention against Hugging Face's, in both of its forms: under gradients and without."""
+"""Deformable attention against Hugging Face's, in both of its forms: sparse products (CPU) and grid_sample."""
 
 import pytest
 import torch
@@ -10,7 +10,12 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
     MultiScaleDeformableAttention,
 )
 
-from uniperceiver_v2.layers import DeformableAttention, multi_scale_deformable_attention
+from uniperceiver_v2.layers import (
+    DeformableAttention,
+    deformable_attention,
+    deformable_attention_cpu,
+    multi_scale_deformable_attention,
+)
 
 # Edges, pixel centres and places outside of the image, which random numbers would miss.
 SPECIAL_PLACES = torch.tensor([0.0, 1.0, 0.5, -0.25, 1.25, -3.0, 100.0], dtype=torch.float64)
@@ -105,6 +110,74 @@ def test_single_precision_and_noncontiguous_values(grad):
     torch.testing.assert_close(output, hugging_face(value, shapes, locations, attention))
 
 
+@pytest.mark.parametrize("queries", [3, 200])  # fewer samples than rows, and more: two ways to the value's gradient
+def test_many_small_parts_give_the_same(monkeypatch, queries):
+    shapes = [(6, 5), (3, 1), (1, 4), (1, 1)]
+    inputs = random_inputs(3, queries, 2, 3, shapes, 2)
+    monkeypatch.setattr(deformable_attention_cpu, "SAMPLES_AT_ONCE", 50)
+    monkeypatch.setattr(deformable_attention_cpu, "SAMPLES_SORTED_AT_ONCE", queries * 40)
+
+    def outcome(call):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        output = call(leaves[0], shapes, *leaves[1:])
+        return output.detach(), torch.autograd.grad(output.square().sum(), leaves)
+
+    torch.testing.assert_close(outcome(multi_scale_deformable_attention), outcome(hugging_face))
+
+
+def test_grid_sample_gives_the_same_where_there_is_no_sparse_product():
+    shapes = [(4, 3), (2, 2)]
+    value, locations, attention = random_inputs(2, 5, 3, 4, shapes, 2)
+    torch.testing.assert_close(
+        deformable_attention._sample_by_grid(value, shapes, locations, attention),
+        multi_scale_deformable_attention(value, shapes, locations, attention),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_single_precision(dtype):
+    """The value is the only thing of half precision under autocast; its rounding is all the error there is."""
+    shapes = [(5, 3), (2, 2)]
+    value, locations, attention = random_inputs(2, 6, 2, 4, shapes, 2, dtype=torch.float32)
+    rough = value.to(dtype)
+
+    def outcome(value):
+        leaves = [x.clone().requires_grad_() for x in (value, locations, attention)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = multi_scale_deformable_attention(leaves[0], shapes, *leaves[1:])
+        return output, torch.autograd.grad(output.sum(), leaves)
+
+    output, gradients = outcome(rough)
+    expected, expected_gradients = outcome(rough.float())
+    assert output.dtype == gradients[0].dtype == dtype
+    torch.testing.assert_close(output, expected.to(dtype))
+    torch.testing.assert_close(gradients[0], expected_gradients[0].to(dtype))
+    torch.testing.assert_close(gradients[1:], expected_gradients[1:])
+
+
+def test_a_location_that_is_not_a_number_shows_and_breaks_nothing():
+    shapes = [(3, 4), (1, 2), (2, 1)]
+    value, locations, attention = random_inputs(2, 3, 2, 3, shapes, 2)
+    expected = multi_scale_deformable_attention(value, shapes, locations, attention)
+    locations[1, 2, 0] = torch.nan
+    locations[0, 1, 1] = torch.inf
+    value.requires_grad_()
+    output = multi_scale_deformable_attention(value, shapes, locations, attention)
+    output.sum().backward()
+    assert output[1, 2, :3].isnan().all()
+    assert (output[0, 1, 3:] == 0).all()
+    torch.testing.assert_close(output[0, 0], expected[0, 0])
+
+
+def test_a_second_derivative_is_refused():
+    value, locations, attention = random_inputs(1, 2, 1, 2, [(2, 3)], 1)
+    value.requires_grad_()
+    output = multi_scale_deformable_attention(value, [(2, 3)], locations, attention)
+    (gradient,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_shapes_that_do_not_cover_the_tokens_are_refused():
     value, locations, attention = random_inputs(1, 1, 1, 2, [(2, 3)], 1)
     with pytest.raises(ValueError, match="6 tokens"):
@@ -168,6 +241,18 @@ def test_padding_counts_as_zero_whatever_it_holds(modules):
     torch.testing.assert_close(
         ours(queries, references, memory, shapes, valid), ours(queries, references, other, shapes, valid)
     )
+
+
+def test_a_model_first_used_in_inference_mode_can_be_trained():
+    module = DeformableAttention(dim=8, heads=2, levels=1, points=1)
+    shapes = [(2, 7)]  # of no other test: what is kept of shapes is made in inference mode
+    tokens, references = torch.randn(1, 14, 8), torch.rand(1, 14, 1, 2)
+    with torch.inference_mode():
+        expected = module(tokens, references, tokens, shapes)
+    output = module(tokens, references, tokens, shapes)
+    torch.testing.assert_close(output.detach(), expected.clone())
+    output.sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
 
 
 def test_at_the_start_each_head_looks_in_its_own_direction():

@@ -37,7 +37,7 @@ class _Scales(NamedTuple):
     Attributes:
         size_X1K: pixels of the map along x and y.
         last_X1K: the last pixel that has a right (lower) neighbour, or 0.
-        next_X1K: distance of that neighbour: 1, or infinite in a map one pixel wide (high).
+        next_X1K: distance of that neighbour: 1, or out of all reach in a map one pixel wide (high).
         start_K, width_K: the map's first token, and its width.
         head_K: number of the head.
         corners_C1K: rows from a pixel to itself, its right, lower, lower right neighbour.
@@ -64,7 +64,7 @@ def _scales(shapes: SpatialShapes, heads: int, points: int, dtype: torch.dtype) 
     return _Scales(
         size_X1K=size,
         last_X1K=(size - 2).clamp_(min=0),
-        next_X1K=torch.where(size > 1, 1.0, torch.inf).to(dtype),
+        next_X1K=torch.where(size > 1, 1.0, 2.0**100).to(dtype),
         start_K=over_samples([sum(areas[:level]) for level in range(len(areas))]),
         width_K=over_samples([w for _, w in shapes]),
         head_K=torch.arange(heads, dtype=torch.int32).repeat_interleave(len(shapes) * points),
@@ -164,10 +164,20 @@ def _products(rows_MJ: Tensor, table_TD: Tensor, gradients_MD: Tensor) -> Tensor
 
 
 def _value_gradient(
-    rows_NK: Tensor, weights_CNK: Tensor, gradients_MD: Tensor, shapes: SpatialShapes, like_BSHD: Tensor
+    rows_NK: Tensor,
+    weights_CNK: Tensor,
+    gradients_MD: Tensor,
+    shapes: SpatialShapes,
+    corners_C1K: Tensor,
+    like_BSHD: Tensor,
 ) -> Tensor:
     """Samples sorted by their cell give a weighted sum for each cell and corner, which then moves to its pixel."""
     B, S, H, D = like_BSHD.shape
+    if (
+        rows_NK.numel() < B * S * H
+    ):  # few samples in a large table: sorting the corners, too, saves three tables of sums
+        rows_NK, weights_CNK = rows_NK + corners_C1K, weights_CNK[None]
+        gradients_MD = gradients_MD.repeat(4, 1)
     rows = rows_NK.view(-1)
     order = rows.sort().indices
     counts = rows.bincount(minlength=B * S * H)
@@ -220,7 +230,7 @@ def _backward(
         slopes.addcmul_(_hat_slope(far), torch.stack((columns[1], lines[1]))).mul_(attention)
         torch.mul(slopes.permute(1, 2, 0), scales.size_X1K.permute(1, 2, 0), out=of_locations[part])
 
-    of_value = _value_gradient(all_rows, all_weights, gradients_MD, shapes, value_BSHD)
+    of_value = _value_gradient(all_rows, all_weights, gradients_MD, shapes, scales.corners_C1K, value_BSHD)
     return of_value, of_locations.view_as(locations_BQHLPX), of_attention.view_as(attention_BQHLP)
 
 
