@@ -39,6 +39,6 @@ def box_overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:
     """Whether boxes [...,4] contain points [...,(x, y)], with broadcasting."""
-    low, high = (boxes[..., :2] - boxes[..., 2:] / 2).unbind(-1), (boxes[..., :2] + boxes[..., 2:] / 2).unbind(-1)
-    x, y = points.unbind(-1)
-    return (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])
+    x, y = points.movedim(-1, 0).contiguous()
+    cx, cy, width, height = boxes.unbind(-1)
+    return ((x - cx).abs() <= width / 2) & ((y - cy).abs() <= height / 2)

@@ -154,7 +154,7 @@ class RegionCriterion:
         size = max(1, MATCHED_AT_ONCE // (B * embeddings.shape[1]))
         for block, wanted in zip(points.split(size, dim=1), at_points.split(size, dim=2), strict=True):
             logits = embeddings @ sample_points(pixel_embeddings, block)
-            yield logits.float().masked_fill_(~contains(boxes, block[:, None]), OUTSIDE), wanted
+            yield torch.where(contains(boxes, block[:, None]), logits.float(), OUTSIDE), wanted
 
     def losses(
         self,
