@@ -1,0 +1,53 @@
+"""A whole training iteration, forward, backward and optimizer, in bf16 autocast beside float32.
+
+    python projects/uniperceiver_v2/benchmarks/training_iteration.py [--threads 2] [--quick]
+
+Detection on the scenes of memory.py: its medium model (Swin-T's shape, region network of width 256, 2 scenes of 384
+pixels), where the time is in products, and the tiny model of configs/digit_scenes (8 scenes of 96 pixels), where it is
+in many small operations. The target is for CPUs with bf16 instructions and the medium model. training_profile.py shows
+where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import harness
+import memory
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+
+def iteration(size: str, device: str) -> Callable[[bool], None]:
+    """One iteration of a model, in bf16 or not; both train the same weights."""
+    model = build_model(memory.config(size, device, [], compiled=False)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
+    batch = memory.scenes(*memory.SIZES[size])
+
+    def run(bf16: bool) -> None:
+        torch.manual_seed(0)
+        with EventStorage(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
+    for size, target in (("medium", 1.4), ("tiny", None)):
+        run = iteration(size, args.device)
+        yield harness.compare(
+            f"training iteration, detection, {size}, bf16",
+            lambda run=run: run(True),
+            lambda run=run: run(False),
+            peer_name="float32",
+            at_least=target,
+        )
+
+
+if __name__ == "__main__":
+    harness.main(__doc__, rows)

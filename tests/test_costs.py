@@ -1,0 +1,192 @@
+"""What an iteration and a prediction cost, counted and not timed: a waste that comes back is more operations.
+
+Counts are of the smallest model and hold for every machine. Those of operations move a little with PyTorch's version;
+the room above today's is for that. Who makes them fall by more than that room lowers the number here.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from uniperceiver_v2.data.text_mappers import NOT_PREDICTED
+from uniperceiver_v2.tasks.captioning import next_words
+from uniperceiver_v2.tasks.generation import search
+
+NAMES = ("zero", "one", "seven")
+TEXTS = ("a red seven", "two blue threes and a four")
+TASKS = ("scenes", "digits", "captions", "pairs", "corpus")
+# Of an iteration of two images or texts, forward and backward: millions of multiplications and additions, each counted,
+# in matrix products and convolutions, and operations of any kind.
+MILLION_FLOPS = {"scenes": 77.5, "digits": 71.7, "captions": 380.8, "pairs": 88.4, "corpus": 299.1}
+OPERATIONS = {"scenes": 5090, "digits": 3843, "captions": 4193, "pairs": 3902, "corpus": 1302}
+
+
+def batch_of(model, task: str) -> list[dict]:
+    """Two images of one size with an object, or two texts."""
+    found = []
+    for index, text in enumerate(TEXTS):
+        masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+        corner = 6 + 20 * index
+        masks[0, corner : corner + 24, 8:40] = True
+        objects = Instances((64, 64), gt_boxes=Boxes([[8.0, corner, 40.0, corner + 24.0]]))
+        objects.gt_classes, objects.gt_masks = torch.tensor([index]), BitMasks(masks)
+        image = (torch.arange(3 * 64 * 64) * (7 + index) % 251).to(torch.uint8).view(3, 64, 64)
+        token_ids = model.text_encoder.tokenize([text])[0][0]
+        chosen = torch.zeros(len(token_ids), dtype=torch.bool).index_fill(0, torch.tensor([1, 2]), True)
+        texts = {"token_ids": token_ids, "file_name": str(index), "caption_token_ids": [token_ids]}
+        words = {"labels": token_ids.where(chosen, NOT_PREDICTED), "candidates": NAMES, "label": index}
+        found.append({"task": task, "image": image, "instances": objects, **texts, **words})
+    return found
+
+
+@pytest.fixture(autouse=True)
+def few_words(tiny_model):
+    """The vocabulary is most of a tiny model's work."""
+    for task in ("captions", "corpus"):
+        tiny_model.tasks[task].settings["VOCABULARY_SAMPLE"] = 32
+
+
+def iteration(model, task: str) -> None:
+    torch.manual_seed(0)
+    model.train().zero_grad()
+    with EventStorage():
+        losses = model(batch_of(model, task))
+    sum(losses.values()).backward()
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts what is dispatched below autograd, the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def count_calls(monkeypatch, **places: tuple[object, str]) -> Counter:
+    """Calls of methods, by the names given to them: (owner, method)."""
+    calls = Counter()
+
+    def counting(name: str, method: Callable) -> Callable:
+        def counted(*args, **kwargs):
+            calls[name] += 1
+            return method(*args, **kwargs)
+
+        return counted
+
+    for name, (owner, method) in places.items():
+        monkeypatch.setattr(owner, method, counting(name, getattr(owner, method)))
+    return calls
+
+
+def shapes_into(module: torch.nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of what a module is called with from now on."""
+    shapes = []
+    module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_products_of_an_iteration(tiny_model, task):
+    found = flops_of(lambda: iteration(tiny_model, task)) / 1e6
+    assert found <= 1.03 * MILLION_FLOPS[task], found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_operations_of_an_iteration(tiny_model, task):
+    iteration(tiny_model, task)  # what is kept from the first time on
+    with OperationCounter() as counter:
+        iteration(tiny_model, task)
+    assert counter.count <= 1.06 * OPERATIONS[task], counter.count
+
+
+@pytest.mark.parametrize(("task", "texts"), [("scenes", 1), ("digits", 1), ("captions", 2), ("pairs", 1)])
+def test_everything_is_encoded_once_in_an_iteration(tiny_model, monkeypatch, task, texts):
+    """Captions: their words are read, and the words to choose from."""
+    model = tiny_model
+    calls = count_calls(
+        monkeypatch,
+        image=(model.image_encoder.backbone, "forward"),
+        regions=(model.image_encoder.regions, "forward"),
+        text=(model.text_encoder, "forward"),
+    )
+    iteration(model, task)
+    assert calls == {"image": 1, "regions": 1, "text": texts}
+
+
+def test_all_layers_and_denoising_queries_are_matched_and_judged_in_one_pass(tiny_model, monkeypatch):
+    criterion = tiny_model.image_encoder.regions.criterion
+    calls = count_calls(monkeypatch, match=(criterion, "match"), losses=(criterion, "losses"))
+    mask_products = shapes_into(tiny_model.image_encoder.regions.mask_embedding)
+    iteration(tiny_model, "scenes")
+    assert calls == {"match": 1, "losses": 1}
+    assert [shape[0] for shape in mask_products] == [2]  # layers
+
+
+def test_without_boxes_to_learn_from_only_what_proposals_need_is_predicted(tiny_model):
+    """The box of a token only if it becomes a query; heads of the last layer alone."""
+    regions = tiny_model.image_encoder.regions
+    chosen, judged, masks = (
+        shapes_into(x) for x in (regions.select.box_head, regions.objectness, regions.mask_embedding)
+    )
+    with torch.no_grad():
+        tiny_model.eval()(batch_of(tiny_model, "scenes"))
+    iteration(tiny_model, "digits")
+    assert chosen == [(2, 12, 32)] * 2
+    assert judged == masks == [(1, 2, 12, 32)] * 2
+
+
+def test_nothing_is_masked_where_nothing_is_padded(tiny_model):
+    masks = []
+    for layer in (*tiny_model.image_encoder.regions.encoder.layers, *tiny_model.image_encoder.regions.decoder.layers):
+        attention = getattr(layer, "attention", None) or layer.cross_attention
+        attention.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[4]))
+    batch = batch_of(tiny_model, "scenes")
+    tiny_model.eval()(batch)
+    assert masks == [None] * 3
+    batch[1]["image"] = batch[1]["image"][:, :50]
+    tiny_model(batch)
+    assert all(isinstance(mask, torch.Tensor) for mask in masks[3:])
+
+
+@pytest.mark.parametrize("task", ["scenes", "digits"])
+def test_in_evaluation_candidates_are_encoded_once_and_an_image_once_each_time(tiny_model, monkeypatch, task):
+    calls = count_calls(
+        monkeypatch, image=(tiny_model.image_encoder, "forward"), text=(tiny_model.text_encoder, "forward")
+    )
+    for _ in range(3):
+        tiny_model.eval()(batch_of(tiny_model, task))
+    assert calls == {"image": 3, "text": 1}
+
+
+@torch.no_grad()
+def test_a_word_of_a_caption_costs_the_same_wherever_it_stands(tiny_model, monkeypatch):
+    """Keys and values are kept: a second half costs as much as the first, apart from attention to what is longer."""
+    encoding, _ = tiny_model.image_encoder(tiny_model.preprocess(batch_of(tiny_model, "captions")))
+    words = torch.nn.functional.normalize(torch.randn(tiny_model.text_encoder.vocab_size, 32), dim=-1)
+    monkeypatch.setattr(tiny_model, "vocabulary", lambda task: words)
+    start = torch.full((2,), tiny_model.text_encoder.bos_id)
+
+    def generate(length: int) -> int:
+        step = next_words(tiny_model, encoding)
+        settings = {"beam_size": 1, "length_penalty": 0.0, "max_length": length}
+        return flops_of(lambda: search(step, start, -1, **settings))
+
+    costs = [generate(length) for length in (5, 15, 25)]
+    first, second = costs[1] - costs[0], costs[2] - costs[1]
+    assert second <= 1.15 * first
