@@ -6,8 +6,8 @@ Random weights, images of noise, none padded. The peer is DeformableDetrForObjec
 refinement, one category and no loss: backbone, encoder, dense predictions, decoder, boxes and logits of all layers.
 Ours does all of that and, beside it, pixel and mask embeddings, the masks of all proposals, and equations (2) and (3)
 that make tokens of proposals and maps: the targets have to be reached with more work than the peer's. In the backward
-pass each side's outputs are summed up: hidden states, boxes and logits, and what only ours has. Memory is the peak above
-the weights.
+pass each side's outputs are summed up: hidden states, boxes and logits, and what only ours has. Memory is the peak
+above the weights.
 """
 
 from __future__ import annotations
