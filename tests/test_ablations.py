@@ -76,7 +76,9 @@ def test_every_variant_has_settings_that_hold(ablations):
     assert sum(solver.MAX_ITER for solver in singles) == 800
     whole = ablations.load_config(str(ablations.CONFIG)).SOLVER
     for solver in singles:
-        assert abs(solver.DECODER_DELAY / solver.MAX_ITER - whole.DECODER_DELAY / whole.MAX_ITER) < 0.01
+        assert abs(solver.DECODER_DELAY / solver.MAX_ITER - whole.DECODER_DELAY / 800) < 0.01
+        (step,) = solver.STEPS
+        assert abs(step / solver.MAX_ITER - whole.STEPS[0] / whole.MAX_ITER) < 0.01
 
 
 def test_mixed_sampling_sees_as_many_samples_of_each_task(ablations):

@@ -1,10 +1,11 @@
 """The paper's Tables 2, 3 and 4 in miniature: what each part of the model and of its training is worth on digit_scenes.
 
-    python projects/uniperceiver_v2/benchmarks/ablations.py [--iterations 800] [--seeds 3] [--jobs 2]
+    python projects/uniperceiver_v2/benchmarks/ablations.py [--iterations 700] [--seeds 3] [--jobs 2]
 
 Every variant is trained by the trainer of train_net.py from the small generalist's configuration, shortened, and tested
 on digit_scenes' test sets. A joint run has `--iterations`; a run without some tasks has their share of them, so that
-each task sees as many samples as in the joint run. Rates warm up, and the decoder waits, for the same share of a run.
+each task sees as many samples as in the joint run; so many fewer are the iterations in which rates warm up and the
+decoder waits, too.
 
 Seeds come one after the other, so that a study that is stopped has whole tables of fewer seeds. Finished runs are not
 repeated and the others go on from their last checkpoint; several of these programs divide the runs among them. At the
@@ -158,15 +159,17 @@ def configuration(name: str, seed: int, iterations: int) -> CfgNode:
     """Settings of a variant's run; `iterations` are the joint run's."""
     variant, whole = VARIANTS[name], load_config(str(CONFIG))
     ratios = sampling_ratios(whole)
-    length = round(iterations * sum(ratios[task] for task in variant.tasks))
-    shorter = length / whole.SOLVER.MAX_ITER
+    share = sum(ratios[task] for task in variant.tasks)
+    length = round(iterations * share)
     settings = {
         "SEED": seed,
         "TASKS.NAMES": list(variant.tasks),
         "DATASETS.TEST": (),
         "SOLVER.MAX_ITER": length,
-        "SOLVER.WARMUP_ITERS": round(whole.SOLVER.WARMUP_ITERS * shorter),
-        "SOLVER.DECODER_DELAY": round(whole.SOLVER.DECODER_DELAY * shorter),
+        "SOLVER.STEPS": tuple(round(step / whole.SOLVER.MAX_ITER * length) for step in whole.SOLVER.STEPS),
+        # As long as in the whole training, which has more iterations: features take their time.
+        "SOLVER.WARMUP_ITERS": round(whole.SOLVER.WARMUP_ITERS * share),
+        "SOLVER.DECODER_DELAY": round(whole.SOLVER.DECODER_DELAY * share),
         "SOLVER.CHECKPOINT_PERIOD": 200,
         "VIS_PERIOD": 0,
         "OUTPUT_DIR": folder_of(name, seed),
@@ -306,7 +309,7 @@ def write_document(seeds: int, iterations: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--iterations", type=int, default=800, help="of a joint run")
+    parser.add_argument("--iterations", type=int, default=700, help="of a joint run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; 0 only writes the document")
     parser.add_argument("--run", nargs=2, metavar=("VARIANT", "SEED"), help="this run alone, in this process")
