@@ -38,6 +38,7 @@ class Machine:
 def simulated(harness, monkeypatch):
     simulated = Machine()
     monkeypatch.setattr(harness, "settings", harness.Settings(budget=4.0, clock=lambda: simulated.now))
+    monkeypatch.setattr(harness.gc, "collect", lambda: 0)  # takes long with all that other tests have imported
     return simulated
 
 
@@ -98,7 +99,7 @@ def test_memory_of_known_allocations(harness):
         "32 MiB", lambda: torch.ones(2**23), lambda: torch.ones(2**24).sum(), peer_name="64 MiB", at_most=0.7
     )
     assert row.unit == "MiB" and row.met is True
-    assert 32 <= row.ours < 40 and 64 <= row.peer < 72, "plus what a first operation loads"
+    assert 31 < row.ours < 36 and 63 < row.peer < 68, "and no code that a fork maps anew"
 
 
 def test_memory_of_work_that_fails(harness, capfd):

@@ -20,6 +20,7 @@ import harness
 
 PROGRAMS = (
     "deformable_attention",
+    "deformable_attention_gpu",  # no rows without one
     "image_encoder",
     "criterion",
     "conditional_moe",

@@ -7,7 +7,8 @@ captions, batch size and number of tasks. A theory is a polynomial whose terms a
 coefficients ≥ 0 fitted to the relative error: for n queries, a + b n + c n², as each attends to all. Prints a Markdown
 table, and draws one plot each into docs/performance/. Some five minutes on two cores.
 
-Times are medians; memory is the peak above the start, with one thread, in a process of its own (peak_memory.py).
+Times are medians; memory is the peak above the start, with one thread, in a process of its own (peak_memory.py). A peak
+is that of the heaviest moment, not a sum: it stays as it is until what grows has become the heaviest.
 "The exponent" is the slope in the doubly logarithmic plot over the upper half of the sizes, the theory's beside it.
 """
 
