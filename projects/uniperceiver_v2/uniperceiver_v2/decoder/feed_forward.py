@@ -13,6 +13,7 @@ from .segments import Attributes
 
 Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
 Route = list[tuple[int, Tensor]]  # experts with the weights of their outputs
+DenseWeights = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # matrix and bias of a dense network's two layers
 
 
 class DenseFeedForward(nn.Module):
@@ -31,6 +32,10 @@ class DenseFeedForward(nn.Module):
         if hidden[..., 0].numel() < last.in_features:  # what is smaller is weighed: the outputs or the matrix
             return weight * last(inner)
         return F.linear(inner, weight * last.weight, weight * last.bias)
+
+    def weights(self, attributes: Attributes | None = None) -> DenseWeights:
+        """Of both layers, whatever the attributes."""
+        return (self.linear1.weight, self.linear1.bias), (self.linear2.weight, self.linear2.bias)
 
 
 class ConditionalFeedForward(nn.Module):
@@ -102,20 +107,28 @@ class ConditionalFeedForward(nn.Module):
     @torch.no_grad()
     def merge(self, classes: Iterable[Attributes]) -> MergedFeedForward:
         """The same function for these classes of attributes as one dense network each."""
-        classes = list(classes)
-        return MergedFeedForward({a: self._join(route) for a, route in zip(classes, self.route(classes))})
+        networks = {}
+        for attributes in classes:
+            (weight1, bias1), (weight2, bias2) = self.weights(attributes)
+            networks[attributes] = joined = DenseFeedForward(len(weight2), len(weight1)).to(weight1)
+            for parameter, value in zip(joined.parameters(), (weight1, bias1, weight2, bias2)):
+                parameter.copy_(value)
+        return MergedFeedForward(networks)
 
-    def _join(self, route: Route) -> DenseFeedForward:
-        """The experts side by side, their weights in the second layer."""
-        experts, weights = [self.experts[expert] for expert, _ in route], [weight for _, weight in route]
+    @torch.no_grad()
+    def weights(self, attributes: Attributes) -> DenseWeights:
+        """Of the dense network that is the same function for these attributes: the experts side by side, their weights
+        in the second layer. Copies."""
+        (route,) = self.route([attributes])
+        experts, shares = [self.experts[expert] for expert, _ in route], [weight for _, weight in route]
         first, second = [e.linear1 for e in experts], [e.linear2 for e in experts]
-        dim, ffn_dim = second[0].weight.shape
-        joined = DenseFeedForward(dim, len(route) * ffn_dim).to(first[0].weight)
-        joined.linear1.weight.copy_(torch.cat([linear.weight for linear in first]))
-        joined.linear1.bias.copy_(torch.cat([linear.bias for linear in first]))
-        joined.linear2.weight.copy_(torch.cat([w * linear.weight for w, linear in zip(weights, second)], dim=1))
-        joined.linear2.bias.copy_(sum(w * linear.bias for w, linear in zip(weights, second)))
-        return joined
+        return (
+            (torch.cat([linear.weight for linear in first]), torch.cat([linear.bias for linear in first])),
+            (
+                torch.cat([w * linear.weight for w, linear in zip(shares, second)], dim=1),
+                sum(w * linear.bias for w, linear in zip(shares, second)),
+            ),
+        )
 
 
 class MergedFeedForward(nn.Module):
@@ -139,10 +152,17 @@ class MergedFeedForward(nn.Module):
         """
         return _by_class(hidden, layout, self._network)
 
+    def weights(self, attributes: Attributes) -> DenseWeights:
+        """Of the network for these attributes."""
+        return self._of(attributes).weights()
+
     def _network(self, attributes: Attributes, tokens: Tensor) -> Tensor:
+        return self._of(attributes)(tokens)
+
+    def _of(self, attributes: Attributes) -> DenseFeedForward:
         if _key(attributes) not in self.networks:
             raise ValueError(f"the experts were merged without a network for {attributes}")
-        return self.networks[_key(attributes)](tokens)
+        return self.networks[_key(attributes)]
 
 
 def _key(attributes: Attributes) -> str:

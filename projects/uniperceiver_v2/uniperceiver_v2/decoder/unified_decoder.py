@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..layers import MultiHeadAttention
-from .cache import DecoderCache, KeyValueBuffer, KeyValues
+from ..layers import CausalLayer, MultiHeadAttention, causal_mask, state_of_weights
+from .cache import DecoderCache, KeyValues
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout
 from .segments import Attributes, Segment, SegmentLayout
 
@@ -59,7 +60,7 @@ class UnifiedDecoderLayer(nn.Module):
         hidden: Tensor,
         mask: Tensor | None,
         layout: Layout,
-        past: KeyValues | KeyValueBuffer | None = None,
+        past: KeyValues | None = None,
         read: Tensor | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Tokens that see each other and, before them, the past: their outputs, and keys and values of all.
@@ -74,6 +75,13 @@ class UnifiedDecoderLayer(nn.Module):
             hidden, normalised = read, self.attention_norm(read)
         hidden = hidden + self.attention.attend(normalised, seen.keys, seen.values, mask)
         return hidden + self.ffn(self.ffn_norm(hidden), layout), seen
+
+    def prepare(self, attributes: Attributes) -> CausalLayer:
+        """The layer for generation's causal tokens, all with these attributes."""
+        attention = self.attention
+        projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        norms = self.attention_norm, self.ffn_norm
+        return CausalLayer(attention.heads, projections, self.ffn.weights(attributes), F.gelu, norms, norm_first=True)
 
     def seen(self, hidden: Tensor) -> KeyValues:
         """What tokens show to others, for those whose outputs are not wanted."""
@@ -116,6 +124,7 @@ class UnifiedDecoder(nn.Module):
         self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward()) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self._backend: str | Callable | None = None
+        self._prepared: tuple[tuple, list[CausalLayer]] | None = None
         self._start_as_pooling()
 
     def _start_as_pooling(self) -> None:
@@ -205,7 +214,7 @@ class UnifiedDecoder(nn.Module):
             hidden, seen = layer(hidden, mask, layout)
             layers.append(seen)
         layers.append(self.layers[-1].seen(hidden))  # of its own outputs nothing is read
-        return DecoderCache(layers, valid)
+        return DecoderCache(layers, self.layers[0].attention.heads, valid)
 
     @torch.no_grad()
     def extend(self, cache: DecoderCache, tokens: Tensor, attributes: Attributes) -> Tensor:
@@ -219,11 +228,27 @@ class UnifiedDecoder(nn.Module):
         if not attributes.causal:
             raise ValueError(f"only causal tokens extend a sequence, not {attributes}")
         hidden = self._enter(Segment(tokens, None, attributes))
-        layout = SegmentLayout([(tokens.shape[1], attributes)])
         mask = _causal_mask(hidden, cache.length, cache.valid(tokens.shape[1]))
-        for layer, past in zip(self.layers, cache.layers):
-            hidden, _ = layer(hidden, mask, layout, past)
+        if attributes not in cache.steps:
+            cache.steps[attributes] = self._prepare(attributes)
+        for index, layer in enumerate(cache.steps[attributes]):
+            hidden = layer(hidden, cache.past, index, mask)
         return self.norm(hidden)
+
+    def _prepare(self, attributes: Attributes) -> list[CausalLayer]:
+        """The layers for generation, kept until a weight changes: they hold copies of weights, which for a large model
+        cost as much as some words. Training lets go of them."""
+        device = self.spe.device.type
+        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        key = attributes, precision, state_of_weights([self.layers])
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = key, [layer.prepare(attributes) for layer in self.layers]
+        return self._prepared[1]
+
+    def train(self, mode: bool = True) -> UnifiedDecoder:
+        if mode:
+            self._prepared = None
+        return super().train(mode)
 
     def merge_experts(self, classes: Iterable[Attributes]) -> MergeReport:
         """Makes every Conditional MoE a dense network for each of these classes of attributes, in place and for good:
@@ -321,5 +346,5 @@ def _causal_mask(tokens: Tensor, before: int, valid: Tensor | None) -> Tensor | 
     length = tokens.shape[1]
     if length == 1:
         return _key_mask(valid)
-    mask = torch.ones(length, before + length, dtype=torch.bool, device=tokens.device).tril(before)[None, None]
+    mask = causal_mask(length, before, tokens.device)
     return mask if valid is None else mask & _key_mask(valid)

@@ -11,26 +11,36 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..layers import KeyValueBuffer, state_of_weights
 from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, longest_text, resolve_directory
+from .causal_steps import CausalRoberta, reads_causally
 
 TOKENIZED_SETS = 64  # sets of texts whose tokens are kept
 
 
 class TextCache:
-    """Keys and values of the text encoder's layers for the tokens of B texts so far (`TextEncoder.begin`)."""
+    """Keys and values of the text encoder's layers for the tokens of B texts so far (`TextEncoder.begin`).
 
-    def __init__(self):
-        self.layers = DynamicCache()
+    Args:
+        causal: the encoder prepared for reading word by word; None for the model's own code and cache.
+    """
+
+    def __init__(self, causal: CausalRoberta | None):
+        self.causal = causal
+        self.past = DynamicCache() if causal is None else KeyValueBuffer(len(causal.layers))
 
     @property
     def length(self) -> int:
         """The number of tokens so far."""
-        return self.layers.get_seq_length()
+        return self.past.get_seq_length() if self.causal is None else self.past.length
 
     def select(self, indices: Tensor) -> TextCache:
         """Makes text `indices[i]` the i-th, [B'] of 0..B-1, as often as one likes: beams are reordered, texts
         multiplied or dropped. Returns itself."""
-        self.layers.reorder_cache(indices)
+        if self.causal is None:
+            self.past.reorder_cache(indices)
+        else:
+            self.past.select(indices)
         return self
 
 
@@ -54,6 +64,7 @@ class TextEncoder(nn.Module):
         width = model.config.hidden_size
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
         self._tokenized: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor, Tensor]] = {}
+        self._causal: tuple[tuple, CausalRoberta] | None = None
         self.bos_id, self.eos_id = tokenizer("")["input_ids"]  # <s> and </s>: what stands around every text
 
     @classmethod
@@ -124,8 +135,24 @@ class TextEncoder(nn.Module):
         return self.project(self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state)
 
     def begin(self) -> TextCache:
-        """An empty cache, for texts of which no token has been read."""
-        return TextCache()
+        """An empty cache, for texts of which no token has been read.
+
+        In evaluation, without gradients, a RoBERTa or BERT is prepared for it, with the weights and the autocast of
+        this moment.
+        """
+        if self.training or torch.is_grad_enabled() or not reads_causally(self.model):
+            return TextCache(None)
+        device = next(self.parameters()).device.type
+        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        key = precision, state_of_weights([self.model])
+        if self._causal is None or self._causal[0] != key:
+            self._causal = key, CausalRoberta(self.model)
+        return TextCache(self._causal[1])
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        if mode:
+            self._causal = None  # it holds copies of weights
+        return super().train(mode)
 
     def extend(self, cache: TextCache, token_ids: Tensor) -> Tensor:
         """Reads further tokens of the cache's texts and adds them to it.
@@ -141,9 +168,11 @@ class TextEncoder(nn.Module):
         past, new = cache.length, token_ids.shape[1]
         if past + new > self.max_length:
             raise ValueError(f"{past} tokens cannot be followed by {new}: the encoder reads {self.max_length} at most")
+        if cache.causal is not None:
+            return self.project(cache.causal(token_ids, cache.past))
         visible = torch.ones(new, past + new, dtype=torch.bool, device=token_ids.device).tril(past)
         mask = self._attention_mask(visible[None, None])
-        hidden = self.model(input_ids=token_ids, attention_mask=mask, past_key_values=cache.layers).last_hidden_state
+        hidden = self.model(input_ids=token_ids, attention_mask=mask, past_key_values=cache.past).last_hidden_state
         return self.project(hidden)
 
     def _attention_mask(self, visible: Tensor) -> Tensor:
