@@ -3,11 +3,15 @@
     python projects/uniperceiver_v2/benchmarks/image_encoder.py [--threads 2] [--quick]
 
 Random weights, images of noise, none padded. The peer is DeformableDetrForObjectDetection with two stages and box
-refinement, one category and no loss: backbone, encoder, dense predictions, decoder, boxes and logits of all layers.
-Ours does all of that and, beside it, pixel and mask embeddings, the masks of all proposals, and equations (2) and (3)
-that make tokens of proposals and maps: the targets have to be reached with more work than the peer's. In the backward
-pass each side's outputs are summed up: hidden states, boxes and logits, and what only ours has. Memory is the peak
-above the weights.
+refinement, one category and no loss: backbone (all of it trained, in both), encoder, dense predictions, decoder, boxes
+and logits of all layers. Both run deformable attention over the same tokens, of strides 8, 16, 32 and 64.
+
+Rows of "equal work" leave out of ours what the peer lacks. Rows of "all of ours" have it: pixel embeddings at stride 4,
+mask embeddings and the masks of all proposals, equations (2) and (3) that make tokens of proposals and maps. In the
+backward pass each side's outputs are summed up: boxes and logits, dense and of all layers, hidden states, and what only
+ours has. In inference the peer predicts a box for every token, and ours for those that become queries. Memory is the
+peak above the weights. Rows of the backbone alone, the same in both but for how fixed normalisation is done, say how
+much of the whole the rest can change.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ from pathlib import Path
 import harness
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import ImageList
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
 import uniperceiver_v2  # noqa: F401  (registers the backbone)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.image_encoder import ImageEncoder
+from uniperceiver_v2.image_encoder.structures import RegionTargets, is_padded, valid_pixels
 from uniperceiver_v2.layers import replace_batch_norm
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
@@ -73,7 +78,9 @@ def build_ours(shape: Shape, device: str) -> ImageEncoder:
     cfg = load_config(str(CONFIG), overrides)
     cfg.defrost()
     cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = CfgNode({"model_type": "resnet", **shape.backbone})
-    return ImageEncoder(cfg).to(device)
+    encoder = ImageEncoder(cfg).to(device)
+    encoder.regions.denoising_groups = 0
+    return encoder
 
 
 def build_peer(shape: Shape, device: str) -> nn.Module:
@@ -104,61 +111,88 @@ def build_peer(shape: Shape, device: str) -> nn.Module:
     return peer.requires_grad_(True).to(device)  # of a backbone it would train the later stages alone
 
 
-def train_ours(encoder: ImageEncoder, images: ImageList) -> None:
-    """Forward and backward; the encoder's own forward pass, with the dense and all layers' predictions kept as well."""
-    outputs: list[Tensor] = []
-    with encoder.regions.register_forward_hook(lambda module, inputs, output: outputs.extend(_trained(output))):
-        encoding, _ = encoder(images)
-    outputs += (encoding.global_tokens, encoding.proposal_tokens)
-    sum(x.sum() for x in outputs).backward()
-    encoder.zero_grad()
+def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Tensor]:
+    """Backbone, region encoder, selection, decoder and its heads: what the peer has, too."""
+    regions = encoder.regions
+    features, _ = regions.project(encoder.maps(images)[1:], valid_pixels(images), is_padded(images))
+    memory = regions.encoder(features)
+    predicted, queries = regions.select(memory, features, dense=dense)
+    hidden, boxes = regions.decoder(queries.contents, queries.boxes, memory, features)
+    hidden = regions.norm(hidden)
+    outputs = [hidden, boxes, regions.objectness(hidden)]
+    return outputs + [predicted.objectness, predicted.boxes] if dense else outputs
 
 
-def _trained(output) -> tuple[Tensor, ...]:
+def all_work(encoder: ImageEncoder, images: ImageList, targets: RegionTargets) -> list[Tensor]:
+    """What the encoder does in training, but for denoising and the losses themselves."""
+    output = encoder.regions(encoder.maps(images), valid_pixels(images), targets, is_padded(images))
     predictions, dense = output.predictions, output.dense
-    return output.hidden, predictions.objectness, predictions.boxes, dense.objectness, dense.boxes
+    tokens, _ = encoder.global_tokens(output.coarsest, output.coarsest_valid)
+    outputs = [output.hidden, predictions.boxes, predictions.objectness, dense.objectness, dense.boxes]
+    return [*outputs, predictions.mask_embeddings, tokens, encoder.fusion(output.proposals())]
 
 
-def train_peer(peer: nn.Module, pixels: Tensor) -> None:
+def peer_work(peer: nn.Module, pixels: Tensor) -> list[Tensor]:
     found = peer(pixel_values=pixels)
     dense = found.enc_outputs_class, found.enc_outputs_coord_logits
-    outputs = found.intermediate_hidden_states, found.logits, found.pred_boxes, *(x[x.isfinite()] for x in dense)
-    sum(x.sum() for x in outputs).backward()
-    peer.zero_grad()
+    return [found.intermediate_hidden_states, found.logits, found.pred_boxes, *(x[x.isfinite()] for x in dense)]
 
 
-def pair(shape: Shape, batch: int, side: int, device: str) -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """Both sides' work by its name."""
+def train(model: nn.Module, work: Callable[[], list[Tensor]]) -> None:
+    model.train()
+    sum(x.sum() for x in work()).backward()
+    model.zero_grad()
+
+
+def infer(model: nn.Module, work: Callable[[], object]) -> None:
+    model.eval()
+    with torch.no_grad():
+        work()
+
+
+def comparisons(
+    shape: Shape, batch: int, side: int, device: str
+) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """Names of the rows with both sides' work."""
     ours, peer = build_ours(shape, device), build_peer(shape, device)
     pixels = torch.randn(batch, 3, side, side, device=device)
     images = ImageList(pixels, [(side, side)] * batch)
+    objects = Instances((side, side), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.int64))
+    objects.gt_masks = BitMasks(torch.zeros(0, side, side))
+    targets = RegionTargets.from_instances([objects] * batch, images)
 
-    def infer_ours() -> None:
-        with torch.no_grad():
-            ours.eval()(images)
+    def train_peer() -> None:
+        train(peer, lambda: peer_work(peer, pixels))
 
     def infer_peer() -> None:
-        with torch.no_grad():
-            peer.eval()(pixel_values=pixels)
+        infer(peer, lambda: peer(pixel_values=pixels))
 
-    return (
-        {"train": lambda: train_ours(ours.train(), images), "infer": infer_ours},
-        {"train": lambda: train_peer(peer.train(), pixels), "infer": infer_peer},
-    )
+    yield "forward + backward, equal work", lambda: train(ours, lambda: equal_work(ours, images, True)), train_peer
+    yield "forward + backward, all of ours", lambda: train(ours, lambda: all_work(ours, images, targets)), train_peer
+    yield "inference, equal work", lambda: infer(ours, lambda: equal_work(ours, images, False)), infer_peer
+    yield "inference, all of ours", lambda: infer(ours, lambda: ours(images)), infer_peer
+    both = ours.backbone, peer.model.backbone.model
+    for what, run in (("forward + backward", train), ("inference", infer)):
+        mine, other = (
+            lambda run=run, model=model: run(model, lambda: list(_maps(model(pixels)).values())) for model in both
+        )
+        yield f"{what}, backbone alone", mine, other
+
+
+def _maps(found) -> dict[str, Tensor]:
+    return found if isinstance(found, dict) and "feature_maps" not in found else dict(enumerate(found.feature_maps))
 
 
 def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
     cases = [(SMALL, 8, 96), (LARGE, 2, 320)] + ([] if args.quick else [(LARGE, 1, 640)])
     for shape, batch, side in cases:
-        ours, peer = pair(shape, batch, side, args.device)
-        name = f"{shape.name}, {batch} × {side} px"
-        for what, work, target in (("forward + backward", "train", 1.3), ("inference", "infer", 1.5)):
-            yield harness.compare(
-                f"image encoder, {what}, {name}", ours[work], peer[work], peer_name=PEER, at_least=target
-            )
-        yield harness.compare_memory(
-            f"image encoder, forward + backward, {name}", ours["train"], peer["train"], peer_name=PEER, at_most=0.8
-        )
+        for what, ours, peer in comparisons(shape, batch, side, args.device):
+            name = f"image encoder, {what}, {shape.name}, {batch} × {side} px"
+            whole, training = "backbone" not in what, what.startswith("forward")
+            target = (1.3 if training else 1.5) if whole else None
+            yield harness.compare(name, ours, peer, peer_name=PEER, at_least=target)
+            if whole and training:
+                yield harness.compare_memory(name, ours, peer, peer_name=PEER, at_most=0.8)
 
 
 if __name__ == "__main__":

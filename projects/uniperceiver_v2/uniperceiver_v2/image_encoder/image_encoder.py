@@ -75,7 +75,7 @@ class ImageEncoder(nn.Module):
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
         """Encodes a batch; with targets, also the region network's losses and matches."""
-        output = self.regions(self._maps(images), valid_pixels(images), targets, is_padded(images))
+        output = self.regions(self.maps(images), valid_pixels(images), targets, is_padded(images))
         proposals = output.proposals()
         global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
@@ -83,12 +83,12 @@ class ImageEncoder(nn.Module):
 
     def mean_global_token(self, images: ImageList) -> Tensor:
         """[B,d], `ImageEncoding.mean_global_token` of the images without the work of the region network."""
-        features, coarsest = self.regions.project(self._maps(images)[1:], valid_pixels(images), is_padded(images))
+        features, coarsest = self.regions.project(self.maps(images)[1:], valid_pixels(images), is_padded(images))
         return mean_of_valid(
             *self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :])
         )
 
-    def _maps(self, images: ImageList) -> list[Tensor]:
+    def maps(self, images: ImageList) -> list[Tensor]:
         """The backbone's maps [B,C,h,w], finest first."""
         shapes = self.backbone.output_shape()
         maps = self.backbone(images.tensor)
