@@ -40,6 +40,19 @@ class Likelihood(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):  # it would take the product in half precision
             return F.normalize(inputs.float(), dim=-1) @ candidates.T / self.temperature
 
+    @torch.no_grad()
+    def against(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        """:meth:`of_directions` with these candidates, for generation's many small calls: no gradients, and τ is what
+        it is now."""
+        scale = 1 / self.temperature
+
+        @torch.no_grad()
+        def likelihoods(inputs: Tensor) -> Tensor:
+            with torch.autocast(inputs.device.type, enabled=False):
+                return (F.normalize(inputs.float(), dim=-1) * scale) @ candidates.T
+
+        return likelihoods
+
 
 def directions(representations: Tensor) -> Tensor:
     """Representations [...,d] at length 1, in float32, as :meth:`Likelihood.of_directions` takes them."""

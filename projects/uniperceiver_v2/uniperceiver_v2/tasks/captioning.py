@@ -83,6 +83,7 @@ def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
     Image and words are read once, their keys and values kept."""
     text_encoder, decoder = model.text_encoder, model.decoder
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
+    likelihoods = model.likelihood.against(words)
     special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
     forbidden = torch.tensor(sorted(special), device=words.device)
     image = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
@@ -95,6 +96,6 @@ def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
             text_cache, cache, standing = text_cache.select(rows), cache.select(rows), torch.arange(len(rows)).to(rows)
         tokens = text_encoder.extend(text_cache, tokens[:, None])
         features = decoder.extend(cache, tokens, CAPTION)[:, 0]
-        return model.likelihood.of_directions(features, words).log_softmax(-1).index_fill_(1, forbidden, -torch.inf)
+        return likelihoods(features).log_softmax(-1).index_fill_(1, forbidden, -torch.inf)
 
     return step

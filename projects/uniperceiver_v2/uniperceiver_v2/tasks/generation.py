@@ -80,26 +80,31 @@ def search(
     for length in range(1, max_length + 1):
         log_probs, ids = _top(step(step_tokens, rows), width)  # of each row first, so that little is kept and sorted
         beams = sums_Ak.shape[1]
-        totals = (sums_Ak.view(-1, 1) + log_probs).view(len(which_A), -1)
+        totals = (sums_Ak.reshape(-1, 1) + log_probs).view(len(which_A), -1)
         sums_AC, flat = _top(totals, width)
         parents = flat // log_probs.shape[1]
         tokens_ACl = torch.cat(
             [_rows(tokens_Akl, parents), ids.view(len(which_A), -1).gather(1, flat).unsqueeze(2)], dim=2
         )
-        ended = (tokens_ACl[:, :, -1] == stop) | (length == max_length)
-        scores = (sums_AC / length**length_penalty).masked_fill(~ended, -torch.inf)
-        best.update(which_A, scores[:, :beam_size], sums_AC, tokens_ACl)
-
-        sums_Ak, kept = _top(sums_AC.masked_fill(ended, -torch.inf), beam_size)
+        ended = tokens_ACl[:, :, -1] == stop
+        if length == max_length:
+            ended = torch.ones_like(ended)
+        if ended.any():
+            scores = (sums_AC / length**length_penalty).masked_fill(~ended, -torch.inf)
+            best.update(which_A, scores[:, :beam_size], sums_AC, tokens_ACl)
+            sums_Ak, kept = _top(sums_AC.masked_fill(ended, -torch.inf), beam_size)
+            tokens_Akl, parents = _rows(tokens_ACl, kept), parents.gather(1, kept)
+        else:  # they stand in order
+            sums_Ak, tokens_Akl, parents = (x[:, :beam_size] for x in (sums_AC, tokens_ACl, parents))
         # The sum only falls, so this is the best that the first beam can come to.
         reach = max_length if length_penalty > 0 else length + 1
         undecided = sums_Ak[:, 0] / reach**length_penalty > best.scores[which_A]
-        if not undecided.any():
-            break
-        first_row = beams * torch.arange(len(which_A), device=start.device).unsqueeze(1)
-        rows = (first_row + parents.gather(1, kept))[undecided].flatten()
-        which_A, sums_Ak, tokens_Akl = which_A[undecided], sums_Ak[undecided], _rows(tokens_ACl, kept)[undecided]
-        step_tokens = tokens_Akl[:, :, -1].flatten()
+        rows = parents + beams * torch.arange(len(which_A), device=start.device).unsqueeze(1)
+        if not undecided.all():
+            which_A, rows, sums_Ak, tokens_Akl = (x[undecided] for x in (which_A, rows, sums_Ak, tokens_Akl))
+            if not len(which_A):
+                break
+        rows, step_tokens = rows.flatten(), tokens_Akl[:, :, -1].flatten()
     return Generated(best.token_ids[:, : best.lengths.max()], best.lengths, best.sums)
 
 
