@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from uniperceiver_v2.likelihood import CandidateCache, Likelihood
+from uniperceiver_v2.likelihood import CandidateCache, Likelihood, directions
 
 
 def test_equals_the_plain_formula():
@@ -191,3 +191,12 @@ def test_float32_under_autocast():
         found = likelihood(inputs, candidates)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
+
+
+def test_candidates_for_many_steps():
+    likelihood, inputs, words = Likelihood(0.3), torch.randn(2, 5), directions(torch.randn(7, 5))
+    found = likelihood.against(words)
+    torch.testing.assert_close(found(inputs), likelihood.of_directions(inputs, words))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert found(inputs.bfloat16()).dtype == torch.float32
+    assert not found(inputs).requires_grad

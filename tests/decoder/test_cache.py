@@ -134,3 +134,31 @@ def test_merged_decoder_equals_the_one_with_experts():
     after = decoder([*segments, Segment(words, None, CAPTION)])
     torch.testing.assert_close(after.spe, before.spe, atol=1e-5, rtol=0)
     torch.testing.assert_close(after.segments, before.segments, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_layers_are_prepared_once_and_again_when_a_weight_changes(kind):
+    decoder, segments, words = decoder_of(kind).eval(), images(2, False), torch.randn(2, 3, DIM, dtype=torch.float64)
+    for change in (lambda: None, lambda: decoder.layers[1].ffn_norm.weight.mul_(2), decoder.double):
+        change()
+        before = decoder._prepared
+        torch.testing.assert_close(
+            decoder.extend(decoder.begin(segments), words, CAPTION), anew(decoder, segments, words)
+        )
+    assert decoder._prepared is before  # the last change was none
+    decoder.train()
+    assert decoder._prepared is None
+
+
+@torch.no_grad()
+def test_steps_under_autocast():
+    decoder, segments = decoder_of("experts", torch.float32).eval(), images(2, True, torch.float32)
+    words = torch.randn(2, 3, DIM)
+    exact = anew(decoder, segments, words)
+    decoder.extend(decoder.begin(segments), words, CAPTION)  # prepared in single precision
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = decoder.begin(segments)
+        found = torch.cat([decoder.extend(cache, word, CAPTION) for word in words.split(1, dim=1)], dim=1)
+    assert cache.past._buffer.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.15, rtol=0.1)

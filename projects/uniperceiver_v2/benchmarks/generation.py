@@ -6,6 +6,7 @@ as `inputs_embeds`, with its cache of keys and values. Neither may stop early: b
 
 "decoder" reads words by a table, as GPT-2 does: the two have the same layers. "decoder and text encoder" is the whole
 of ours, in which a RoBERTa reads each word before the decoder does; GPT-2 has as many layers as both together then.
+At base size, where a row takes long, only the whole is measured, behind few tokens and with few words.
 The candidates of ours are the rows of a table, as GPT-2's are: they are encoded once, whatever is captioned.
 """
 
@@ -49,7 +50,7 @@ class Size:
 
 SIZES = (
     Size("tiny", 128, 2, 2, 4, 512, 512, 40, 20),
-    Size("base", 768, 6, 12, 12, 3072, 16_000, 320, 20),
+    Size("base", 768, 6, 12, 12, 3072, 8_000, 64, 12),
 )
 
 
@@ -94,8 +95,8 @@ def text_encoder_of(size: Size) -> TextEncoder:
     return TextEncoder(model=RobertaModel(config, add_pooling_layer=False), tokenizer=Tokenizer(), dim=size.dim)
 
 
-def ours_of(size: Size, text_encoder: nn.Module, image: Tensor, beams: int) -> Callable[[], Tensor]:
-    """Captions [B,words] of images' tokens [B,L,d]."""
+def ours_of(size: Size, text_encoder: nn.Module, image: Tensor, beams: int) -> Callable[[], None]:
+    """Makes captions of images' tokens [B,L,d]."""
     shape = {"depth": size.layers, "dim": size.dim, "heads": size.heads}
     decoder = UnifiedDecoder(**shape, ffn_dim=size.ffn // 2, experts=8, active_experts=2).eval()
     words = directions(torch.randn(size.vocabulary, size.dim))
@@ -111,13 +112,14 @@ def ours_of(size: Size, text_encoder: nn.Module, image: Tensor, beams: int) -> C
     settings = {"beam_size": beams, "length_penalty": 1.0, "max_length": size.words}
 
     @torch.no_grad()
-    def run() -> Tensor:
-        return search(next_words(model, image), start, PAD, **settings).token_ids
+    def run() -> None:
+        found = search(next_words(model, image), start, PAD, **settings).token_ids
+        assert found.shape == (len(image), size.words)
 
     return run
 
 
-def peer_of(size: Size, layers: int, image: Tensor, beams: int) -> Callable[[], Tensor]:
+def peer_of(size: Size, layers: int, image: Tensor, beams: int) -> Callable[[], None]:
     config = GPT2Config(
         vocab_size=size.vocabulary,
         n_embd=size.dim,
@@ -144,15 +146,17 @@ def peer_of(size: Size, layers: int, image: Tensor, beams: int) -> Callable[[], 
     seen = torch.ones(image.shape[:2], dtype=torch.long)
 
     @torch.no_grad()
-    def run() -> Tensor:
-        return model.generate(inputs_embeds=image, attention_mask=seen, generation_config=generation)
+    def run() -> None:
+        found = model.generate(inputs_embeds=image, attention_mask=seen, generation_config=generation)
+        assert found.shape == (len(image), size.words)
 
     return run
 
 
 def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
+    harness.settings.budget /= 2
     for size, whole in itertools.product(SIZES, (False, True)):
-        if args.quick and size.name == "base":
+        if size.name == "base" and (args.quick or not whole):
             continue
         for batch, beams in itertools.product((1, 16), (1, 3)):
             torch.manual_seed(0)
@@ -160,7 +164,6 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             text_encoder = text_encoder_of(size) if whole else WordTable(size)
             layers = size.layers + (size.text_layers if whole else 0)
             ours, peer = ours_of(size, text_encoder, image, beams), peer_of(size, layers, image, beams)
-            assert ours().shape == peer().shape == (batch, size.words)
             what = "decoder and text encoder" if whole else "decoder"
             search_name = "greedy" if beams == 1 else f"{beams} beams"
             yield harness.compare(
