@@ -1,7 +1,9 @@
 """What an iteration and a prediction cost, counted and not timed: a waste that comes back is more operations.
 
-Counts are of the smallest model and hold for every machine. Those of operations move a little with PyTorch's version;
-the room above today's is for that. Who makes them fall by more than that room lowers the number here.
+Counts are of the smallest model and hold for every machine. Who makes them fall lowers the number here. Those of
+multiplications are the same in each version of PyTorch; those of operations move a little with it, so that the narrow
+bound holds for the version they were counted with, and what does not depend on it is asserted beside: how many more
+there are for more images.
 """
 
 from collections import Counter
@@ -24,7 +26,10 @@ TASKS = ("scenes", "digits", "captions", "pairs", "corpus")
 # Of an iteration of two images or texts, forward and backward: millions of multiplications and additions, each counted,
 # in matrix products and convolutions, and operations of any kind.
 MILLION_FLOPS = {"scenes": 77.5, "digits": 71.7, "captions": 380.8, "pairs": 88.4, "corpus": 299.1}
-OPERATIONS = {"scenes": 5090, "digits": 3843, "captions": 4193, "pairs": 3902, "corpus": 1302}
+OPERATIONS = {"scenes": 5052, "digits": 3805, "captions": 4153, "pairs": 3864, "corpus": 1264}
+ROOM_FOR_OPERATIONS = 1.02 if torch.__version__.startswith("2.13.") else 1.06
+# Operations for one image or text more: its place in the batch, its boxes and masks among the others', its draws.
+FOR_ANOTHER = {"scenes": 34, "digits": 7, "captions": 10, "pairs": 11, "corpus": 6}
 
 
 def batch_of(model, task: str) -> list[dict]:
@@ -52,24 +57,30 @@ def few_words(tiny_model):
         tiny_model.tasks[task].settings["VOCABULARY_SAMPLE"] = 32
 
 
-def iteration(model, task: str) -> None:
+def iteration(model, batch: list[dict]) -> None:
     torch.manual_seed(0)
     model.train().zero_grad()
     with EventStorage():
-        losses = model(batch_of(model, task))
+        losses = model(batch)
     sum(losses.values()).backward()
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what is dispatched below autograd, the backward pass included."""
+    """Counts what is dispatched below autograd by its name, the backward pass included."""
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.count = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
+        self.count[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+def operations_of(work: Callable[[], object]) -> Counter:
+    with OperationCounter() as counter:
+        work()
+    return counter.count
 
 
 def flops_of(work: Callable[[], object]) -> int:
@@ -102,17 +113,25 @@ def shapes_into(module: torch.nn.Module) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_products_of_an_iteration(tiny_model, task):
-    found = flops_of(lambda: iteration(tiny_model, task)) / 1e6
-    assert found <= 1.03 * MILLION_FLOPS[task], found
+def test_products_and_operations_of_an_iteration(tiny_model, task):
+    batch = batch_of(tiny_model, task)
+    products = flops_of(lambda: iteration(tiny_model, batch)) / 1e6
+    assert products <= 1.01 * MILLION_FLOPS[task], products
+    operations = operations_of(lambda: iteration(tiny_model, batch)).total()  # in a second: some results are kept
+    assert operations <= ROOM_FOR_OPERATIONS * OPERATIONS[task], operations
+    more = operations_of(lambda: iteration(tiny_model, 2 * batch)).total() - operations
+    assert more <= 2 * FOR_ANOTHER[task], more
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_operations_of_an_iteration(tiny_model, task):
-    iteration(tiny_model, task)  # what is kept from the first time on
-    with OperationCounter() as counter:
-        iteration(tiny_model, task)
-    assert counter.count <= 1.06 * OPERATIONS[task], counter.count
+def test_supervision_samples_maps_three_times_and_chooses_twice(tiny_model, monkeypatch):
+    """Masks are sampled at their points for matching, and predictions and targets at those of the losses; the uncertain
+    among the latter are chosen for all pairs at once, and tokens for objects. The device is waited for once."""
+    calls = count_calls(monkeypatch, waits=(torch.Tensor, "numpy"))
+    batches = [batch_of(tiny_model, task) for task in ("scenes", "digits")]
+    with_objects, without = (operations_of(lambda batch=batch: iteration(tiny_model, batch)) for batch in batches)
+    assert with_objects["grid_sampler_2d"] == 3 and without["grid_sampler_2d"] == 0
+    assert with_objects["topk"] - without["topk"] == 2
+    assert calls == {"waits": 1}
 
 
 @pytest.mark.parametrize(("task", "texts"), [("scenes", 1), ("digits", 1), ("captions", 2), ("pairs", 1)])
@@ -125,7 +144,7 @@ def test_everything_is_encoded_once_in_an_iteration(tiny_model, monkeypatch, tas
         regions=(model.image_encoder.regions, "forward"),
         text=(model.text_encoder, "forward"),
     )
-    iteration(model, task)
+    iteration(model, batch_of(model, task))
     assert calls == {"image": 1, "regions": 1, "text": texts}
 
 
@@ -133,7 +152,7 @@ def test_all_layers_and_denoising_queries_are_matched_and_judged_in_one_pass(tin
     criterion = tiny_model.image_encoder.regions.criterion
     calls = count_calls(monkeypatch, match=(criterion, "match"), losses=(criterion, "losses"))
     mask_products = shapes_into(tiny_model.image_encoder.regions.mask_embedding)
-    iteration(tiny_model, "scenes")
+    iteration(tiny_model, batch_of(tiny_model, "scenes"))
     assert calls == {"match": 1, "losses": 1}
     assert [shape[0] for shape in mask_products] == [2]  # layers
 
@@ -146,7 +165,7 @@ def test_without_boxes_to_learn_from_only_what_proposals_need_is_predicted(tiny_
     )
     with torch.no_grad():
         tiny_model.eval()(batch_of(tiny_model, "scenes"))
-    iteration(tiny_model, "digits")
+    iteration(tiny_model, batch_of(tiny_model, "digits"))
     assert chosen == [(2, 12, 32)] * 2
     assert judged == masks == [(1, 2, 12, 32)] * 2
 
