@@ -120,6 +120,17 @@ def test_maps_of_one_pixel():
     check(1e-10, 1, 7, 2, 4, [(1, 1), (1, 1), (1, 4), (3, 1)], 2)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("place", [math.inf, -math.inf, math.nan])
+def test_one_coordinate_that_is_no_place(place, axis):
+    """The other lies in the middle of the map: neither guards for both. Nothing is sampled, nothing learned from."""
+    value, locations, attention = draw(2, 3, 2, 4, [(3, 4)], 2, special=KINKS)
+    locations[:] = 0.5
+    locations[..., axis] = place
+    for found in results(sample_by_triton, [(3, 4)], [amid_nan(x) for x in (value, locations, attention)]):
+        assert (found == 0).all()
+
+
 SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 
 
