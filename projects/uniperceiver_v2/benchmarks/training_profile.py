@@ -33,7 +33,7 @@ from uniperceiver_v2.data import build_task_train_loader
 from uniperceiver_v2.solver import build_optimizer
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
-PARTS = {  # by the method that does it; what is inside another counts there no more
+PARTS = {  # by the methods that do it; what is inside another counts there no more
     "backbone": ("image_encoder.backbone", "forward"),
     "scale projection": ("image_encoder.regions.project", "forward"),
     "region encoder": ("image_encoder.regions.encoder", "forward"),
@@ -46,7 +46,7 @@ PARTS = {  # by the method that does it; what is inside another counts there no 
     "criterion": ("image_encoder.regions", "losses"),
     "fusion, global tokens": ("image_encoder", "forward"),
     "text encoder": ("text_encoder", "forward"),
-    "unified decoder": ("decoder", "forward"),
+    "unified decoder": ("decoder", "read_spe", "read_last"),
     "likelihood": ("likelihood", "forward"),
     "likelihood of words": ("likelihood", "of_directions"),
     "task, images and targets": ("", "forward"),
@@ -68,9 +68,10 @@ class Clock:
         self._since = 0.0
         self._first_nodes: list[int] = []
         self._owners: list[str] = []
-        for part, (path, method) in PARTS.items():
+        for part, (path, *methods) in PARTS.items():
             owner = operator.attrgetter(path)(model) if path else model
-            setattr(owner, method, self._timed(getattr(owner, method), part))
+            for method in methods:
+                setattr(owner, method, self._timed(getattr(owner, method), part))
 
     def reset(self) -> None:
         self.seconds.clear()
