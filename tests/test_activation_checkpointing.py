@@ -85,7 +85,7 @@ def count_runs(model) -> dict[str, list[int]]:
             *(layer.attention for layer in regions.encoder.layers),
             *(layer.self_attention for layer in regions.decoder.layers),
         ],
-        "decoder": [layer.attention_norm for layer in model.decoder.layers],
+        "decoder": [layer.ffn_norm for layer in model.decoder.layers],
     }
     runs = {part: [0] * len(modules) for part, modules in first.items()}
     for part, modules in first.items():

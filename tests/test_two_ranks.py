@@ -55,6 +55,7 @@ def float64_without_chance() -> Iterator[None]:
     with (
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(torch, "rand", steady_numbers),
+        mock.patch.object(torch.Tensor, "uniform_", lambda x: x.copy_(steady_numbers(*x.shape))),
         mock.patch.object(torch, "randint", lambda low, high, size, **_: (steady_numbers(size) * high).floor()),
     ):
         yield
