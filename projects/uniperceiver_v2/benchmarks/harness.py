@@ -343,8 +343,9 @@ def describe_peaks(peaks: dict[str, float]) -> str:
 
 
 def _peaks(rows: Sequence[Row]) -> dict[str, float]:
-    """What the machine reaches, with all types that the rows use."""
-    types = {"float32", "bfloat16", *(row.dtype for row in rows if row.gflops)}
+    """What the machine reaches in the types that the rows use; a product in a type that it has no instructions for
+    would take minutes."""
+    types = {"float32", *(row.dtype for row in rows if row.gflops)}
     peaks = {f"GFLOP/s in {t}": machine_peak(settings.device, getattr(torch, t)) for t in sorted(types, reverse=True)}
     return {**peaks, "GB/s copied": machine_peak(settings.device, None)}
 
