@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from uniperceiver_v2.data.batches import MAX_WORKER_FAILURES, TestLoader, TrainingBatches, TrainLoader
 from uniperceiver_v2.data.sampling import SampleOrder
+from uniperceiver_v2.data.workers import WorkerDied, Workers
 from uniperceiver_v2.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -112,6 +114,27 @@ def test_workers_that_die_each_time_end_the_run_with_advice(logged):
     ):
         assert part in message
     assert len([message for message in logged() if "new workers" in message]) >= MAX_WORKER_FAILURES - 1
+
+
+def test_a_worker_whose_files_are_closed_before_it_has_an_exit_code_is_told_from_other_errors():
+    def leave_slowly(record: dict) -> dict:
+        os.closerange(3, 1024)  # what the kernel does first when a process ends
+        time.sleep(0.3)
+        os._exit(3)
+
+    class Interrupted:
+        """As if a batch's memory were asked for just now."""
+
+        def __next__(self):
+            multiprocessing.connection.wait([process.sentinel])
+            raise ConnectionResetError
+
+    workers = Workers(DataLoader(RECORDS, collate_fn=leave_slowly, batch_size=2, num_workers=1))
+    (process,) = workers._processes
+    started, workers._iterator = workers._iterator, Interrupted()
+    with pytest.raises(WorkerDied, match="ended with code 3"):
+        next(workers)
+    del started
 
 
 def test_failures_with_batches_in_between_do_not_add_up():

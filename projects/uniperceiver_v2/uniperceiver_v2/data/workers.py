@@ -46,8 +46,11 @@ class Workers:
                 return next(self._iterator)
         except (RuntimeError, OSError, EOFError) as error:
             # torch's own look at its workers, or a connection to one that has gone. One that has just been killed may
-            # not be seen to be dead yet.
-            multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)
+            # not be seen to be dead yet: its files are closed, its sentinel among them, before there is an exit code.
+            gone = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)
+            for process in self._processes:
+                if process.sentinel in gone:
+                    process.join(timeout=1)
             _check(self._processes)
             if str(error).startswith("DataLoader worker"):  # one that ended in order, but too soon
                 raise WorkerDied(str(error)) from error
