@@ -1,23 +1,30 @@
-"""benchmarks/harness.py: the arithmetic of the table, the order of runs, and the memory of a known allocation."""
+"""The benchmarks: their tables' arithmetic, the order of runs, memory of a known allocation, operations counted."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[1] / "projects" / "uniperceiver_v2" / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def harness():
+def imported(name: str):
+    """A program of the benchmarks, which import each other by their names alone."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import harness
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
-    return harness
+
+
+@pytest.fixture(scope="module")
+def harness():
+    return imported("harness")
 
 
 class Machine:
@@ -124,3 +131,21 @@ def test_table_of_programs(tmp_path):
     assert done.returncode == 1 and "failed: criterion" in done.stderr
     assert "| sum | other | 1000 | 2500 | 2.50 (2.50 to 2.50) | ≥ 2 | yes |  |  |" in done.stdout.splitlines()
     assert "7 GFLOP/s in float32" in done.stdout and '"sum"' in (tmp_path / "all.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "moved"),
+    [
+        ("convolution", (2, 8, 6), 2 * 2 * 8 * 6**2 + 9 * 8**2),
+        ("feed_forward", (10, 8, 12), 10 * 8 + 12 * 8 + 12 + 10 * 12),
+        ("attention", (2, 4, 20, 32), 4 * 2 * 4 * 20 * 32),
+    ],
+)
+def test_operations_of_the_roofline_are_torchs_count(kind, sizes, moved):
+    forward, both = getattr(imported("roofline"), kind)("small", *sizes)
+    for operation in (forward, both):
+        # What torch counts of attention on a CPU is the products of its plain form.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            operation.run()
+        assert operation.flops == counter.get_total_flops()
+    assert (forward.moved, both.moved) == (4 * moved, 3 * 4 * moved)
