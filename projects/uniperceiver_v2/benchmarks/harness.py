@@ -232,7 +232,7 @@ def summarise(
     )
 
 
-def compare_memory(name: str, ours: Work, peer: Work, *, peer_name: str, at_most: float) -> Row:
+def compare_memory(name: str, ours: Work, peer: Work, *, peer_name: str, at_most: float | None = None) -> Row:
     """Peak memory of two callables that build what they need and run it, above what is in use at their start.
 
     On a CPU each runs in a forked process of its own, with one thread, and the memory is resident; on a GPU it is what

@@ -191,8 +191,8 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             whole, training = "backbone" not in what, what.startswith("forward")
             target = (1.3 if training else 1.5) if whole else None
             yield harness.compare(name, ours, peer, peer_name=PEER, at_least=target)
-            if whole and training:
-                yield harness.compare_memory(name, ours, peer, peer_name=PEER, at_most=0.8)
+            if training:
+                yield harness.compare_memory(name, ours, peer, peer_name=PEER, at_most=0.8 if whole else None)
 
 
 if __name__ == "__main__":
