@@ -114,6 +114,7 @@ def test_table_gives_means_and_spreads_of_the_runs_that_are_there(ablations):
     assert "| all tasks, Conditional MoE | 2 |" + " 11.5 ± 2.1 |" * 8 in rows
     assert "| single task | 1 | - | - | 7.0 | - | - | - | - | - |" in rows
     assert "| mixed |  |" + " - |" * 8 in rows
+    assert len({row.count("|") for row in rows}) == 1, "one table"
 
 
 def test_runs_of_another_length_are_refused(ablations):

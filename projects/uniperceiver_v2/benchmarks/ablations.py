@@ -256,9 +256,9 @@ def spread_of(values: list[float]) -> float:
 
 
 def markdown(seeds: int, iterations: int) -> str:
-    lines = []
+    lines = [f"| | seeds | {' | '.join(METRICS)} |", "|---|---:|" + "---:|" * len(METRICS)]
     for table, rows in TABLES.items():
-        lines += ["", f"| {table} | seeds | {' | '.join(METRICS)} |", "|---|---:|" + "---:|" * len(METRICS)]
+        lines.append(f"| **{table}** |" + " |" * (1 + len(METRICS)))
         for row, variants in rows.items():
             cells, counts = [], set()
             for metric in METRICS:
@@ -267,7 +267,7 @@ def markdown(seeds: int, iterations: int) -> str:
                 cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
                 counts |= {len(values)} - {0}
             lines.append(f"| {row} | {'/'.join(map(str, sorted(counts)))} | {' | '.join(cells)} |")
-    return "\n".join(lines[1:]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def plot(seeds: int, iterations: int, path: Path) -> None:
