@@ -122,6 +122,23 @@ def test_the_bar_is_the_last_line_and_everything_else_stands_whole_above_it(scre
     assert [line.split()[0] for line in logged] == ["a", "20/40", "40/40", "the", "later"]
 
 
+def test_a_handler_that_follows_stderr_writes_above_the_bar_too(screen):
+    class Follower(logging.Handler):  # torch has one from 2.14 on, without a stream that could be set
+        stream = property(lambda self: sys.stderr)
+
+        def emit(self, record):
+            self.stream.write(f"followed: {record.getMessage()}\n")
+
+    follower = Follower()
+    logging.getLogger("uniperceiver_v2.engine.somewhere").addHandler(follower)
+    screen.attach()
+    try:
+        Loop().train(0, 40)
+    finally:
+        logging.getLogger("uniperceiver_v2.engine.somewhere").removeHandler(follower)
+    assert screen.lines()[:2] == ["followed: a message", "a message"]
+
+
 def test_a_resumed_run_begins_in_the_middle_and_a_failed_one_leaves_the_terminal_as_it_was(screen):
     class Failing(Loop):
         def run_step(self):

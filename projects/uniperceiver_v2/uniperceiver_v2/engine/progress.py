@@ -187,9 +187,10 @@ def _everything_above_the_bar(terminal: TextIO) -> Iterator[None]:
 
 
 def _terminal_handlers() -> list[logging.StreamHandler]:
+    """Those that hold a terminal; others, as torch's own from 2.14 on, write to what sys.stderr is at the time."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler: None for log in loggers for handler in getattr(log, "handlers", ())}
-    return [handler for handler in handlers if _is_terminal(getattr(handler, "stream", None))]
+    return [h for h in handlers if isinstance(h, logging.StreamHandler) and _is_terminal(h.stream)]
 
 
 def _is_no_progress_line(record: logging.LogRecord) -> bool:
