@@ -301,6 +301,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def has_bf16_instructions(device: str) -> bool:
+    """Whether products in bf16 are not emulated: on a GPU, and where Linux names such instructions of the processor."""
+    info = Path("/proc/cpuinfo")
+    return device.startswith("cuda") or (
+        info.exists() and re.search(r"(amx_|512_|\b)bf16\b", info.read_text()) is not None
+    )
+
+
 def main(description: str, rows: Callable[[argparse.Namespace], Iterator[Row]]) -> None:
     """Read the options, run the rows and print them as they come.
 
