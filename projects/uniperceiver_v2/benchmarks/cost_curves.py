@@ -36,6 +36,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator
 from peak_memory import peak_memory
 from scipy.optimize import nnls
 from torch import nn
@@ -293,7 +294,9 @@ def draw(file: Path, curves: Sequence[Curve], fits: Sequence[tuple[Fit, Fit]]) -
             n = np.geomspace(found.sizes[0], found.sizes[-1], 50)
             axis.plot(found.sizes, found.costs, "o", color=f"C{color}", label=curve.title)
             axis.plot(n, found(n), "--", color=f"C{color}", label=formula(found.powers))
-        axis.set(xscale="log", yscale="log", ylabel=label, xlabel="n")
+        axis.set(xscale="log", yscale="log", ylabel=label, xlabel=file.stem.replace("_", " "))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(curves[0].sizes, [str(n) for n in curves[0].sizes])
         axis.minorticks_off()
         axis.grid(alpha=0.3)

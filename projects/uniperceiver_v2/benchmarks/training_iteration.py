@@ -5,7 +5,7 @@
 Detection on the scenes of memory.py: its medium model (Swin-T's shape, region network of width 256, 2 scenes of 384
 pixels), where the time is in products, and the tiny model of configs/digit_scenes (8 scenes of 96 pixels), where it is
 in many small operations, which take as long in either type: that row has no target. The target is the medium model's.
-On a processor without bf16 instructions, where an iteration of it takes minutes, its row is left out and stderr says so.
+On a processor without bf16 instructions, where an iteration of it takes minutes, its row is left out, as stderr says.
 training_profile.py shows where the time goes.
 """
 
