@@ -94,6 +94,20 @@ def test_rates_and_their_shares(harness, monkeypatch):
     assert row.markdown().count("|") == harness.HEADER.splitlines()[0].count("|")
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [("fma avx512_bf16 sse", True), ("amx_bf16 amx_tile", True), ("asimd bf16 i8mm", True), ("avx2 avx512f", False)],
+)
+def test_bf16_instructions_are_those_that_linux_names(harness, monkeypatch, tmp_path, flags, expected):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags : fpu {flags}\n")
+    monkeypatch.setattr(harness, "Path", lambda _: info)
+    assert harness.has_bf16_instructions("cpu") is expected
+    assert harness.has_bf16_instructions("cuda:0") is True
+    info.unlink()
+    assert harness.has_bf16_instructions("cpu") is False
+
+
 def test_report_round_trip(harness, tmp_path):
     row = harness.summarise("a", [0.5, 0.6], [1.0, 1.1], peer_name="b", at_least=2)
     report = harness.Report({"processor": "some", "peaks": {"GB/s": 1.5}}, [row])
