@@ -54,7 +54,7 @@ test-slow: setup
 test-faults: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -n 0 -m slow tests/faults $(ARGS)
 
-# Times of ours beside its peers', some half an hour on two quiet cores; ARGS=--quick for a first look.
+# Times of ours beside its peers', half an hour on two quiet cores; ARGS=--quick for a first look.
 bench: setup
 	$(OFFLINE) $(PY) projects/uniperceiver_v2/benchmarks/bench.py $(ARGS)
 

@@ -108,6 +108,23 @@ def test_bf16_instructions_are_those_that_linux_names(harness, monkeypatch, tmp_
     assert harness.has_bf16_instructions("cpu") is False
 
 
+def test_profile_of_known_operations(harness, simulated, monkeypatch, capfd):
+    a = torch.rand(8, 8)
+    found = imported("operations").Operations.of_work(lambda: [a.mm(a), a.mm(a), torch.nn.functional.linear(a, a)])
+    assert found.outermost == 3
+    assert found.calls["aten::linear"] == 1 and found.calls["aten::mm"] >= 2
+    assert set(found.times) == set(found.calls) and min(found.times.values()) >= 0
+    assert found.heaviest(1).startswith(found.times.most_common(1)[0][0].removeprefix("aten::") + " ")
+
+    works = simulated.work("o", 1.0), lambda: simulated.work("p", 1.0)() or a.mm(a)
+    harness.compare("work", *works, peer_name="peer")
+    assert "work, " not in capfd.readouterr().err
+    monkeypatch.setattr(harness.settings, "profile", True)
+    harness.compare("work", *works, peer_name="peer")
+    ours, peer = (line for line in capfd.readouterr().err.splitlines() if line.startswith("work, "))
+    assert ours == "work, ours: 0 calls; " and peer.startswith("work, peer: 1 calls; mm ")
+
+
 def test_report_round_trip(harness, tmp_path):
     row = harness.summarise("a", [0.5, 0.6], [1.0, 1.1], peer_name="b", at_least=2)
     report = harness.Report({"processor": "some", "peaks": {"GB/s": 1.5}}, [row])

@@ -2,6 +2,8 @@
 
 A sequence holds <SPE>, which has experts of its own, and the tokens of an image (globals and proposals have the same
 attributes); a caption is a call of its own, as it is in the decoder. The dense network is k times as wide as an expert.
+Rows of "merged" are the experts as they are deployed, a dense network for each class of attributes: what the classes
+cost without a router.
 """
 
 from __future__ import annotations
@@ -54,21 +56,22 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
         torch.manual_seed(0)
         routed = ConditionalFeedForward(dim, width, experts, ACTIVE).to(args.device)
         dense = DenseFeedForward(dim, ACTIVE * width).to(args.device)
+        merged, what = routed.merge([SPE, IMAGE, CAPTION]), "forward + backward" if train else "forward"
         for batch, image, caption in BATCHES[name]:
             layouts = [(1, SPE), (image, IMAGE)], [(caption, CAPTION)]
             calls = [
                 (torch.randn(batch, sum(n for n, _ in layout), dim, device=args.device, requires_grad=train), layout)
                 for layout in layouts
             ]
-            runs = [passes_of(network, calls, train) for network in (routed, dense)]
             count = batch * (1 + image + caption)
-            yield harness.compare(
-                f"{ACTIVE} of {experts} experts, {name}, {'forward + backward' if train else 'forward'}, batch {batch}",
-                *runs,
-                peer_name="a dense network",
-                at_most=1.1,
-                flops=(3 if train else 1) * 2 * 2 * count * dim * ACTIVE * width,
-            )
+            for kind, network, target in (("", routed, 1.1), (", merged", merged, None)):
+                yield harness.compare(
+                    f"{ACTIVE} of {experts} experts{kind}, {name}, {what}, batch {batch}",
+                    *(passes_of(either, calls, train) for either in (network, dense)),
+                    peer_name="a dense network",
+                    at_most=target,
+                    flops=(3 if train else 1) * 2 * 2 * count * dim * ACTIVE * width,
+                )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from operations import Operations
 from peak_memory import peak_memory
 
 Work = Callable[[], object]
@@ -47,11 +49,13 @@ class Settings:
         device: where the work runs; on "cuda" times come from events.
         budget: seconds a row may take, its warm-up aside. A pair that is longer is run once.
         clock: seconds from some start; ``time.process_time`` where neighbours are busy on the same machine.
+        profile: whether stderr is told both sides' heaviest operations.
     """
 
     device: str = "cpu"
     budget: float = 6.0
     clock: Callable[[], float] = time.perf_counter
+    profile: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -175,6 +179,10 @@ def compare(
         order = [("ours", ours), ("peer", peer)]
         for kind, work in order if index % 2 == 0 else reversed(order):
             times[kind].append(elapsed(work, calls))
+    if settings.profile:
+        for side, work in (("ours", ours), (peer_name, peer)):
+            found = Operations.of_work(work)
+            print(f"{name}, {side}: {found.outermost} calls; {found.heaviest(12)}", file=sys.stderr, flush=True)
     return summarise(
         name,
         times["ours"],
@@ -324,9 +332,11 @@ def main(description: str, rows: Callable[[argparse.Namespace], Iterator[Row]]) 
     parser.add_argument(
         "--process-time", action="store_true", help="the processor's time instead of the clock's: a busy machine"
     )
+    parser.add_argument("--profile", action="store_true", help="name both sides' heaviest operations on stderr")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
+    settings.profile = args.profile
     settings.device, settings.budget = args.device, 1.0 if args.quick else 6.0
     settings.clock = time.process_time if args.process_time else time.perf_counter
     report = Report(machine())

@@ -16,7 +16,7 @@ import contextlib
 import operator
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from operations import Operations
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -140,21 +141,10 @@ def backward_shares(events: list, clock: Clock) -> dict[str, float]:
     return {part: value / whole for part, value in times.items()}
 
 
-def operations(events: list) -> tuple[Counter, Counter, int]:
-    """Microseconds and calls of each operation, and how many calls were not made by another operation."""
-    times, calls, outermost = Counter(), Counter(), 0
-    for event in events:
-        if event.name.startswith("aten::"):
-            times[event.name] += event.self_cpu_time_total
-            calls[event.name] += 1
-            outermost += event.cpu_parent is None or not event.cpu_parent.name.startswith("aten::")
-    return times, calls, outermost
-
-
 def measure(
     model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock, batches: Iterator, task: str, repeats: int
 ) -> tuple:
-    """Seconds of each part, forward and backward, and what `operations` finds."""
+    """Seconds of each part, forward and backward, and the operations."""
     runs = []
     for index in range(2 + repeats):
         torch.manual_seed(index)
@@ -167,7 +157,7 @@ def measure(
     events = recorded.events()
     whole = forward.pop("backward")
     backward = {part: share * whole for part, share in backward_shares(events, clock).items()}
-    return forward, backward, *operations(events)
+    return forward, backward, Operations.of_events(events)
 
 
 def table_of_parts(found: dict[str, tuple]) -> Iterator[str]:
@@ -190,13 +180,8 @@ def table_of_parts(found: dict[str, tuple]) -> Iterator[str]:
 def table_of_operations(found: dict[str, tuple], count: int) -> Iterator[str]:
     yield "| task | calls of operations | heaviest operations: own ms, share of all, calls |"
     yield "|---" * 3 + "|"
-    for task, (_, _, times, calls, outermost) in found.items():
-        whole = sum(times.values())
-        heaviest = ", ".join(
-            f"{name.removeprefix('aten::')} {value / 1000:.1f} ({value / whole:.0%}, {calls[name]})"
-            for name, value in times.most_common(count)
-        )
-        yield f"| {task} | {outermost} | {heaviest} |"
+    for task, (_, _, operations) in found.items():
+        yield f"| {task} | {operations.outermost} | {operations.heaviest(count)} |"
 
 
 def main() -> None:
