@@ -148,7 +148,7 @@ def test_memory_of_work_that_fails(harness, capfd):
 
 def test_table_of_programs(tmp_path):
     """Each in its own process; one that fails is named, and the others' rows are there."""
-    for name in ("bench", "harness", "peak_memory"):
+    for name in ("bench", "harness", "operations", "peak_memory"):
         (tmp_path / f"{name}.py").write_text((BENCHMARKS / f"{name}.py").read_text())
     program = (
         '"""Sums."""\nimport harness\n\ndef rows(args):\n    assert args.quick\n'
