@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.decoder import IMAGE_TO_TEXT
+from uniperceiver_v2.modeling.decoder import IMAGE_TO_TEXT
 from uniperceiver_v2.tasks import RetrievalTask
 
 PROGRAM = Path(__file__).parents[1] / "projects" / "uniperceiver_v2" / "benchmarks" / "ablations.py"

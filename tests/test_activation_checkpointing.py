@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.config_checks import CHECKPOINTED_PARTS
+from uniperceiver_v2.config.checks import CHECKPOINTED_PARTS
 from uniperceiver_v2.errors import UserError
 
 NAMES = ("zero", "one", "seven")

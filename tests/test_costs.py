@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from uniperceiver_v2.data.text_mappers import NOT_PREDICTED
+from uniperceiver_v2.data.mappers.texts import NOT_PREDICTED
 from uniperceiver_v2.tasks.captioning import next_words
 from uniperceiver_v2.tasks.generation import search
 

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.image_encoder import RegionTargets
+from uniperceiver_v2.modeling.image_encoder import RegionTargets
 
 NAMES = ("zero", "one", "seven")
 STEPS = 24

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.config import task_defaults
-from uniperceiver_v2.image_encoder.criterion import RegionCriterion
+from uniperceiver_v2.modeling.image_encoder.criterion import RegionCriterion
 from uniperceiver_v2.tasks import RetrievalTask
 
 NAMES = ("zero", "one", "two", "three", "seven")

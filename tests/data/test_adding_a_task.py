@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from uniperceiver_v2.config import TASK_SETTINGS
 from uniperceiver_v2.data import KIND_BY_EVALUATOR, TEST_DATA, TRAINING_DATA
 from uniperceiver_v2.evaluation import EVALUATORS
-from uniperceiver_v2.pretrained import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import REPOSITORY
 from uniperceiver_v2.tasks import TASK_KINDS
 
 DOCUMENT = (REPOSITORY / "docs/adding_a_task.md").read_text(encoding="utf-8")

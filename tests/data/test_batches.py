@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from uniperceiver_v2.data.batches import TestLoader, TrainingBatches, TrainLoader, pack, unpack
-from uniperceiver_v2.data.sampling import SampleOrder
+from uniperceiver_v2.data.loading.train import TestLoader, TrainingBatches, TrainLoader, pack, unpack
+from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UserError
 
 RECORDS = [{"number": number} for number in range(10)]

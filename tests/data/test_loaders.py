@@ -18,7 +18,7 @@ from uniperceiver_v2.data import (
     register_image_folder,
     register_text_lines,
 )
-from uniperceiver_v2.data.texts import encode
+from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.errors import UserError
 
 

@@ -11,14 +11,14 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from uniperceiver_v2.data import load_dataset
-from uniperceiver_v2.data.mappers import (
+from uniperceiver_v2.data.mappers.images import (
     CenterCrop,
     ClassificationMapper,
     DetectionMapper,
     RandomResizedCrop,
     UnreadableImage,
 )
-from uniperceiver_v2.data.sampling import numpy_draws_from
+from uniperceiver_v2.data.order import numpy_draws_from
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -14,8 +14,8 @@ from uniperceiver_v2.data import (
     register_digit_scenes,
     register_image_folder,
 )
-from uniperceiver_v2.data.builtin import register_karpathy
-from uniperceiver_v2.data.records import candidate_names
+from uniperceiver_v2.data.datasets.builtin import register_karpathy
+from uniperceiver_v2.data.datasets.records import candidate_names
 from uniperceiver_v2.errors import UserError
 
 NAMES = [

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from uniperceiver_v2.data.sampling import SampleOrder, TaskSchedule, numpy_draws_from
+from uniperceiver_v2.data.order import SampleOrder, TaskSchedule, numpy_draws_from
 
 RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
 

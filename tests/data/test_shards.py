@@ -21,10 +21,10 @@ from uniperceiver_v2.data import (
     register_image_text_shards,
     training_images_of_captions,
 )
-from uniperceiver_v2.data import shards as shards_module
-from uniperceiver_v2.data.mappers import UnreadableImage, read_image
-from uniperceiver_v2.data.sampling import SHARDS_AT_A_TIME, ShardOrder
-from uniperceiver_v2.data.texts import encode
+from uniperceiver_v2.data.datasets import shards as shards_module
+from uniperceiver_v2.data.datasets.texts import encode
+from uniperceiver_v2.data.mappers.images import UnreadableImage, read_image
+from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, ShardOrder
 from uniperceiver_v2.errors import UserError
 
 from .conftest import CAPTIONS, RETRIEVAL

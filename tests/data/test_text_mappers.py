@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniperceiver_v2.data import load_dataset
-from uniperceiver_v2.data.mappers import DetectionMapper, UnreadableImage
-from uniperceiver_v2.data.sampling import numpy_draws_from
-from uniperceiver_v2.data.text_mappers import (
+from uniperceiver_v2.data.datasets.texts import encode
+from uniperceiver_v2.data.mappers.images import DetectionMapper, UnreadableImage
+from uniperceiver_v2.data.mappers.texts import (
     CaptionMapper,
     EachTokenOnceMapper,
     PairMapper,
@@ -19,8 +19,8 @@ from uniperceiver_v2.data.text_mappers import (
     TextMapper,
     each_token_once,
 )
-from uniperceiver_v2.data.texts import encode
-from uniperceiver_v2.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.data.order import numpy_draws_from
+from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
 
 # Read once: hypothesis takes no fixtures that are made anew for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uniperceiver_v2.data import load_dataset, register_captions, register_text_lines
-from uniperceiver_v2.data.formats import load_karpathy_json
-from uniperceiver_v2.data.texts import build_tokenizer, encode, load_captions, load_texts
+from uniperceiver_v2.data.datasets.formats import load_karpathy_json
+from uniperceiver_v2.data.datasets.texts import build_tokenizer, encode, load_captions, load_texts
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
 
 # Read once: hypothesis takes no fixtures that are made anew for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")

@@ -10,9 +10,9 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
-from uniperceiver_v2.data.batches import MAX_WORKER_FAILURES, TestLoader, TrainingBatches, TrainLoader
-from uniperceiver_v2.data.sampling import SampleOrder
-from uniperceiver_v2.data.workers import WorkerDied, Workers
+from uniperceiver_v2.data.loading.train import MAX_WORKER_FAILURES, TestLoader, TrainingBatches, TrainLoader
+from uniperceiver_v2.data.loading.workers import WorkerDied, Workers
+from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

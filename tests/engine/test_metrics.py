@@ -17,7 +17,7 @@ from torch import nn
 
 from uniperceiver_v2.engine import metrics
 from uniperceiver_v2.engine.metrics import MetricsFile, RunScalars, TensorBoardEvents, reproducible
-from uniperceiver_v2.likelihood import Likelihood
+from uniperceiver_v2.modeling.likelihood import Likelihood
 
 PLACES = ("in step", "before checkpoint", "after checkpoint", "after evaluation", "in row", "after row", "by a signal")
 

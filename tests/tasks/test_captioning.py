@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.config import task_defaults
-from uniperceiver_v2.decoder import IMAGE_TEXT_TO_TEXT, Segment, attribute_classes
+from uniperceiver_v2.modeling.decoder import IMAGE_TEXT_TO_TEXT, Segment, attribute_classes
 from uniperceiver_v2.tasks import CaptioningTask
 from uniperceiver_v2.tasks.captioning import CAPTION, decode_captions, next_words
 from uniperceiver_v2.tasks.generation import search

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.image_encoder import Proposals, RegionTargets
+from uniperceiver_v2.modeling.image_encoder import Proposals, RegionTargets
 from uniperceiver_v2.tasks.detection import best_instances, paste_masks
 
 REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}

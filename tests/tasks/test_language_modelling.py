@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.decoder import TEXT_TO_TEXT, Attributes, Segment
+from uniperceiver_v2.modeling.decoder import TEXT_TO_TEXT, Attributes, Segment
 
 TEXTS = ("a red seven and two blue threes", "four", "the yellow one is above the green nine")
 

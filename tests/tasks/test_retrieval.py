@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.decoder import IMAGE_TO_TEXT
+from uniperceiver_v2.modeling.decoder import IMAGE_TO_TEXT
 
 CAPTIONS = ("a red seven", "two blue threes", "a nine above a two", "four digits")
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniperceiver_v2.decoder import TEXT_TO_TEXT
-from uniperceiver_v2.likelihood import Likelihood, directions
+from uniperceiver_v2.modeling.decoder import TEXT_TO_TEXT
+from uniperceiver_v2.modeling.likelihood import Likelihood, directions
 from uniperceiver_v2.tasks.vocabulary import vocabulary_logits
 
 TEMPERATURE = 0.3

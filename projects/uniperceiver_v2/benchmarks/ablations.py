@@ -36,9 +36,9 @@ from detectron2.engine import default_setup
 
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config, sampling_ratios
-from uniperceiver_v2.decoder import Segment
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.meta_arch import UniPerceiverV2
+from uniperceiver_v2.modeling.decoder import Segment
 from uniperceiver_v2.tasks.retrieval import RetrievalTask
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,7 @@ import harness
 import torch
 from torch import Tensor, nn
 
-from uniperceiver_v2.decoder import (
+from uniperceiver_v2.modeling.decoder import (
     IMAGE_TEXT_TO_TEXT,
     Attributes,
     ConditionalFeedForward,

@@ -31,9 +31,9 @@ from transformers import DeformableDetrConfig, Mask2FormerConfig
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from uniperceiver_v2.image_encoder.criterion import RegionCriterion, RegionPredictions, detection_losses
-from uniperceiver_v2.image_encoder.matcher import MatchCosts, assign, pairwise_box_costs, rows_of_images
-from uniperceiver_v2.image_encoder.structures import RegionTargets
+from uniperceiver_v2.modeling.image_encoder.criterion import RegionCriterion, RegionPredictions, detection_losses
+from uniperceiver_v2.modeling.image_encoder.matcher import MatchCosts, assign, pairwise_box_costs, rows_of_images
+from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
 
 WEIGHTS = {"objectness": 2.0, "box": 5.0, "giou": 2.0, "mask": 4.0, "dice": 4.0}
 STRIDE = 4  # of the mask logits

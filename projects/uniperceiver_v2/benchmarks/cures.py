@@ -25,9 +25,9 @@ from detectron2.engine import default_setup
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import register_digit_scenes
-from uniperceiver_v2.decoder import UnifiedDecoder
 from uniperceiver_v2.engine import UniPerceiverTrainer
-from uniperceiver_v2.image_encoder import criterion, tokens
+from uniperceiver_v2.modeling.decoder import UnifiedDecoder
+from uniperceiver_v2.modeling.image_encoder import criterion, tokens
 from uniperceiver_v2.tasks import detection
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"

@@ -33,7 +33,7 @@ from PIL import Image
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
-from uniperceiver_v2.data.loaders import TRAINING_DATA
+from uniperceiver_v2.data.loading.build import TRAINING_DATA
 from uniperceiver_v2.solver.build import build_optimizer
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"

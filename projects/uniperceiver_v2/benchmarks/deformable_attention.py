@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from uniperceiver_v2.layers import multi_scale_deformable_attention
+from uniperceiver_v2.modeling.layers import multi_scale_deformable_attention
 
 HEADS = 8
 STRIDES = (8, 16, 32, 64)

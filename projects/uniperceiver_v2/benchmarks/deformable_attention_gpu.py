@@ -20,8 +20,8 @@ import harness
 import torch
 from torch import Tensor
 
-from uniperceiver_v2.layers import deformable_attention
-from uniperceiver_v2.layers.deformable_attention_triton import sample_by_triton, triton_applies
+from uniperceiver_v2.modeling.layers import deformable_attention
+from uniperceiver_v2.modeling.layers.deformable_attention_triton import sample_by_triton, triton_applies
 
 STRIDES = (8, 16, 32, 64)
 HEADS, WIDTH, POINTS = 8, 32, 4

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaModel
 
-from uniperceiver_v2.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment, UnifiedDecoder
-from uniperceiver_v2.likelihood import Likelihood, directions
+from uniperceiver_v2.modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment, UnifiedDecoder
+from uniperceiver_v2.modeling.likelihood import Likelihood, directions
+from uniperceiver_v2.modeling.text_encoder import TextEncoder
 from uniperceiver_v2.tasks.captioning import next_words
 from uniperceiver_v2.tasks.generation import search
-from uniperceiver_v2.text_encoder import TextEncoder
 
 START, PAD, STOP = 0, 1, 2
 IMAGE = Attributes("image", "input", IMAGE_TEXT_TO_TEXT)

@@ -30,9 +30,9 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 
 import uniperceiver_v2  # noqa: F401  (registers the backbone)
 from uniperceiver_v2.config import load_config
-from uniperceiver_v2.image_encoder import ImageEncoder
-from uniperceiver_v2.image_encoder.structures import RegionTargets, is_padded, valid_pixels
-from uniperceiver_v2.layers import replace_batch_norm
+from uniperceiver_v2.modeling.image_encoder import ImageEncoder
+from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, is_padded, valid_pixels
+from uniperceiver_v2.modeling.layers import replace_batch_norm
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 PEER = "Deformable DETR"

@@ -29,8 +29,8 @@ import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader, build_test_loader
 from uniperceiver_v2.evaluation import build_evaluator
-from uniperceiver_v2.image_encoder.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from uniperceiver_v2.layers import replace_batch_norm
+from uniperceiver_v2.modeling.image_encoder.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from uniperceiver_v2.modeling.layers import replace_batch_norm
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 TASK, TEST_SET = "scenes", "digit_scenes_test"

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from deformable_attention import CASES, Case, random_inputs
 from torch import Tensor, nn
 
-from uniperceiver_v2.layers import multi_scale_deformable_attention
+from uniperceiver_v2.modeling.layers import multi_scale_deformable_attention
 from uniperceiver_v2.solver import TaskBalancedAdamW
 
 BACKWARD = 3  # operations and bytes of forward with backward, in those of forward

@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 
-from uniperceiver_v2.decoder import (
+from uniperceiver_v2.modeling.decoder import (
     IMAGE_TEXT_TO_TEXT,
     Attributes,
     ConditionalFeedForward,

@@ -11,13 +11,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .config import task_defaults
-from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
 from .errors import UserError
-from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
-from .layers import checkpoint_blocks
-from .likelihood import CandidateCache, Likelihood, directions
+from .modeling.decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
+from .modeling.image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
+from .modeling.layers import checkpoint_blocks
+from .modeling.likelihood import CandidateCache, Likelihood, directions
+from .modeling.text_encoder import TextEncoder
 from .tasks import TASK_KINDS, Task
-from .text_encoder import TextEncoder
 
 VOCABULARY_CHUNK = 8192  # words encoded at once, for the memory of a whole vocabulary
 

@@ -1,9 +1,11 @@
 """Data: registered datasets, mappers, and batches that depend on nothing but the seed."""
 
-from . import builtin  # noqa: F401  (registers the datasets)
-from .builtin import register_digit_scenes
-from .formats import register_captions, register_image_folder, register_text_lines
-from .loaders import (
+from .datasets import builtin  # noqa: F401  (registers the datasets)
+from .datasets.builtin import register_digit_scenes
+from .datasets.formats import register_captions, register_image_folder, register_text_lines
+from .datasets.records import load_dataset
+from .datasets.shards import register_image_text_shards
+from .loading.build import (
     KIND_BY_EVALUATOR,
     TEST_DATA,
     TRAINING_DATA,
@@ -11,9 +13,7 @@ from .loaders import (
     build_test_loader,
     training_images_of_captions,
 )
-from .mappers import ImageMapper
-from .records import load_dataset
-from .shards import register_image_text_shards
+from .mappers.images import ImageMapper
 
 __all__ = [
     "KIND_BY_EVALUATOR",

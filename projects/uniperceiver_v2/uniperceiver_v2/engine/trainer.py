@@ -18,7 +18,7 @@ from torch import nn
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
-from ..data.sampling import MixedSchedule, TaskSchedule
+from ..data.order import MixedSchedule, TaskSchedule
 from ..errors import UserError
 from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer

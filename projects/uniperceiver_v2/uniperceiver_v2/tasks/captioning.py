@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
+from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
 from ..ranks import mean_divisor, sum_over_ranks
 from .generation import Step, search
 from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
-    from ..image_encoder import ImageEncoding
     from ..meta_arch import UniPerceiverV2
+    from ..modeling.image_encoder import ImageEncoding
 
 CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 

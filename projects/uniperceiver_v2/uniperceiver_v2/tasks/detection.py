@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from ..image_encoder import Proposals, RegionTargets
-from ..image_encoder.boxes import cxcywh_to_xyxy
+from ..modeling.image_encoder import Proposals, RegionTargets
+from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..ranks import mean_divisor, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 

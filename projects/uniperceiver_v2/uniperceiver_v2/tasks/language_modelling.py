@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.text_mappers import NOT_PREDICTED
-from ..decoder import TEXT_TO_TEXT, Attributes, Segment
+from ..data.mappers.texts import NOT_PREDICTED
+from ..modeling.decoder import TEXT_TO_TEXT, Attributes, Segment
 from ..ranks import mean_divisor, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..decoder import IMAGE_TO_TEXT
+from ..modeling.decoder import IMAGE_TO_TEXT
 from ..ranks import gather_from_ranks, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 

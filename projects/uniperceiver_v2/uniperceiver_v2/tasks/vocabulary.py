@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..decoder import TaskModalities
     from ..meta_arch import UniPerceiverV2
+    from ..modeling.decoder import TaskModalities
 
 
 def vocabulary_logits(

@@ -1,0 +1,112 @@
+"""What can be known of a run's settings before any work: names that have to exist, numbers that have to make sense."""
+
+import math
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+
+from ..errors import UserError, nearest
+
+OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
+SAMPLINGS = ("unmixed", "mixed")
+PRECISIONS = ("bfloat16", "float16")
+CHECKPOINTED_PARTS = ("backbone", "region_network", "decoder")
+
+
+def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
+    """Check what can be known before any work: names that have to exist and numbers that have to make sense.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
+    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
+    _check_experts(cfg)
+    for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
+        _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
+    _check_tasks(cfg, world_size)
+    if training:
+        _check_training(cfg)
+
+
+def _check_experts(cfg: CfgNode) -> None:
+    prefix, node = "MODEL.UNIPERCEIVER_V2.DECODER", cfg.MODEL.UNIPERCEIVER_V2.DECODER
+    if node.EXPERTS < 0:
+        raise UserError(f"{prefix}.EXPERTS is a number of experts, 0 for dense networks, not {node.EXPERTS}")
+    if node.EXPERTS and not 1 <= node.ACTIVE_EXPERTS <= node.EXPERTS:
+        raise UserError(
+            f"{prefix}.ACTIVE_EXPERTS must be between 1 and {prefix}.EXPERTS ({node.EXPERTS}), "
+            f"not {node.ACTIVE_EXPERTS}"
+        )
+
+
+def _check_tasks(cfg: CfgNode, world_size: int) -> None:
+    names = list(cfg.TASKS.NAMES)
+    for name in names:
+        _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
+        if names.count(name) > 1:
+            raise UserError(f"TASKS.NAMES names the task '{name}' more than once")
+        task, prefix = cfg.TASKS[name], f"TASKS.{name}"
+        if not task.DATASETS:
+            raise UserError(f"{prefix}.DATASETS is empty")
+        _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
+        for key in ("SAMPLING_RATIO", "LOSS_WEIGHT", "GRADIENT_WEIGHT", "IMS_PER_BATCH"):
+            if not (math.isfinite(task[key]) and task[key] > 0):
+                raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
+        if not 0 < task.get("MASKED_SHARE", 1.0) <= 1:
+            raise UserError(f"{prefix}.MASKED_SHARE is a share above 0 and at most 1, not {task.MASKED_SHARE}")
+        for key in ("CAPTIONS_PER_IMAGE", "BEAM_SIZE", "MAX_LENGTH"):
+            if task.get(key, 1) < 1:
+                raise UserError(f"{prefix}.{key} must be 1 or more, not {task[key]}")
+        if task.get("VOCABULARY_SAMPLE", 0) < 0:
+            raise UserError(f"{prefix}.VOCABULARY_SAMPLE is 0 or a number of words, not {task.VOCABULARY_SAMPLE}")
+        if task.IMS_PER_BATCH % world_size:
+            raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
+        if task.IMS_PER_BATCH // world_size < cfg.SOLVER.ACCUMULATION_STEPS:
+            raise UserError(
+                f"{prefix}.IMS_PER_BATCH: the {task.IMS_PER_BATCH // world_size} of a process are fewer than "
+                f"SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})"
+            )
+
+
+def _check_training(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if not cfg.TASKS.NAMES:
+        raise UserError("TASKS.NAMES is empty: there is no task to train")
+    if solver.REFERENCE_WORLD_SIZE:
+        raise UserError("SOLVER.REFERENCE_WORLD_SIZE is not supported: each task has its own IMS_PER_BATCH")
+    _check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
+    _check_choice("SOLVER.SAMPLING", solver.SAMPLING, SAMPLINGS)
+    _check_choice("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, PRECISIONS)
+    if solver.SAMPLING == "mixed" and solver.OPTIMIZER == "TaskBalancedAdamW":
+        raise UserError(
+            "SOLVER.SAMPLING 'mixed' needs SOLVER.OPTIMIZER 'AdamW': TaskBalancedAdamW normalises the gradient of one "
+            "task an iteration, mixed sampling has one gradient for all of them"
+        )
+    for key in ("MAX_ITER", "BASE_LR", "CHECKPOINT_PERIOD", "ACCUMULATION_STEPS", "MAX_SKIPPED_STEPS"):
+        if not solver[key] > 0:
+            raise UserError(f"SOLVER.{key} must be above 0, not {solver[key]}")
+    if not 0 <= solver.WARMUP_ITERS < solver.MAX_ITER:
+        raise UserError(
+            f"SOLVER.WARMUP_ITERS ({solver.WARMUP_ITERS}) must be below SOLVER.MAX_ITER ({solver.MAX_ITER})"
+        )
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+        raise UserError(f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}")
+    if not 0 <= solver.WEIGHT_AVERAGING < 1:
+        raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
+
+
+def _check_datasets(where: str, names: Sequence[str]) -> None:
+    from detectron2.data import DatasetCatalog
+
+    for name in names:
+        if name not in DatasetCatalog:
+            hint = nearest(name, DatasetCatalog.list())
+            raise UserError(f"{where}: unknown dataset '{name}'{hint}")
+
+
+def _check_choice(where: str, name: str, valid: Sequence[str]) -> None:
+    if name not in valid:
+        raise UserError(f"{where}: unknown name '{name}'{nearest(name, valid)}")

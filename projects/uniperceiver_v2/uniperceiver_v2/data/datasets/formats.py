@@ -1,0 +1,198 @@
+"""Dataset formats beyond Detectron2's own: folders of classes, captions, lines of text."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from detectron2.data import MetadataCatalog
+
+from ...errors import UserError
+from .records import Records, register_dataset
+
+_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+
+def register_image_folder(
+    name: str,
+    root: str,
+    class_names: Sequence[str] | Mapping[str, str] | None = None,
+    *,
+    names_file: str | None = None,
+    **metadata,
+) -> None:
+    """Register an ImageNet-style tree, ``root/<class>/<image>``, for classification.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        root: the folder of the classes' folders; read when the dataset is first loaded.
+        class_names: the folders' names in the order of the labels, or their classes' names by folder; by
+            default the folders in alphabetical order, each named as its class.
+        names_file: a text file with a folder and its class's names, separated by commas, on each line
+            (ImageNet's ``LOC_synset_mapping.txt``); the first name is taken. Not with ``class_names``.
+        metadata: more of it.
+    """
+
+    def load() -> Records:
+        return load_image_folder(root, _classes(), dataset_name=name)
+
+    def _classes() -> Sequence[str] | Mapping[str, str] | None:
+        return class_names if names_file is None else _read_class_names(names_file)
+
+    known = {} if class_names is None else {"thing_classes": list(_by_folder(class_names).values())}
+    register_dataset(name, load, source=root, evaluator_type="imagenet", **known, **metadata)
+
+
+def load_image_folder(
+    root: str,
+    class_names: Sequence[str] | Mapping[str, str] | None = None,
+    dataset_name: str | None = None,
+) -> Records:
+    """Records {"file_name", "image_id", "label"} of an ImageNet-style tree, in order of class and file name.
+
+    Args:
+        root, class_names: see :func:`register_image_folder`. Other folders are left aside.
+        dataset_name: its metadata gets ``thing_classes``, as that of detection datasets.
+
+    Raises:
+        FileNotFoundError: ``root`` or a class's folder is missing.
+    """
+    if class_names is None:
+        with os.scandir(root) as entries:
+            class_names = sorted(entry.name for entry in entries if entry.is_dir())
+    classes = _by_folder(class_names)
+    records = []
+    for label, folder in enumerate(classes):
+        with os.scandir(os.path.join(root, folder)) as entries:
+            paths = sorted(entry.path for entry in entries if entry.name.lower().endswith(_IMAGE_SUFFIXES))
+        for path in paths:
+            records.append({"file_name": path, "image_id": len(records), "label": label})
+    if dataset_name is not None:
+        MetadataCatalog.get(dataset_name).thing_classes = list(classes.values())
+    return records
+
+
+def _by_folder(class_names: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    return dict(class_names) if isinstance(class_names, Mapping) else {name: name for name in class_names}
+
+
+def _read_class_names(path: str) -> dict[str, str]:
+    with open(path, encoding="utf-8") as file:
+        lines = [line.split(maxsplit=1) for line in file if line.strip()]
+    return {folder: names.split(",")[0].strip() for folder, names in lines}
+
+
+def register_captions(
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    karpathy_split: str | None = None,
+    evaluator_type: str = "coco_caption",
+    **metadata,
+) -> None:
+    """Register images with captions, for captioning and retrieval.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        json_file: in COCO's captions format, or in Karpathy's with ``karpathy_split``.
+        image_root: the folder of its images.
+        karpathy_split: "train", "val" or "test"; see :func:`load_karpathy_json`.
+        evaluator_type: "coco_caption" to be evaluated by generated captions, "retrieval" by finding one by the other.
+        metadata: more of it.
+    """
+
+    def load() -> Records:
+        if karpathy_split is None:
+            return load_caption_json(json_file, image_root)
+        return load_karpathy_json(json_file, image_root, karpathy_split)
+
+    register_dataset(name, load, json_file=json_file, image_root=image_root, evaluator_type=evaluator_type, **metadata)
+
+
+def load_caption_json(json_file: str, image_root: str) -> Records:
+    """Records of COCO's captions format, in order of image id.
+
+    Returns:
+        {"file_name", "height", "width", "image_id", "captions": list[str] in order of their ids}.
+
+    Raises:
+        UserError: a caption is no string, or its image is not among the JSON's.
+    """
+    content = _read_json(json_file)
+    records = {
+        image["id"]: {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "captions": [],
+        }
+        for image in sorted(content["images"], key=lambda image: image["id"])
+    }
+    for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
+        if annotation["image_id"] not in records:
+            raise UserError(
+                f"{json_file}: annotation {annotation['id']} is of image {annotation['image_id']}, "
+                'which is not among "images"'
+            )
+        caption = _string(annotation["caption"], f"{json_file}: the caption of annotation {annotation['id']}")
+        records[annotation["image_id"]]["captions"].append(caption)
+    return list(records.values())
+
+
+def load_karpathy_json(json_file: str, image_root: str, split: str) -> Records:
+    """Records of a split by Karpathy and Fei-Fei, in the file's order.
+
+    Args:
+        json_file: their ``dataset_coco.json`` or ``dataset_flickr30k.json``.
+        image_root: what its "filepath", if it has any, and "filename" stand below.
+        split: "train", which takes in COCO's "restval" as is usual, "val" or "test".
+
+    Returns:
+        {"file_name", "image_id": COCO's where there is one, else "imgid", "captions": list[str]}.
+
+    Raises:
+        UserError: a caption is no string.
+    """
+    splits = {"train", "restval"} if split == "train" else {split}
+    return [
+        {
+            "file_name": os.path.join(image_root, image.get("filepath", ""), image["filename"]),
+            "image_id": image.get("cocoid", image["imgid"]),
+            "captions": [
+                _string(sentence["raw"], f"{json_file}: the caption with sentid {sentence['sentid']}")
+                for sentence in image["sentences"]
+            ],
+        }
+        for image in _read_json(json_file)["images"]
+        if image["split"] in splits
+    ]
+
+
+def _read_json(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _string(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {value!r}, not a string")
+    return value
+
+
+def register_text_lines(name: str, path: str, **metadata) -> None:
+    """Register a text file for language modelling: one text on each line, empty lines left out.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        path: the file, in UTF-8.
+        metadata: more of it.
+    """
+    register_dataset(name, lambda: load_text_lines(path), source=path, evaluator_type="corpus", **metadata)
+
+
+def load_text_lines(path: str) -> Records:
+    """Records {"text_id", "text"} of a file with one text on each line; empty lines are left out."""
+    with open(path, encoding="utf-8") as file:
+        texts = [line.strip() for line in file if line.strip()]
+    return [{"text_id": index, "text": text} for index, text in enumerate(texts)]

@@ -1,0 +1,134 @@
+"""Datasets as lists of records: loading them, and saying clearly why one cannot be used."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...errors import UserError, nearest
+
+Records = list[dict]
+
+
+def load_dataset(name: str) -> Records:
+    """The records of a registered dataset, whoever registered it.
+
+    Raises:
+        UserError: it is not registered, or its files are missing, cut short or not in their format. The
+            message names the file and, for the datasets that this project prepares, the command to prepare it.
+    """
+    check_known(name)
+    return load_checked(name, lambda: DatasetCatalog.get(name))
+
+
+def check_known(name: str) -> None:
+    """
+    Raises:
+        UserError: no dataset of this name is registered; the message names the nearest one.
+    """
+    if name not in DatasetCatalog:
+        raise UserError(f"unknown dataset '{name}'{nearest(name, DatasetCatalog.list())}")
+
+
+def register_dataset(name: str, load: Callable[[], Records], **metadata) -> None:
+    """Register a dataset whose files are read by ``load`` when it is first used.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        load: gives its records. What a user can put right about the files becomes a :class:`UserError`.
+        metadata: "evaluator_type", and "json_file" or "source" for messages.
+    """
+    DatasetCatalog.register(name, lambda: load_checked(name, load))
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def load_checked(name: str, load: Callable[[], Records]) -> Records:
+    """``load()``, with what a user can put right as a :class:`UserError` that speaks of dataset ``name``."""
+    metadata = MetadataCatalog.get(name)
+    remedy = metadata.get("prepare_command")
+    remedy = f"; prepare it with: {remedy}" if remedy else "; datasets/README.md shows the expected files"
+    source = os.path.abspath(metadata.get("json_file") or metadata.get("source") or name)
+    try:
+        records = load()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        path = os.path.abspath(error.filename or source)
+        raise UserError(f"dataset '{name}' is missing: looked for {path}{remedy}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} of dataset '{name}' is cut short or damaged ({error}){remedy}") from error
+    except (AssertionError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{source} of dataset '{name}' cannot be used ({reason}){remedy}") from error
+    if not records:
+        raise UserError(f"dataset '{name}' is empty: {source}{remedy}")
+    return records
+
+
+def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_masks: bool) -> Records:
+    """The records of detection datasets, joined for training.
+
+    Args:
+        names: registered datasets with the same categories.
+        filter_empty: leave out images without an annotation that is no crowd.
+        with_masks: every annotation has to have a segmentation.
+
+    Raises:
+        UserError: as :func:`load_dataset`; besides, the datasets' categories differ, a category has no
+            images, or an annotation has no segmentation.
+    """
+    seen: set[int] = set()
+    kept = []
+    for record in _load_joined(names, "annotations"):
+        annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        if with_masks and not all(a.get("segmentation") for a in annotations):
+            raise UserError(
+                f"dataset '{names[0]}': image {record['file_name']} has an annotation without segmentation; "
+                "every object needs a polygon or RLE, as boxes and masks are learned together"
+            )
+        seen.update(a["category_id"] for a in annotations)
+        if annotations or not filter_empty:
+            kept.append(record)
+    _check_all_present(names, seen)
+    return kept
+
+
+def load_classification_training(names: Sequence[str]) -> Records:
+    """The records of classification datasets, joined for training.
+
+    Raises:
+        UserError: as :func:`load_dataset`; besides, the datasets' classes differ or a class has no images.
+    """
+    records = _load_joined(names, "label")
+    _check_all_present(names, {record["label"] for record in records})
+    return records
+
+
+def _load_joined(names: Sequence[str], target: str) -> Records:
+    records = []
+    for name in names:
+        loaded = load_dataset(name)
+        if not all(target in record for record in loaded):
+            raise UserError(f"dataset '{name}' is not for this kind of task: its records have no \"{target}\"")
+        records += loaded
+    for name in names[1:]:
+        if candidate_names(name) != candidate_names(names[0]):
+            raise UserError(f"datasets '{names[0]}' and '{name}' of one task have different classes")
+    return records
+
+
+def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
+    absent = [name for index, name in enumerate(candidate_names(names[0])) if index not in seen]
+    if absent:
+        listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
+        raise UserError(
+            f"no training image shows these categories of {', '.join(names)}: {listed}; "
+            "remove them from the annotations, or add images"
+        )
+
+
+def candidate_names(name: str) -> tuple[str, ...]:
+    """A loaded dataset's class names in the order of its labels: the candidates Y of equation (5)."""
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if not classes:
+        raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
+    return tuple(classes)

@@ -1,0 +1,234 @@
+"""Image-text pairs of the web: WebDataset shards as img2dataset writes them, read at random.
+
+A shard is a tar with ``<key>.jpg`` (or jpeg, png, webp) and ``<key>.txt``, the caption, of each pair. The `webdataset`
+library only streams them, in an order that hangs on its buffers and on how many workers share the shards; as our
+batches are pure functions of their number, shards are read here by the offsets of their members instead, which the
+standard library's tarfile finds.
+"""
+
+import functools
+import glob
+import logging
+import os
+import re
+import tarfile
+import time
+import zipfile
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from ...checkpoint.checkpointer import write_atomically
+from ...errors import UserError
+from ..mappers.images import UnreadableImage
+from ..order import SHARDS_AT_A_TIME, ShardOrder
+from .records import register_dataset
+from .texts import tidy
+
+logger = logging.getLogger(__name__)
+
+# Columns of a shard's members.
+_IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
+_BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
+_INDEX_VERSION = 1
+_SECONDS_BETWEEN_MESSAGES = 30
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class Stamp(NamedTuple):
+    """What tells that a file has changed."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+class Shard(NamedTuple):
+    """Where the pairs of a tar are.
+
+    ``keys`` are bytes [N]. ``members`` are int64 [N, 4]: offset and size in bytes of the image, and those of the
+    caption. What a pair lacks has offset 0, where there is always a header.
+    """
+
+    path: str
+    stamp: Stamp
+    keys: np.ndarray
+    members: np.ndarray
+
+
+class ShardRecords:
+    """The pairs of shards, each read when it is asked for: in memory there are only offsets.
+
+    Raises:
+        UnreadableImage: in reading one that lacks its image or its caption, whose caption is empty, or at which its
+            shard is cut short.
+        UserError: in reading, a shard is no longer what it was.
+    """
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards = tuple(shards)
+        self._sizes = [len(shard.keys) for shard in self.shards]
+        self._ends = np.cumsum(self._sizes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def __getitem__(self, index: int) -> dict:
+        """{"file_name": the shard's and the key, "image_id", "image_bytes", "captions": the one there is}."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self.shards[number]
+        place = int(index - self._ends[number])  # counted from the shard's end
+        name = shard.keys[place].decode()
+        file_name = f"{shard.path}/{name}"
+        image_at, image_size, caption_at, caption_size = shard.members[place].tolist()
+        if not (image_at and caption_at):
+            raise UnreadableImage(f"{file_name} has no {'caption' if image_at else 'image'}")
+        caption = tidy(_read(shard, caption_at, caption_size, file_name).decode("utf-8", "replace"))
+        if not caption:
+            raise UnreadableImage(f"{file_name} has an empty caption")
+        return {
+            "file_name": file_name,
+            "image_id": f"{os.path.basename(shard.path)}/{name}",
+            "image_bytes": _read(shard, image_at, image_size, file_name),
+            "captions": [caption],
+        }
+
+    def order(self, task: str, seed: int) -> ShardOrder:
+        """In which a task goes through them."""
+        return ShardOrder(self._sizes, task, seed)
+
+
+def register_image_text_shards(name: str, shards: str | Sequence[str]) -> None:
+    """Register WebDataset shards for the training of captioning and retrieval.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        shards: paths of uncompressed tars, or one pattern of them: of glob's kind, or with a range of numbers as in
+            "{00000..00099}.tar". They are looked for when the dataset is first loaded.
+    """
+    patterns = [shards] if isinstance(shards, str) else list(shards)
+
+    def load() -> ShardRecords:
+        paths = [path for pattern in patterns for path in _find(pattern)]
+        return ShardRecords(_load_shards(paths))
+
+    register_dataset(name, load, source=patterns[0] if patterns else name, in_shards=True)
+
+
+def is_in_shards(name: str) -> bool:
+    """Whether a dataset was registered by :func:`register_image_text_shards`."""
+    return name in DatasetCatalog and MetadataCatalog.get(name).get("in_shards", False)
+
+
+def _find(pattern: str) -> list[str]:
+    """The paths that a pattern stands for; of a range of numbers all, so that none can be missing unnoticed."""
+    pattern = os.path.expanduser(pattern)
+    if found := _RANGE.search(pattern):
+        first, last = found.groups()
+        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        return [path for number in numbers for path in _find(pattern.replace(found.group(), number, 1))]
+    if not any(sign in pattern for sign in "*?["):
+        return [os.path.abspath(pattern)]
+    if paths := sorted(glob.glob(pattern)):
+        return [os.path.abspath(path) for path in paths]
+    raise FileNotFoundError(None, "no such shards", pattern)
+
+
+def _load_shards(paths: Sequence[str]) -> list[Shard]:
+    # Each rank begins elsewhere, and finds the indices that others have written by then.
+    first = len(paths) * comm.get_rank() // comm.get_world_size()
+    loaded = {}
+    last_message = time.monotonic()
+    for path in [*paths[first:], *paths[:first]]:
+        loaded[path] = _load_shard(path, _stamp(os.stat(path)))
+        if time.monotonic() > last_message + _SECONDS_BETWEEN_MESSAGES:
+            last_message = time.monotonic()
+            logger.info("looked through %d of %d shards", len(loaded), len(paths))
+    return [loaded[path] for path in paths]
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+@functools.cache  # one for all tasks on the same shards
+def _load_shard(path: str, stamp: Stamp) -> Shard:
+    """The shard by its index, a file beside it; where there is none for this stamp, it is made and, if it can be,
+    written."""
+    index_path = f"{path}.index.npz"
+    expected = [_INDEX_VERSION, *stamp]
+    try:
+        with np.load(index_path, allow_pickle=False) as index:
+            if index["stamp"].tolist() == expected:
+                return Shard(path, stamp, index["keys"], index["members"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass  # none yet, or a damaged one
+    keys, members = _read_headers(path)
+
+    def write(file: IO[bytes]) -> None:
+        np.savez(file, stamp=np.array(expected), keys=keys, members=members)
+
+    try:
+        write_atomically(index_path, write)
+    except OSError as error:
+        logger.debug("%s is kept in memory only: %s", index_path, error)
+    return Shard(path, stamp, keys, members)
+
+
+def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The keys and members of a :class:`Shard`.
+
+    Raises:
+        UserError: the file is no uncompressed tar.
+    """
+    pairs: dict[str, list[int]] = {}
+    try:
+        tar = tarfile.open(path, "r:")  # noqa: SIM115
+    except tarfile.ReadError as error:
+        raise UserError(f"{path} cannot be read as an uncompressed tar ({error}), which a shard has to be") from error
+    with tar:
+        try:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # which it would keep for look-ups
+                _add_member(pairs, member)
+            end = os.pread(tar.fileobj.fileno(), tarfile.BLOCKSIZE, tar.offset)
+            is_whole = end == bytes(
+                tarfile.BLOCKSIZE
+            )  # a tar ends with zeros; anything else ends tarfile's reading too
+        except tarfile.ReadError:
+            is_whole = False
+    if not is_whole:
+        logger.warning("%s is cut short or damaged: only its first %d pairs can be found", path, len(pairs))
+    keys = np.array([key.encode("utf-8", "replace") for key in pairs], dtype=np.bytes_)
+    return keys, np.array(list(pairs.values()), dtype=np.int64).reshape(-1, 4)
+
+
+def _add_member(pairs: dict[str, list[int]], member: tarfile.TarInfo) -> None:
+    folder, name = os.path.split(member.name)
+    stem, _, suffix = name.partition(".")  # at the first dot, as WebDataset defines a key
+    columns = _BY_SUFFIX.get(suffix.lower())
+    if member.isreg() and stem and columns:
+        pairs.setdefault(os.path.join(folder, stem), [0] * 4)[columns] = member.offset_data, member.size
+
+
+def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
+    """The content of a member."""
+    try:
+        content = os.pread(_open(shard.path, shard.stamp).fileno(), size, offset)
+    except OSError as error:
+        raise UnreadableImage(f"{file_name}: {error}") from error
+    if len(content) < size:
+        raise UnreadableImage(f"{file_name}: the shard is cut short here")
+    return content
+
+
+@functools.lru_cache(maxsize=2 * SHARDS_AT_A_TIME)
+def _open(path: str, stamp: Stamp) -> IO[bytes]:
+    """The file, which closes when it has not been used for long. Forked processes may share it, as reads say where."""
+    file = open(path, "rb", buffering=0)  # noqa: SIM115
+    if _stamp(os.fstat(file.fileno())) != stamp:
+        file.close()
+        raise UserError(f"{path} was changed while it was in use; --resume goes on with what it is now")
+    return file

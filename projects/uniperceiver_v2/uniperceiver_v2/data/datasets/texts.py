@@ -1,0 +1,119 @@
+"""Texts as data: captions and corpora as they come, made fit for use, and their tokens."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import UserError
+from ...modeling.pretrained import load_tokenizer, resolve_directory
+from .records import Records, load_dataset
+
+logger = logging.getLogger(__name__)
+
+
+def build_tokenizer(cfg: CfgNode) -> PreTrainedTokenizerBase:
+    """The text encoder's tokenizer.
+
+    Raises:
+        UserError: the configuration names no directory of one.
+    """
+    key = "MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH"
+    return load_tokenizer(resolve_directory(cfg.MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH, key))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None) -> Tensor:
+    """Token ids int64 [T] of a text with ``<s>`` and ``</s>`` around it.
+
+    A text is nothing but text: what reads like a special token ("<s>" is also HTML's strike-through) is spelt out.
+
+    Args:
+        tokenizer: of the text encoder.
+        text: to be encoded.
+        max_length: the largest T, for which a longer text is cut before its ``</s>``; the encoder's by default.
+    """
+    encoded = tokenizer(
+        text, truncation=True, max_length=max_length or tokenizer.model_max_length, split_special_tokens=True
+    )
+    return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
+
+def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
+    """The records of a dataset of images with captions, each with at least one in "captions".
+
+    White space is made single blanks. Captions of nothing else are left out, and so are images that have no caption
+    then; what is left out, and how many captions will be cut to the text encoder's length, is logged.
+
+    Raises:
+        UserError: as :func:`load_dataset`; besides, a caption is no text, or no image has a caption.
+    """
+    loaded = load_dataset(name)
+    records = []
+    empty = 0
+    for record in loaded:
+        captions = [tidy(caption) for caption in _captions_of(record, name)]
+        kept = [caption for caption in captions if caption]
+        empty += len(captions) - len(kept)
+        if kept:
+            records.append({**record, "captions": kept})
+    if not records:
+        raise UserError(f"dataset '{name}': none of its {len(loaded)} images has a caption")
+    _log_count(name, empty, "captions are empty and left out")
+    _log_count(name, len(loaded) - len(records), f"of {len(loaded)} images have no caption and are left out")
+    _log_cut(name, (caption for record in records for caption in record["captions"]), tokenizer, "captions")
+    return records
+
+
+def load_texts(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
+    """The records {"text_id", "text"} of a corpus, without empty texts.
+
+    White space is made single blanks; how many texts are left out or will be cut to the text encoder's length is
+    logged.
+
+    Raises:
+        UserError: as :func:`load_dataset`; besides, a text is no text, or all are empty.
+    """
+    loaded = load_dataset(name)
+    records = []
+    for record in loaded:
+        if not isinstance(record.get("text"), str) or "text_id" not in record:
+            raise UserError(f'dataset \'{name}\': a record needs a string as "text" and a "text_id", not {record}')
+        text = tidy(record["text"])
+        if text:
+            records.append({**record, "text": text})
+    if not records:
+        raise UserError(f"dataset '{name}': all of its {len(loaded)} texts are empty")
+    _log_count(name, len(loaded) - len(records), "texts are empty and left out")
+    _log_cut(name, (record["text"] for record in records), tokenizer, "texts")
+    return records
+
+
+def _captions_of(record: dict, name: str) -> Sequence[str]:
+    captions = record.get("captions")
+    if isinstance(captions, list | tuple) and all(isinstance(caption, str) for caption in captions):
+        return captions
+    raise UserError(
+        f"dataset '{name}': \"captions\" of image {record.get('file_name')} is {captions!r}, not a list of strings"
+    )
+
+
+def tidy(text: str) -> str:
+    """The text with single blanks for all white space, none around it, and without what is no character."""
+    # JSON can hold halves of surrogate pairs, which are no characters and cannot be encoded.
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def _log_cut(name: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    longest = tokenizer.model_max_length
+    # A token is at least a byte, three are <s>, </s> and a blank put before: most texts are known to fit unencoded.
+    perhaps = (text for text in texts if len(text.encode()) > longest - 3)
+    cut = sum(len(encode(tokenizer, text, max_length=longest + 1)) > longest for text in perhaps)
+    _log_count(name, cut, f"{what} are longer than the text encoder's {longest} tokens and cut")
+
+
+def _log_count(name: str, count: int, what: str) -> None:
+    if count:
+        logger.warning("dataset '%s': %d %s", name, count, what)

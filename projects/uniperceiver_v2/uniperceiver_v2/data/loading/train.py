@@ -1,0 +1,311 @@
+"""Batches on their way from a mapper to the model: made in this process or in workers, lists of dicts in the end."""
+
+import io
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+
+import torch
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...errors import UserError
+from ..datasets.records import Records
+from ..datasets.shards import ShardRecords
+from ..mappers.images import UnreadableImage
+from ..order import SampleOrder, numpy_draws_from
+from .workers import WorkerDied, Workers
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict]
+Mapper = Callable[[dict], dict]
+
+MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
+MAX_WORKER_FAILURES = 3  # in a row, without a batch in between
+MAX_NAMED = 100  # unreadable images that are named in the log; the rest is counted
+MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
+
+
+class UserErrorsAsValues:
+    """A mapper that gives a :class:`UserError` where it would raise one, to be raised by :func:`raise_user_errors`.
+
+    What a worker raises reaches the main process with the worker's traceback as its message; what it gives
+    arrives as it is.
+    """
+
+    def __init__(self, mapper: Mapper):
+        self._mapper = mapper
+
+    def __call__(self, record: dict) -> dict | UserError:
+        try:
+            return self._mapper(record)
+        except UserError as error:
+            return error
+
+
+def raise_user_errors(samples: list[dict | UserError]) -> Batch:
+    """The samples as they are, if none stands for a :class:`UserError`.
+
+    Raises:
+        UserError: the first one among them.
+    """
+    for sample in samples:
+        if isinstance(sample, UserError):
+            raise sample
+    return samples
+
+
+class TrainingBatches(Dataset):
+    """Batch n of a task as element n: this rank's samples of it, and what could not be read.
+
+    Args:
+        records: of the task's datasets; those in a list are serialised for the workers.
+        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
+        order: which record stands where.
+        batch_size: over all ranks, a multiple of ``world_size``.
+        rank, world_size: which share of it.
+    """
+
+    def __init__(
+        self,
+        records: Records | ShardRecords,
+        mapper: Mapper,
+        order: SampleOrder,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+    ):
+        # Serialised, so that forked workers share the records' memory and get a fresh copy of what they read.
+        self._records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        self._mapper = UserErrorsAsValues(mapper)
+        self._order = order
+        self._batch_size = batch_size
+        self.samples_per_batch = batch_size // world_size
+        first = rank * self.samples_per_batch
+        self._places = range(first, first + self.samples_per_batch)
+
+    def __getitem__(self, batch: int) -> tuple[list[dict | UserError], list[str]]:
+        """The samples (see :class:`UserErrorsAsValues`), and a message for each image that could not be read.
+
+        Samples are fewer than ``samples_per_batch`` only where no replacement could be read either.
+        """
+        samples: list[dict | UserError] = []
+        unreadable: list[str] = []
+        for place in self._places:
+            sample = self._make_sample(batch * self._batch_size + place, unreadable)
+            if sample is None:
+                break
+            samples.append(sample)
+        return samples, unreadable
+
+    def _make_sample(self, position: int, unreadable: list[str]) -> dict | UserError | None:
+        rng = self._order.rng_at(position)
+        index = self._order.index_at(position)
+        for _ in range(MAX_REPLACEMENTS):
+            try:
+                record = self._records[index]
+                with numpy_draws_from(rng):
+                    return self._mapper(record)
+            except UserError as error:  # of the record; the mapper's are values
+                return error
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                index = self._order.other_index(rng)
+        return None
+
+
+class TrainLoader:
+    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, whatever happens to images and workers.
+
+    An unreadable image is replaced by another one, counted, and named once in the log. Where a worker dies, all are
+    started anew at the batch that was due.
+
+    Args:
+        batches: where they come from.
+        start_batch: number of the first.
+        num_workers: processes that prepare them; 0 for this one.
+        max_corrupt_share: of the images read, beyond which iteration ends.
+        task_name: for messages.
+    """
+
+    def __init__(
+        self,
+        batches: TrainingBatches,
+        *,
+        start_batch: int,
+        num_workers: int,
+        max_corrupt_share: float,
+        task_name: str,
+    ):
+        self._batches = batches
+        self._start_batch = start_batch
+        self._num_workers = num_workers
+        self._samples_per_batch = batches.samples_per_batch
+        self._max_corrupt_share = max_corrupt_share
+        self._task_name = task_name
+        self._num_read = 0
+        self._num_unreadable = 0
+        self._named: set[str] = set()
+
+    @property
+    def num_unreadable(self) -> int:
+        """Unreadable images met so far, each as often as it was met."""
+        return self._num_unreadable
+
+    def __iter__(self) -> Iterator[Batch]:
+        """
+        Raises:
+            UserError: the share of unreadable images is above the limit; workers die again and again; or the mapper's
+                own.
+        """
+        due, failures = self._start_batch, 0
+        while True:
+            workers = self._start_workers(due)
+            try:
+                for loaded in workers:
+                    yield self._answer_for(loaded)
+                    due, failures = due + 1, 0
+            except WorkerDied as death:
+                reason = str(death)
+            del workers  # ends those that are left
+            failures += 1
+            if failures == MAX_WORKER_FAILURES:
+                raise UserError(
+                    f"task {self._task_name}: {failures} times in a row workers died before batch {due} was there, "
+                    f"at last {reason}. Are they out of memory? Fewer DATALOADER.NUM_WORKERS need less; "
+                    "--resume goes on"
+                )
+            logger.warning("task %s: %s; new workers go on with batch %d", self._task_name, reason, due)
+
+    def _start_workers(self, first_batch: int) -> Workers:
+        return Workers(
+            DataLoader(
+                self._batches,
+                sampler=_CountFrom(first_batch),
+                batch_size=None,
+                collate_fn=pack if self._num_workers else _as_it_is,
+                num_workers=self._num_workers,
+            )
+        )
+
+    def _answer_for(self, loaded: Tensor | tuple) -> Batch:
+        made, unreadable = unpack(loaded) if self._num_workers else loaded
+        samples = raise_user_errors(made)
+        self._num_read += len(samples) + len(unreadable)
+        self._num_unreadable += len(unreadable)
+        for message in unreadable:
+            if message not in self._named and len(self._named) < MAX_NAMED:
+                self._named.add(message)
+                logger.warning("task %s: skipped an image that cannot be read: %s", self._task_name, message)
+        self._check_share(is_complete=len(samples) == self._samples_per_batch)
+        return samples
+
+    def _check_share(self, is_complete: bool) -> None:
+        too_few_to_tell = self._num_read < MIN_IMAGES_FOR_SHARE
+        tolerable = self._num_unreadable <= self._max_corrupt_share * self._num_read
+        if is_complete and (too_few_to_tell or tolerable):
+            return
+        raise UserError(
+            f"task {self._task_name}: {self._num_unreadable} of {self._num_read} images cannot be read, more than "
+            f"DATALOADER.MAX_CORRUPT_SHARE ({self._max_corrupt_share}) allows, among them "
+            f"{'; '.join(sorted(self._named)[:3])}"
+        )
+
+
+def _as_it_is(loaded: tuple) -> tuple:
+    return loaded
+
+
+class _CountFrom(Sampler):
+    """start, start + 1, ... without end."""
+
+    def __init__(self, start: int):
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        number = self._start
+        while True:
+            yield number
+            number += 1
+
+
+class TestLoader:
+    """Every record once, shared among the ranks, in batches.
+
+    In evaluation no image may be left out: what cannot be read ends it.
+
+    Args:
+        records: of the dataset.
+        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
+        batch_size: of this rank.
+        num_workers: processes that prepare them; 0 for this one.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(self, records: Records, mapper: Mapper, *, batch_size: int, num_workers: int):
+        self._loader = build_detection_test_loader(
+            records,
+            mapper=UserErrorsAsValues(_Demanding(mapper)),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=pack if num_workers else None,
+        )
+
+    def __len__(self) -> int:
+        """The number of this rank's batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """
+        Raises:
+            UserError: an image cannot be read; a worker dies; or the mapper's own.
+        """
+        try:
+            for loaded in Workers(self._loader):
+                yield raise_user_errors(unpack(loaded) if self._loader.num_workers else loaded)
+        except WorkerDied as death:
+            raise UserError(
+                f"evaluation ended: {death}. Is it out of memory? Fewer DATALOADER.NUM_WORKERS need less"
+            ) from death
+
+
+class _Demanding:
+    """A mapper for which an image that cannot be read is a :class:`UserError`."""
+
+    def __init__(self, mapper: Mapper):
+        self._mapper = mapper
+
+    def __call__(self, record: dict) -> dict:
+        try:
+            return self._mapper(record)
+        except UnreadableImage as error:
+            raise UserError(f"an image to be evaluated cannot be read: {error}") from error
+
+
+class _TensorPickler(pickle.Pickler):
+    """Pickles tensors as NumPy arrays, by their bytes."""
+
+    def reducer_override(self, obj):
+        if isinstance(obj, torch.Tensor):
+            return torch.from_numpy, (obj.numpy(),)
+        return NotImplemented
+
+
+def pack(content) -> torch.Tensor:
+    """Anything that can be pickled as one tensor, uint8 [bytes].
+
+    DataLoader passes each tensor between processes by a file descriptor of its own. Batches of hundreds of
+    images with their masks would soon use up all that a process may open; packed, a batch is one.
+    """
+    buffer = io.BytesIO()
+    _TensorPickler(buffer, protocol=5).dump(content)
+    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor):
+    """What :func:`pack` was given. Only for bytes from this program's own processes."""
+    return pickle.loads(packed.numpy())

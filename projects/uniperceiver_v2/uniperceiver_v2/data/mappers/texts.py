@@ -1,0 +1,174 @@
+"""From records with text to what the model takes: images with captions, and masked texts.
+
+Samples are as in :mod:`.mappers`. Token ids are int64 [T], ``<s>`` and ``</s>`` included, T at most the text
+encoder's length.
+"""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from transformers import PreTrainedTokenizerBase
+
+from ..datasets.records import Records
+from ..datasets.texts import encode
+from ..order import entropy_of
+from .images import ImageMapper
+
+CAPTIONS_PER_IMAGE = 5  # of the Karpathy protocol
+NOT_PREDICTED = -100  # label of a token that is not masked
+EVALUATION_PASSES = 7  # 1 / 15%, rounded up: what is masked at a time in evaluation is as much as in RoBERTa's training
+
+
+class _CaptionedImageMapper(ImageMapper):
+    """Images at detection's sizes, never mirrored or cropped: captions say where things are and what is there.
+
+    Args:
+        cfg: its ``INPUT`` says how images are resized.
+        task: the task's name in training, its kind in evaluation.
+        tokenizer: of the text encoder, for mappers that give tokens.
+    """
+
+    is_train: bool
+
+    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase | None = None):
+        augmentations = detection_utils.build_augmentation(cfg, self.is_train)
+        unmirrored = [augmentation for augmentation in augmentations if not isinstance(augmentation, T.RandomFlip)]
+        super().__init__(task, None, unmirrored, cfg.INPUT.FORMAT)
+        self._tokenizer = tokenizer
+
+
+class CaptionMapper(_CaptionedImageMapper):
+    """Training of captioning: adds "captions", some of the image's drawn at random, no one twice, and
+    "caption_token_ids", a tensor for each.
+
+    Args:
+        count: of captions, where the image has as many.
+    """
+
+    is_train = True
+
+    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase, count: int):
+        super().__init__(cfg, task, tokenizer)
+        self._count = count
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        drawn = np.random.permutation(len(record["captions"]))[: self._count]
+        sample["captions"] = [record["captions"][index] for index in drawn]
+        sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
+
+
+class ReferenceMapper(_CaptionedImageMapper):
+    """Evaluation of captioning: adds "captions", all that a generated one is compared with."""
+
+    is_train = False
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        sample["captions"] = list(record["captions"])
+
+
+class PairMapper(_CaptionedImageMapper):
+    """Training of retrieval: adds "caption", one of the image's drawn at random, and its "token_ids"."""
+
+    is_train = True
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        sample["caption"] = record["captions"][np.random.randint(len(record["captions"]))]
+        sample["token_ids"] = encode(self._tokenizer, sample["caption"])
+
+
+class RetrievalMapper(_CaptionedImageMapper):
+    """Evaluation of retrieval: adds "captions", the image's first five, and "caption_token_ids", a tensor for each."""
+
+    is_train = False
+
+    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+        sample["captions"] = record["captions"][:CAPTIONS_PER_IMAGE]
+        sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
+
+
+class TextMapper:
+    """Training of language modelling: a text masked as RoBERTa's are, anew each time.
+
+    Of its tokens a share is to be predicted, in expectation exactly this share but at least one token. Of these 80%
+    become ``<mask>``, 10% a random token of the vocabulary, and 10% stay. Special tokens are never masked or drawn.
+    Samples are {"task", "text_id", "token_ids", "labels"}; labels int64 [T] are the tokens to be predicted,
+    ``NOT_PREDICTED`` elsewhere.
+
+    Args:
+        task: the task's name.
+        tokenizer: of the text encoder.
+        masked_share: of the tokens, above 0 and at most 1.
+    """
+
+    def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase, masked_share: float):
+        self._task, self._tokenizer, self._masked_share = task, tokenizer, masked_share
+        self._is_word = word_table(tokenizer)
+        self._words = np.flatnonzero(self._is_word)
+
+    def __call__(self, record: dict) -> dict:
+        token_ids = encode(self._tokenizer, record["text"]).numpy()
+        positions = np.flatnonzero(self._is_word[token_ids])
+        # A fraction of a token is a whole one as often as it says, so that texts of all lengths give their share.
+        count = int(self._masked_share * len(positions) + np.random.uniform())
+        chosen = np.random.permutation(positions)[: max(count, 1)]
+        fate = np.random.uniform(size=len(chosen))
+        others = np.random.choice(self._words, size=len(chosen))
+        shown = np.where(fate < 0.9, others, token_ids[chosen])
+        shown[fate < 0.8] = self._tokenizer.mask_token_id
+        return _masked_sample(self._task, record, token_ids, chosen, shown)
+
+
+class EachTokenOnceMapper:
+    """Evaluation of language modelling: of the records of :func:`each_token_once`, each masks its tokens.
+
+    Samples are those of :class:`TextMapper`; all that is predicted is masked. Which tokens are masked together
+    depends on nothing but the text.
+
+    Args:
+        task: the task's kind.
+        tokenizer: of the text encoder.
+    """
+
+    def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase):
+        self._task, self._tokenizer = task, tokenizer
+        self._is_word = word_table(tokenizer)
+
+    def __call__(self, record: dict) -> dict:
+        token_ids = encode(self._tokenizer, record["text"]).numpy()
+        rng = np.random.default_rng(entropy_of(record["text"]))
+        positions = rng.permutation(np.flatnonzero(self._is_word[token_ids]))
+        chosen = positions[record["evaluation_pass"] :: EVALUATION_PASSES]
+        return _masked_sample(self._task, record, token_ids, chosen, self._tokenizer.mask_token_id)
+
+
+def each_token_once(records: Records, tokenizer: PreTrainedTokenizerBase) -> Records:
+    """Each text as often, with another "evaluation_pass", as masks all of its tokens once: seven times, less for fewer
+    tokens."""
+    is_word = word_table(tokenizer)
+    return [
+        {**record, "evaluation_pass": number}
+        for record in records
+        for number in range(min(EVALUATION_PASSES, int(is_word[encode(tokenizer, record["text"])].sum())))
+    ]
+
+
+def word_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """For each token id whether it is no special token, bool [V]."""
+    table = np.ones(len(tokenizer), dtype=bool)
+    table[tokenizer.all_special_ids] = False
+    return table
+
+
+def _masked_sample(task: str, record: dict, token_ids: np.ndarray, chosen: np.ndarray, shown: np.ndarray | int) -> dict:
+    """The sample that shows other tokens [N] at chosen positions [N] and asks for those of ``token_ids``."""
+    labels, masked = np.full_like(token_ids, NOT_PREDICTED), token_ids.copy()
+    labels[chosen] = token_ids[chosen]
+    masked[chosen] = shown
+    return {
+        "task": task,
+        "text_id": record["text_id"],
+        "token_ids": torch.from_numpy(masked),
+        "labels": torch.from_numpy(labels),
+    }

@@ -1,0 +1,187 @@
+"""The class-agnostic region proposal network (Uni-Perceiver v2): Mask DINO with one foreground class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...ranks import mean_divisor, sum_over_ranks
+from ..layers import MLP
+from .criterion import RegionCriterion, RegionPredictions
+from .deformable_encoder import DeformableEncoder
+from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
+from .feature_maps import FeatureProjection, PixelEmbedding
+from .query_selection import DensePredictions, QuerySelection
+from .region_decoder import RegionDecoder
+from .structures import Matches, Proposals, RegionTargets, covered_share
+
+
+@dataclass
+class RegionOutput:
+    """What one pass of the network leaves for its losses and for the rest of the image encoder.
+
+    Attributes:
+        coarsest: [B,dim,h_L,w_L], F_L, and coarsest_valid [B,h_L,w_L].
+        hidden: [layers,B,D+O,dim] decoder states, the D denoising queries first; the last layer's alone without
+            targets.
+        predictions: of the same queries.
+        pixel_embeddings: [B,dim,h,w].
+        dense: the encoder's own predictions; None without targets.
+        denoising: the denoising queries, in training with targets.
+        extent: [B,2], the share (x, y) of the padded maps that each image covers.
+    """
+
+    coarsest: Tensor
+    coarsest_valid: Tensor
+    hidden: Tensor
+    predictions: RegionPredictions
+    pixel_embeddings: Tensor
+    dense: DensePredictions | None
+    denoising: DenoisingQueries | None
+    extent: Tensor
+
+    @property
+    def num_denoising(self) -> int:
+        return 0 if self.denoising is None else self.denoising.boxes.shape[1]
+
+    def proposals(self) -> Proposals:
+        """The last layer's proposals of the ordinary queries."""
+        ordinary = slice(self.num_denoising, None)
+        return Proposals(
+            semantics=self.hidden[-1][:, ordinary],
+            boxes=self.predictions.boxes[-1][:, ordinary],
+            masks=torch.einsum(
+                "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings
+            ),
+            objectness=self.predictions.objectness[-1][:, ordinary],
+            extent=self.extent,
+        )
+
+
+@dataclass
+class RegionSupervision:
+    """What training on boxes and masks gives beside the proposals.
+
+    Attributes:
+        losses: scalars by name.
+        matches: of the last layer; queries index the proposals.
+        states: [K,dim], the state of every token and query, in any layer, that answers for an object: by the encoder's
+            one-to-many assignment, by the decoder's one-to-one matching, or as a denoising query.
+        labels: [K] int64, the category of that object.
+    """
+
+    losses: dict[str, Tensor]
+    matches: Matches
+    states: Tensor
+    labels: Tensor
+
+
+class RegionNetwork(nn.Module):
+    """Deformable encoder, two-stage query selection, decoder with iterative box refinement and denoising, masks.
+
+    Args:
+        channels: of all backbone maps, finest first; the finest serves the masks alone.
+        dim, heads, points, ffn_dim: of both Transformers; mask_dim: width of the pixel and mask embeddings.
+        encoder_layers, decoder_layers: their depths.
+        num_queries: O.
+        anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
+        denoising_groups, box_noise: of denoising training; no groups turn it off.
+        criterion: the losses.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        dim: int,
+        mask_dim: int,
+        heads: int,
+        points: int,
+        ffn_dim: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        num_queries: int,
+        anchor_size: float,
+        denoising_groups: int,
+        box_noise: float,
+        criterion: RegionCriterion,
+    ):
+        super().__init__()
+        levels = len(channels)
+        self.project = FeatureProjection(channels[1:], dim)
+        self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
+        self.pixel_embedding = PixelEmbedding(channels[0], dim, mask_dim)
+        self.select = QuerySelection(dim, num_queries, anchor_size)
+        self.decoder = RegionDecoder(decoder_layers, dim, heads, levels, points, ffn_dim)
+        self.norm = nn.LayerNorm(dim)
+        self.objectness = nn.Linear(dim, 1)
+        self.mask_embedding = MLP(dim, dim, mask_dim, depth=3)
+        self.denoising_content = nn.Parameter(torch.randn(dim) * 0.02)
+        self.denoising_groups, self.box_noise = denoising_groups, box_noise
+        self.criterion = criterion
+        nn.init.constant_(self.objectness.bias, -2.0)
+
+    def forward(
+        self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None, padded: bool = True
+    ) -> RegionOutput:
+        """
+        Args:
+            maps: [B,C,h,w] backbone maps, finest first.
+            valid: [B,H,W] bool of the batch of images.
+            targets: in training; they add denoising queries. Without them, what only losses read is left out: the
+                dense predictions, and all layers' but the last.
+            padded: False if `valid` is all True.
+        """
+        features, coarsest = self.project(maps[1:], valid, padded)
+        memory = self.encoder(features)
+        height, width = features.spatial_shapes[0]
+        finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
+        pixel_embeddings = self.pixel_embedding(maps[0], finest)
+        dense, queries = self.select(memory, features, dense=targets is not None)
+
+        contents, boxes, mask, denoising = queries.contents, queries.boxes, None, None
+        if targets is not None and self.denoising_groups > 0:
+            denoising = make_denoising_queries(targets, self.denoising_groups, self.box_noise)
+            mask = denoising_attention_mask(denoising, contents.shape[1])
+            known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
+            contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
+        hidden, boxes = self.decoder(contents, boxes, memory, features, mask)
+        if targets is None:
+            hidden, boxes = hidden[-1:], boxes[-1:]
+        normalised = self.norm(hidden)
+        return RegionOutput(
+            coarsest=coarsest,
+            coarsest_valid=features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :],
+            hidden=normalised,
+            predictions=RegionPredictions(
+                self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)
+            ),
+            pixel_embeddings=pixel_embeddings,
+            dense=dense,
+            denoising=denoising,
+            extent=covered_share(valid),
+        )
+
+    def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
+        """All losses, summed over the encoder, the decoder's layers and denoising."""
+        ordinary = output.predictions.queries(slice(output.num_denoising, None))
+        matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
+        quality, dense = self.criterion.match_dense(output.dense, targets)
+        num_objects, total_quality = mean_divisor(sum_over_ranks(targets.valid.sum(), quality.sum()))
+        decoded, answering = self.criterion.losses(
+            output.predictions, matches, output.pixel_embeddings, targets, num_objects, output.denoising
+        )
+        parts = [decoded, self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality)]
+        states = [
+            output.hidden[answering.layer, answering.image, answering.query],
+            self.select.content(output.dense.tokens[dense.image, dense.query]),
+        ]
+        losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
+        last = slice(len(matches.image) * (len(output.hidden) - 1) // len(output.hidden), None)  # as many in each layer
+        return RegionSupervision(
+            losses=losses,
+            matches=Matches(matches.layer[last], matches.image[last], matches.query[last], matches.target[last]),
+            states=torch.cat(states),
+            labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
+        )

@@ -1,0 +1,87 @@
+"""Denoising queries: how far they are noised, whom they belong to, whom they may see."""
+
+import pytest
+import torch
+
+from uniperceiver_v2.modeling.image_encoder.denoising import denoising_attention_mask, make_denoising_queries
+from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
+
+GROUPS, NOISE = 3, 0.6
+
+
+@pytest.fixture
+def targets() -> RegionTargets:
+    """Two, none and three objects far enough from the borders that no noise meets them."""
+    valid = torch.tensor([[True, True, False], [False] * 3, [True] * 3])
+    boxes = torch.cat((torch.rand(3, 3, 2) * 0.2 + 0.4, torch.rand(3, 3, 2) * 0.2 + 0.1), dim=-1)
+    masks = torch.zeros(3, 3, 4, 4, dtype=torch.bool)
+    return RegionTargets(boxes * valid[..., None], masks, torch.zeros(3, 3, dtype=torch.int64), valid)
+
+
+def relative_noise(queries, targets) -> torch.Tensor:
+    """[B,D,4], moves of centre and size as shares of the size of the box that a query was made of."""
+    original = targets.boxes.gather(1, queries.targets[..., None].expand(-1, -1, 4))
+    return (queries.boxes - original) / original[..., 2:].repeat(1, 1, 2)
+
+
+def test_near_misses_and_wide_misses_keep_their_bounds(targets):
+    near, wide = [], []
+    for _ in range(50):
+        queries = make_denoising_queries(targets, GROUPS, NOISE)
+        noise = relative_noise(queries, targets).abs()
+        near.append(noise[queries.positive])
+        wide.append(noise[queries.negative])
+    near, wide = torch.cat(near), torch.cat(wide)
+    assert near.max() <= NOISE / 2 + 1e-4
+    assert wide.min() >= NOISE / 2 - 1e-4
+    assert wide.max() <= NOISE + 1e-4
+    # Both are spread over their whole range, in all coordinates.
+    assert (near.amin(0) < 0.05 * NOISE).all()
+    assert (near.amax(0) > 0.45 * NOISE).all()
+    assert (wide.amax(0) > 0.95 * NOISE).all()
+
+
+def test_noise_goes_both_ways_and_differs_between_groups(targets):
+    queries = make_denoising_queries(targets, GROUPS, NOISE)
+    noise = relative_noise(queries, targets)[queries.positive | queries.negative]
+    assert ((noise > 0).any(0) & (noise < 0).any(0)).all()
+    first, second = queries.boxes[2, queries.groups == 0], queries.boxes[2, queries.groups == 1]
+    assert (first != second).all()
+
+
+def test_order_flags_and_groups(targets):
+    queries = make_denoising_queries(targets, GROUPS, NOISE)
+    assert queries.boxes.shape == (3, GROUPS * 2 * 3, 4)
+    assert queries.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert queries.targets.tolist() == [[0, 1, 2] * 2 * GROUPS] * 3
+    none = torch.zeros(3, 3, dtype=torch.bool)
+    assert torch.equal(queries.positive, torch.cat([targets.valid, none] * GROUPS, dim=1))
+    assert torch.equal(queries.negative, torch.cat([none, targets.valid] * GROUPS, dim=1))
+
+
+def test_boxes_stay_in_the_image(targets):
+    targets.boxes[..., :2] = torch.tensor([0.01, 0.99])
+    queries = make_denoising_queries(targets, GROUPS, 2.0)
+    assert queries.boxes.min() > 0
+    assert queries.boxes.max() <= 1
+
+
+def test_mask_separates_groups_and_ordinary_queries():
+    """One object in one image, none in the other, two groups of a near and a wide miss: what is made of padding is seen
+    by nobody but itself."""
+    valid = torch.tensor([[True], [False]])
+    targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
+    mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)
+    with_object = torch.tensor(
+        [
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 1, 1],
+            [0, 0, 0, 0, 1, 1],
+        ]
+    )
+    without = torch.eye(6, dtype=torch.long)
+    without[4:, 4:] = 1
+    assert torch.equal(mask, torch.stack((with_object, without)).unsqueeze(1).bool())

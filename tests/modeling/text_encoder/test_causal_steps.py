@@ -1,0 +1,75 @@
+"""Reading word by word, as generation does, against Hugging Face's model and its own cache."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.modeling.text_encoder import TextEncoder
+
+TOKENIZER = REPOSITORY / "configs/digit_scenes/text_encoder"
+WIDTH, LONGEST = 16, 12
+
+
+def encoder_of(kind: str = "roberta", **fields) -> TextEncoder:
+    """With weights that make every part count: at the start biases and norms do nothing."""
+    tokenizer = load_tokenizer(TOKENIZER)
+    fields |= {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": LONGEST + 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), add_pooling_layer=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return TextEncoder(model=model, tokenizer=tokenizer, dim=WIDTH).eval()
+
+
+def prepared(encoder: TextEncoder) -> bool:
+    return encoder.begin().causal is not None
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert"])
+@torch.no_grad()
+def test_words_read_one_by_one_equal_hugging_faces_own_cache(kind):
+    """The layers prepared for it beside the same model run by Hugging Face, which training mode falls back to."""
+    encoder = encoder_of(kind, hidden_act="silu").double()
+    ids, found = torch.randint(3, encoder.vocab_size, (3, LONGEST)), []
+    for mode in (False, True):
+        assert prepared(encoder.train(mode)) is not mode
+        cache = encoder.begin()
+        found.append(torch.cat([encoder.extend(cache, part) for part in ids.split(1, dim=1)], dim=1))
+    assert found[1].std() > 0.1
+    torch.testing.assert_close(*found)
+
+
+def test_generation_is_prepared_once_and_again_when_a_weight_changes():
+    encoder, ids = encoder_of(), torch.tensor([[5, 6, 7]])
+    assert not prepared(encoder)  # with gradients
+    with torch.no_grad():
+        first = encoder.begin().causal
+        assert encoder.begin().causal is first
+        encoder.model.encoder.layer[1].attention.self.key.weight.mul_(2)
+        found = encoder.extend(encoder.begin(), ids)
+        torch.testing.assert_close(found, encoder(ids, None, causal=True), atol=1e-5, rtol=1e-5)
+        encoder.train().eval()
+        assert encoder._causal is None
+
+
+@torch.no_grad()
+def test_generation_under_autocast_keeps_its_weights_in_half_precision():
+    encoder, ids = encoder_of(), torch.tensor([[5, 6, 7]])
+    exact = encoder.extend(encoder.begin(), ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = encoder.begin()
+        found = encoder.extend(cache, ids)
+        assert cache.past._buffer.dtype == cache.causal.layers[0]._inputs[0].dtype == torch.bfloat16
+        torch.testing.assert_close(found, encoder(ids, None, causal=True), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(found.float(), exact, atol=0.1, rtol=0.1)
