@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniperceiver_v2.data.order import MixedSchedule, TaskSchedule
+from uniperceiver_v2.engine.schedules import MixedSchedule, TaskSchedule
 
 
 def make(trainer_class, cfg, **changes):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniperceiver_v2.data.order import TaskSchedule
+from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right: settings, data, weights."""
+"""What a user can put right: settings, data, weights; and images that training can do without."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,3 +29,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{by_lower_case[close[0]]}'?"
     return f"; valid: {', '.join(candidates)}" if candidates else ""
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be read, or whose size is not the annotations'; the message names it."""

@@ -1,7 +1,6 @@
 """Detectron2's checkpoints, written atomically and read without unpickling code."""
 
 import contextlib
-import glob
 import os
 import pickle
 import zipfile
@@ -13,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import write_atomically
 
 # How many differing keys a message lists before it only counts.
 LISTED_DIFFERENCES = 12
@@ -143,34 +143,3 @@ def read_tensors(path: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
     return loaded
-
-
-def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a file that appears under ``path`` whole, or not at all.
-
-    Raises:
-        OSError: or whatever ``write`` raises; then ``path`` is as it was.
-    """
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    # A name of its own for each process: one that was left behind by a killed launcher may still be writing.
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(os.path.basename(path))}.*.tmp")):
-        with contextlib.suppress(OSError):
-            os.unlink(left)
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    # The rename itself is on disk only once the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

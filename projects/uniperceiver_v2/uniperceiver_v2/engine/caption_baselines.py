@@ -13,8 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..data import training_images_of_captions
-from ..data.mappers.images import UnreadableImage
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
 from ..evaluation import CaptionBaselines
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
-from ..checkpoint.checkpointer import write_atomically
+from ..files import write_atomically
 
 logger = logging.getLogger(__name__)
 

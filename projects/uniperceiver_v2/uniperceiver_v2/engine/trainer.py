@@ -18,7 +18,6 @@ from torch import nn
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
-from ..data.order import MixedSchedule, TaskSchedule
 from ..errors import UserError
 from ..evaluation import CaptionEvaluator, build_evaluator
 from ..solver import build_optimizer
@@ -28,6 +27,7 @@ from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
 from .pictures import PredictionPictures
 from .progress import ProgressBar, TaskProgressPrinter
+from .schedules import MixedSchedule, TaskSchedule
 from .stopping import GracefulStop
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging

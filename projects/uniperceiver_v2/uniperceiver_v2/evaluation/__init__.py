@@ -1,9 +1,9 @@
 """Evaluators by dataset, and one table of their results."""
 
+from ..files import write_json
 from .build import EVALUATORS, build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
-from .gathering import write_json
 from .language_modelling import LanguageModellingEvaluator
 from .retrieval import RetrievalEvaluator
 from .table import format_results_table

@@ -1,14 +1,14 @@
 """What our evaluators share: a record of each sample, those of all ranks together, JSON files."""
 
 import itertools
-import json
 import logging
-import math
 import os
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+
+from ..files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +58,3 @@ class GatheringEvaluator(DatasetEvaluator):
     def _write(self, file_name: str, content: Any) -> None:
         if self._output_folder is not None:
             write_json(os.path.join(self._output_folder, file_name), content)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Write JSON that every reader takes: null for NaN and infinity, which JSON does not know."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(_finite(content), file, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

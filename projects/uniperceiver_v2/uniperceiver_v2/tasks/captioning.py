@@ -15,8 +15,8 @@ from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
     from ..modeling.image_encoder import ImageEncoding
+    from ..modeling.model import UniPerceiver
 
 CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 
@@ -30,7 +30,7 @@ class CaptioningTask(Task):
     token, by which images are alike.
     """
 
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
         token_ids, valid = model.text_encoder.pad([caption for x in inputs for caption in x["caption_token_ids"]])
@@ -48,7 +48,7 @@ class CaptioningTask(Task):
     def loss_count(self, inputs: list[dict]) -> int:
         return sum(len(caption) - 1 for x in inputs for caption in x["caption_token_ids"])
 
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         text_encoder = model.text_encoder
         generated = search(
@@ -68,7 +68,7 @@ class CaptioningTask(Task):
 
 
 def decode_captions(
-    model: UniPerceiverV2, encoding: ImageEncoding, images: list[int], token_ids: Tensor, valid: Tensor
+    model: UniPerceiver, encoding: ImageEncoding, images: list[int], token_ids: Tensor, valid: Tensor
 ) -> Tensor:
     """Representations [C,T,d] of the tokens of C captions, ids and validity [C,T], each behind the image of the encoded
     batch that `images` names."""
@@ -78,7 +78,7 @@ def decode_captions(
     return model.decoder.read_last([*segments, Segment(tokens, valid, CAPTION)])
 
 
-def next_words(model: UniPerceiverV2, encoding: ImageEncoding) -> Step:
+def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
     """What may follow in captions of the B images: log P of all words [N,V], among which </s> is the one special token.
     Image and words are read once, their keys and values kept."""
     text_encoder, decoder = model.text_encoder, model.decoder

@@ -12,14 +12,14 @@ from ..ranks import sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
+    from ..modeling.model import UniPerceiver
 
 
 @register_task("classification")
 class ClassificationTask(Task):
     """Inputs: "image", "candidates", in training "label". Predictions: "scores" [C], the candidates' probabilities."""
 
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         candidates, anchors = model.encode_candidates_and_anchors(self.candidates(inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
@@ -34,7 +34,7 @@ class ClassificationTask(Task):
             * F.cross_entropy(aligned, labels, label_smoothing=smoothing),
         }
 
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         candidates = model.encode_candidates(self.candidates(inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)

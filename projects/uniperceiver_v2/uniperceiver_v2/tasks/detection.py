@@ -15,7 +15,7 @@ from ..ranks import mean_divisor, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
+    from ..modeling.model import UniPerceiver
 
 
 @register_task("detection")
@@ -26,7 +26,7 @@ class DetectionTask(Task):
     (pred_boxes, scores, pred_classes, pred_masks) at the size that "height" and "width" give, as in Detectron2.
     """
 
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
@@ -54,7 +54,7 @@ class DetectionTask(Task):
     def loss_count(self, inputs: list[dict]) -> int:
         return sum(len(x["instances"]) for x in inputs)
 
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
         candidates = model.encode_candidates(self.candidates(inputs))

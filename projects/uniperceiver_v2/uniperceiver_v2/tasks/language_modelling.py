@@ -15,7 +15,7 @@ from .task import Task, log_accuracy, register_task
 from .vocabulary import vocabulary_logits
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
+    from ..modeling.model import UniPerceiver
 
 
 @register_task("language_modelling")
@@ -27,7 +27,7 @@ class LanguageModellingTask(Task):
     vocabulary, and whether they are the likeliest, "correct" [M] bool.
     """
 
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         features, words, _ = self._masked(model, inputs)
         logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"])
         right = logits.argmax(-1) == labels
@@ -38,7 +38,7 @@ class LanguageModellingTask(Task):
     def loss_count(self, inputs: list[dict]) -> int:
         return sum(int((x["labels"] != NOT_PREDICTED).sum()) for x in inputs)
 
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         features, words, counts = self._masked(model, inputs)
         log_likelihoods = model.likelihood.of_directions(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
         right = log_likelihoods.gather(-1, words[:, None]).squeeze(-1)
@@ -49,7 +49,7 @@ class LanguageModellingTask(Task):
         ]
 
     @staticmethod
-    def _masked(model: UniPerceiverV2, inputs: list[dict]) -> tuple[Tensor, Tensor, list[int]]:
+    def _masked(model: UniPerceiver, inputs: list[dict]) -> tuple[Tensor, Tensor, list[int]]:
         """Representations [K,d] at all masked tokens of the batch, the tokens behind them [K], and how many of them
         each input has."""
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])

@@ -15,7 +15,7 @@ from ..ranks import gather_from_ranks, sum_over_ranks
 from .task import Task, log_accuracy, register_task
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
+    from ..modeling.model import UniPerceiver
 
 
 @register_task("retrieval")
@@ -27,7 +27,7 @@ class RetrievalTask(Task):
     list of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
     """
 
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = model.decode_image(encoding)
         texts = model.encode_texts(*model.text_encoder.pad([x["token_ids"] for x in inputs]), IMAGE_TO_TEXT)
@@ -44,7 +44,7 @@ class RetrievalTask(Task):
         log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(inputs), device=hits.device)))
         return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
 
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = F.normalize(model.decode_image(encoding).float(), dim=-1)
         captions = [ids for x in inputs for ids in x["caption_token_ids"]]

@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
+    from ..modeling.model import UniPerceiver
 
 TASK_KINDS: dict[str, type[Task]] = {}  # by the name that a task node's KIND gives
 
@@ -39,7 +39,7 @@ class Task(ABC):
         self.settings = settings
 
     @abstractmethod
-    def losses(self, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
         """The losses of a batch, weighed against each other, each a scalar.
 
         With several ranks a rank's losses are such that their mean over ranks is that of the whole batch (see `ranks`).
@@ -55,7 +55,7 @@ class Task(ABC):
         return len(inputs)
 
     @abstractmethod
-    def predict(self, model: UniPerceiverV2, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
         """A prediction for each input."""
 
     def candidates(self, inputs: list[dict]) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..meta_arch import UniPerceiverV2
     from ..modeling.decoder import TaskModalities
+    from ..modeling.model import UniPerceiver
 
 
 def vocabulary_logits(
-    model: UniPerceiverV2, features: Tensor, targets: Tensor, task: TaskModalities, sample: int
+    model: UniPerceiver, features: Tensor, targets: Tensor, task: TaskModalities, sample: int
 ) -> tuple[Tensor, Tensor]:
     """Logits of words for a cross-entropy.
 

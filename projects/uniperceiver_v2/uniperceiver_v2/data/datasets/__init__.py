@@ -1,0 +1,1 @@
+"""Registered datasets: their names, formats and records."""

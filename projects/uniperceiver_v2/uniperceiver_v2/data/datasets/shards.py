@@ -21,9 +21,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from ...checkpoint.checkpointer import write_atomically
-from ...errors import UserError
-from ..mappers.images import UnreadableImage
+from ...errors import UnreadableImage, UserError
+from ...files import write_atomically
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
 from .texts import tidy

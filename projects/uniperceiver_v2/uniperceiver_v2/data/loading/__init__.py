@@ -1,0 +1,1 @@
+"""Loaders: batches for training and evaluation."""

@@ -19,18 +19,13 @@ from ..datasets.records import (
 )
 from ..datasets.shards import ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer, load_captions, load_texts
+from ..mappers.captions import CaptionMapper, PairMapper, ReferenceMapper, RetrievalMapper
 from ..mappers.images import ClassificationMapper, DetectionMapper
-from ..mappers.texts import (
-    CaptionMapper,
-    EachTokenOnceMapper,
-    PairMapper,
-    ReferenceMapper,
-    RetrievalMapper,
-    TextMapper,
-    each_token_once,
-)
+from ..mappers.texts import EachTokenOnceMapper, TextMapper, each_token_once
 from ..order import SampleOrder
-from .train import Mapper, TestLoader, TrainingBatches, TrainLoader
+from .test import TestLoader
+from .train import TrainingBatches, TrainLoader
+from .transport import Mapper
 
 
 def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) -> TrainLoader:

@@ -1,60 +1,25 @@
-"""Batches on their way from a mapper to the model: made in this process or in workers, lists of dicts in the end."""
+"""Batches of a training task: endless, the same for any number of workers, and robust to broken images and workers."""
 
-import io
 import logging
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import torch
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...errors import UserError
+from ...errors import UnreadableImage, UserError
 from ..datasets.records import Records
 from ..datasets.shards import ShardRecords
-from ..mappers.images import UnreadableImage
 from ..order import SampleOrder, numpy_draws_from
+from .transport import Batch, Mapper, UserErrorsAsValues, pack, raise_user_errors, unpack
 from .workers import WorkerDied, Workers
 
 logger = logging.getLogger(__name__)
-
-Batch = list[dict]
-Mapper = Callable[[dict], dict]
 
 MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
 MAX_WORKER_FAILURES = 3  # in a row, without a batch in between
 MAX_NAMED = 100  # unreadable images that are named in the log; the rest is counted
 MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
-
-
-class UserErrorsAsValues:
-    """A mapper that gives a :class:`UserError` where it would raise one, to be raised by :func:`raise_user_errors`.
-
-    What a worker raises reaches the main process with the worker's traceback as its message; what it gives
-    arrives as it is.
-    """
-
-    def __init__(self, mapper: Mapper):
-        self._mapper = mapper
-
-    def __call__(self, record: dict) -> dict | UserError:
-        try:
-            return self._mapper(record)
-        except UserError as error:
-            return error
-
-
-def raise_user_errors(samples: list[dict | UserError]) -> Batch:
-    """The samples as they are, if none stands for a :class:`UserError`.
-
-    Raises:
-        UserError: the first one among them.
-    """
-    for sample in samples:
-        if isinstance(sample, UserError):
-            raise sample
-    return samples
 
 
 class TrainingBatches(Dataset):
@@ -230,82 +195,3 @@ class _CountFrom(Sampler):
         while True:
             yield number
             number += 1
-
-
-class TestLoader:
-    """Every record once, shared among the ranks, in batches.
-
-    In evaluation no image may be left out: what cannot be read ends it.
-
-    Args:
-        records: of the dataset.
-        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
-        batch_size: of this rank.
-        num_workers: processes that prepare them; 0 for this one.
-    """
-
-    __test__ = False  # no test of pytest's
-
-    def __init__(self, records: Records, mapper: Mapper, *, batch_size: int, num_workers: int):
-        self._loader = build_detection_test_loader(
-            records,
-            mapper=UserErrorsAsValues(_Demanding(mapper)),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=pack if num_workers else None,
-        )
-
-    def __len__(self) -> int:
-        """The number of this rank's batches."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """
-        Raises:
-            UserError: an image cannot be read; a worker dies; or the mapper's own.
-        """
-        try:
-            for loaded in Workers(self._loader):
-                yield raise_user_errors(unpack(loaded) if self._loader.num_workers else loaded)
-        except WorkerDied as death:
-            raise UserError(
-                f"evaluation ended: {death}. Is it out of memory? Fewer DATALOADER.NUM_WORKERS need less"
-            ) from death
-
-
-class _Demanding:
-    """A mapper for which an image that cannot be read is a :class:`UserError`."""
-
-    def __init__(self, mapper: Mapper):
-        self._mapper = mapper
-
-    def __call__(self, record: dict) -> dict:
-        try:
-            return self._mapper(record)
-        except UnreadableImage as error:
-            raise UserError(f"an image to be evaluated cannot be read: {error}") from error
-
-
-class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as NumPy arrays, by their bytes."""
-
-    def reducer_override(self, obj):
-        if isinstance(obj, torch.Tensor):
-            return torch.from_numpy, (obj.numpy(),)
-        return NotImplemented
-
-
-def pack(content) -> torch.Tensor:
-    """Anything that can be pickled as one tensor, uint8 [bytes].
-
-    DataLoader passes each tensor between processes by a file descriptor of its own. Batches of hundreds of
-    images with their masks would soon use up all that a process may open; packed, a batch is one.
-    """
-    buffer = io.BytesIO()
-    _TensorPickler(buffer, protocol=5).dump(content)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-
-def unpack(packed: torch.Tensor):
-    """What :func:`pack` was given. Only for bytes from this program's own processes."""
-    return pickle.loads(packed.numpy())

@@ -1,0 +1,1 @@
+"""Mappers: from a dataset's record to the sample that a task takes."""

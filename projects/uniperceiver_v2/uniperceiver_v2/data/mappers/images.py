@@ -5,12 +5,8 @@ A mapper is a callable that takes a record, leaves it as it is, and gives a dict
 there are classes, "candidates", their names. Chance comes from NumPy's global generator alone, as in Detectron2.
 """
 
-import io
-import os
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from struct import error as StructError
 
 import numpy as np
 import torch
@@ -18,51 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as mask_api
 
-# What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
-# raise.
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
+from ..reading import read_image
+from .augmentations import CenterCrop, RandomResizedCrop
 
 _SMALLEST_EDGE = 1e-5  # pixels; boxes below count as empty, as in Detectron2
-
-
-class UnreadableImage(Exception):
-    """An image file that cannot be read, or whose size is not the annotations'; the message names it."""
-
-
-def read_image(record: dict, image_format: str) -> np.ndarray:
-    """The record's image as uint8 [H, W, 3]: of its "image_bytes" where it has them, else of the file "file_name".
-
-    Raises:
-        UnreadableImage: so that training can go on without it.
-    """
-    try:
-        if "image_bytes" in record:
-            image = _decode(record["image_bytes"], image_format)
-        else:
-            image = detection_utils.read_image(record["file_name"], format=image_format)
-        if "width" in record:
-            detection_utils.check_image_size(record, image)
-    except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {reason}") from error
-    return image
-
-
-def _decode(content: bytes, image_format: str) -> np.ndarray:
-    """An encoded image as :func:`detection_utils.read_image` gives that of a file."""
-    try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:  # whose message would name a place in memory, another one each time
-        raise ValueError("cannot identify the image's format") from error
-    with image:
-        try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        except Exception:  # a broken EXIF block must not cost the image
-            turned = False
-        return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image) if turned else image, image_format)
 
 
 class ImageMapper(ABC):
@@ -219,49 +176,3 @@ class ClassificationMapper(ImageMapper):
 
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
         sample["label"] = record["label"]
-
-
-class CenterCrop(T.Augmentation):
-    """The square of ``size`` pixels in the middle of an image that is no smaller."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        height, width = image.shape[:2]
-        return T.CropTransform((width - self.size) // 2, (height - self.size) // 2, self.size, self.size)
-
-
-class RandomResizedCrop(T.Augmentation):
-    """A crop of random area and aspect ratio, resized to a square: the usual augmentation of ImageNet.
-
-    Args:
-        size: edge of the result in pixels.
-        scale: smallest and largest share of the area.
-        ratio: smallest and largest width over height, drawn uniformly in the logarithm.
-    """
-
-    def __init__(self, size: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)):
-        super().__init__()
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        height, width = image.shape[:2]
-        crop_h, crop_w = self._draw_crop_size(height, width)
-        y0 = np.random.randint(height - crop_h + 1)
-        x0 = np.random.randint(width - crop_w + 1)
-        return T.TransformList(
-            [T.CropTransform(x0, y0, crop_w, crop_h), T.ResizeTransform(crop_h, crop_w, self.size, self.size)]
-        )
-
-    def _draw_crop_size(self, height: int, width: int) -> tuple[int, int]:
-        for _ in range(10):
-            area = height * width * np.random.uniform(*self.scale)
-            aspect = np.exp(np.random.uniform(*np.log(self.ratio)))
-            crop_w, crop_h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-            if 0 < crop_w <= width and 0 < crop_h <= height:
-                return crop_h, crop_w
-        # An image so long that nothing fits: the largest crop whose aspect ratio is still allowed.
-        low, high = self.ratio
-        return min(height, round(width / low)), min(width, round(height * high))

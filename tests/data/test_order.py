@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from uniperceiver_v2.data.order import SampleOrder, TaskSchedule, numpy_draws_from
+from uniperceiver_v2.data.order import SampleOrder, numpy_draws_from
+from uniperceiver_v2.engine.schedules import TaskSchedule
 
 RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
 

@@ -85,7 +85,7 @@ def test_the_ranks_shares_are_the_whole_batch(all_tasks_config, monkeypatch, tas
 
 
 def test_seeds_and_tasks_give_other_batches(scenes_config, config):
-    from .conftest import SCENES
+    from ..conftest import SCENES
 
     cfg = config(scenes=SCENES, more_scenes=SCENES)
     first, other_task = (take(build_task_train_loader(cfg, task), 2) for task in cfg.TASKS.NAMES)
@@ -117,7 +117,7 @@ def test_loading_here_leaves_numpys_random_numbers_alone(scenes_config):
 @pytest.fixture
 def damaged(tree, tmp_path, catalogs, config):
     """damage(number of images) -> configuration of a task on 40 scenes of which so many are cut short."""
-    from .conftest import SCENES
+    from ..conftest import SCENES
 
     shutil.copytree(tree / "images", tmp_path / "scenes/images")
     shutil.copytree(tree / "annotations", tmp_path / "scenes/annotations")
@@ -205,7 +205,7 @@ def test_detection_is_tested_on_every_scene_once(scenes_config, name, workers):
 
 
 def test_classification_is_tested_at_the_size_of_the_most_similar_task(scenes_config, config, tmp_path, catalogs):
-    from .conftest import DIGITS
+    from ..conftest import DIGITS
 
     samples = [s for batch in build_test_loader(scenes_config, "tiny_digits_test") for s in batch]
     assert len(samples) == 500 and all(s["image"].shape == (3, 32, 32) for s in samples)

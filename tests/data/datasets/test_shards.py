@@ -23,12 +23,12 @@ from uniperceiver_v2.data import (
 )
 from uniperceiver_v2.data.datasets import shards as shards_module
 from uniperceiver_v2.data.datasets.texts import encode
-from uniperceiver_v2.data.mappers.images import UnreadableImage, read_image
 from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, ShardOrder
-from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.data.reading import read_image
+from uniperceiver_v2.errors import UnreadableImage, UserError
 
-from .conftest import CAPTIONS, RETRIEVAL
-from .test_loaders import assert_same, take
+from ..conftest import CAPTIONS, RETRIEVAL
+from ..loading.test_build import assert_same, take
 
 PAIRS, SHARDS = 7, 3
 

@@ -10,7 +10,8 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
-from uniperceiver_v2.data.loading.train import MAX_WORKER_FAILURES, TestLoader, TrainingBatches, TrainLoader
+from uniperceiver_v2.data.loading.test import TestLoader
+from uniperceiver_v2.data.loading.train import MAX_WORKER_FAILURES, TrainingBatches, TrainLoader
 from uniperceiver_v2.data.loading.workers import WorkerDied, Workers
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UserError

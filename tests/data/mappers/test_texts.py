@@ -9,17 +9,11 @@ from hypothesis import strategies as st
 
 from uniperceiver_v2.data import load_dataset
 from uniperceiver_v2.data.datasets.texts import encode
-from uniperceiver_v2.data.mappers.images import DetectionMapper, UnreadableImage
-from uniperceiver_v2.data.mappers.texts import (
-    CaptionMapper,
-    EachTokenOnceMapper,
-    PairMapper,
-    ReferenceMapper,
-    RetrievalMapper,
-    TextMapper,
-    each_token_once,
-)
+from uniperceiver_v2.data.mappers.captions import CaptionMapper, PairMapper, ReferenceMapper, RetrievalMapper
+from uniperceiver_v2.data.mappers.images import DetectionMapper
+from uniperceiver_v2.data.mappers.texts import EachTokenOnceMapper, TextMapper, each_token_once
 from uniperceiver_v2.data.order import numpy_draws_from
+from uniperceiver_v2.errors import UnreadableImage
 from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
 
 # Read once: hypothesis takes no fixtures that are made anew for each test.

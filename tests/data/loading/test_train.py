@@ -6,7 +6,9 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from uniperceiver_v2.data.loading.train import TestLoader, TrainingBatches, TrainLoader, pack, unpack
+from uniperceiver_v2.data.loading.test import TestLoader
+from uniperceiver_v2.data.loading.train import TrainingBatches, TrainLoader
+from uniperceiver_v2.data.loading.transport import pack, unpack
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UserError
 

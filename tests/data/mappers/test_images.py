@@ -11,14 +11,10 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from uniperceiver_v2.data import load_dataset
-from uniperceiver_v2.data.mappers.images import (
-    CenterCrop,
-    ClassificationMapper,
-    DetectionMapper,
-    RandomResizedCrop,
-    UnreadableImage,
-)
+from uniperceiver_v2.data.mappers.augmentations import CenterCrop, RandomResizedCrop
+from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper
 from uniperceiver_v2.data.order import numpy_draws_from
+from uniperceiver_v2.errors import UnreadableImage
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

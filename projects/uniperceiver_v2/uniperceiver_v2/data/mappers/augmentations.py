@@ -1,0 +1,52 @@
+"""Augmentations that Detectron2 lacks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import transforms as T
+
+
+class CenterCrop(T.Augmentation):
+    """The square of ``size`` pixels in the middle of an image that is no smaller."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        return T.CropTransform((width - self.size) // 2, (height - self.size) // 2, self.size, self.size)
+
+
+class RandomResizedCrop(T.Augmentation):
+    """A crop of random area and aspect ratio, resized to a square: the usual augmentation of ImageNet.
+
+    Args:
+        size: edge of the result in pixels.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height, drawn uniformly in the logarithm.
+    """
+
+    def __init__(self, size: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        crop_h, crop_w = self._draw_crop_size(height, width)
+        y0 = np.random.randint(height - crop_h + 1)
+        x0 = np.random.randint(width - crop_w + 1)
+        return T.TransformList(
+            [T.CropTransform(x0, y0, crop_w, crop_h), T.ResizeTransform(crop_h, crop_w, self.size, self.size)]
+        )
+
+    def _draw_crop_size(self, height: int, width: int) -> tuple[int, int]:
+        for _ in range(10):
+            area = height * width * np.random.uniform(*self.scale)
+            aspect = np.exp(np.random.uniform(*np.log(self.ratio)))
+            crop_w, crop_h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if 0 < crop_w <= width and 0 < crop_h <= height:
+                return crop_h, crop_w
+        # An image so long that nothing fits: the largest crop whose aspect ratio is still allowed.
+        low, high = self.ratio
+        return min(height, round(width / low)), min(width, round(height * high))

@@ -1,0 +1,168 @@
+"""The model without its tasks: f_image, f_text, g and cos/τ, and what can be asked of them together.
+
+Shapes: B images, M global tokens, O proposals, C candidates, T tokens, d the decoder's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
+from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
+from .layers import checkpoint_blocks
+from .likelihood import CandidateCache, Likelihood, directions
+from .text_encoder import TextEncoder
+
+VOCABULARY_CHUNK = 8192  # words encoded at once, for the memory of a whole vocabulary
+
+
+class UniPerceiver(nn.Module):
+    """The encoders, the unified decoder and the likelihood, with the ways to encode and to decode images and texts. It
+    knows no task: `tasks/` holds what is asked of it, and `meta_arch.UniPerceiverV2` hands each batch to its task.
+
+    Args:
+        image_encoder, text_encoder, decoder, likelihood: f_image, f_text, g and cos/τ.
+        pixel_mean, pixel_std: of the three channels of INPUT.FORMAT, in 0..255.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        decoder: UnifiedDecoder,
+        likelihood: Likelihood,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__()
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.decoder, self.likelihood = decoder, likelihood
+        self._candidates = CandidateCache((text_encoder, decoder))
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """The arguments of the initialiser, by a configuration."""
+        # In this order, in which a seed draws their weights.
+        image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
+        _checkpoint_activations(image_encoder, decoder, cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING)
+        if cfg.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE:
+            compile_decoder(decoder, cfg.MODEL.DEVICE)
+        return {
+            "image_encoder": image_encoder,
+            "text_encoder": text_encoder,
+            "decoder": decoder,
+            "likelihood": Likelihood(cfg.MODEL.UNIPERCEIVER_V2.TEMPERATURE),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess(self, inputs: list[dict]) -> ImageList:
+        """Normalises and pads the inputs' images, uint8 or float [3,H,W]."""
+        images = [(x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs]
+        return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
+
+    def image_segments(self, encoding: ImageEncoding, task: TaskModalities) -> list[Segment]:
+        """An image as input: its global tokens, then its proposals."""
+        attributes = Attributes("image", "input", task)
+        return [
+            Segment(encoding.global_tokens, encoding.global_valid, attributes),
+            Segment(encoding.proposal_tokens, None, attributes),
+        ]
+
+    def decode_image(self, encoding: ImageEncoding) -> Tensor:
+        """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
+        return self.decoder.read_spe(self.image_segments(encoding, IMAGE_TO_TEXT))
+
+    def decode_proposals(self, encoding: ImageEncoding) -> Tensor:
+        """The representation [B,O,d] of every proposal."""
+        return self.decoder.read_last(self.image_segments(encoding, IMAGE_TO_TEXT))
+
+    def encode_texts(self, token_ids: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
+        """<SPE>'s representation [C,d] of each text as a target: ids [C,T] and their validity, None if all are."""
+        return self._decode_texts(self.text_encoder(token_ids, valid), valid, task)
+
+    def _decode_texts(self, tokens: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
+        return self.decoder.read_spe([Segment(tokens, valid, Attributes("text", "target", task))])
+
+    def encode_candidates(self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT) -> Tensor:
+        """Texts to choose from as directions [C,d], kept in evaluation while no weight changes."""
+
+        def encode() -> Tensor:
+            return directions(self.encode_texts(*self.text_encoder.tokenize(texts), task))
+
+        return self._candidates.get((texts, task), encode)
+
+    def encode_candidates_and_anchors(
+        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
+    ) -> tuple[Tensor, Tensor]:
+        """For training: `encode_candidates` and `candidate_anchors` [C,d] by one pass of the text encoder."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        tokens = self.text_encoder(token_ids, valid)
+        return directions(self._decode_texts(tokens, valid, task)), _anchors(tokens.detach(), valid)
+
+    def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
+        """Representations [n,d] of words as candidates: `<s> word </s>` each, of ids [n], encoded as any text."""
+        frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)
+        texts = torch.stack((frame[:, 0], token_ids, frame[:, 1]), dim=1)
+        return torch.cat([self.encode_texts(chunk, None, task) for chunk in texts.split(VOCABULARY_CHUNK)])
+
+    def vocabulary(self, task: TaskModalities) -> Tensor:
+        """The whole vocabulary as directions [V,d], kept in evaluation while no weight changes."""
+
+        def encode() -> Tensor:
+            return directions(
+                self.encode_vocabulary(torch.arange(self.text_encoder.vocab_size, device=self.device), task)
+            )
+
+        return self._candidates.get(("vocabulary", task), encode)
+
+    @torch.no_grad()
+    def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
+        """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the
+        mean over the texts, so that they differ as much as they can."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        return _anchors(self.text_encoder(token_ids, valid), valid)
+
+
+def _anchors(tokens: Tensor, valid: Tensor) -> Tensor:
+    means = mean_of_valid(tokens, valid)
+    return means - means.mean(0)
+
+
+def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder, parts: Sequence[str]) -> None:
+    """Lets these parts compute their activations twice, in place, see :func:`checkpoint_blocks`.
+
+    Raises:
+        UserError: a part's blocks cannot be found or have to keep what they compute.
+    """
+    regions = image_encoder.regions
+    blocks = {
+        "backbone": lambda: _backbone_blocks(image_encoder.backbone),
+        "region_network": lambda: [*regions.encoder.layers, *regions.decoder.layers],
+        "decoder": lambda: decoder.layers,
+    }
+    for part in parts:
+        try:
+            checkpoint_blocks(blocks[part]())
+        except ValueError as error:
+            raise UserError(f"MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING, {part}: {error}") from error
+
+
+def _backbone_blocks(backbone: Backbone) -> list[nn.Module]:
+    if not isinstance(backbone, HuggingFaceBackbone):
+        raise ValueError(f"the blocks of {type(backbone).__name__} are not known, only Hugging Face backbones' are")
+    return backbone.blocks()
