@@ -51,7 +51,7 @@ def test_without_gathering_each_part_of_the_batch_is_contrasted_alone(ablations,
     inputs = [
         {
             "image": torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8),
-            "token_ids": torch.tensor([0, 300 + i, 2]),
+            "caption_token_ids": [torch.tensor([0, 300 + i, 2])],
             "file_name": str(i),
         }
         for i in range(8)

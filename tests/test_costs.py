@@ -7,6 +7,7 @@ as two), so that the narrow bounds hold for the version they were counted with.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def batch_of(model, task: str) -> list[dict]:
 def few_words(tiny_model):
     """The vocabulary is most of a tiny model's work."""
     for task in ("captions", "corpus"):
-        tiny_model.tasks[task].settings["VOCABULARY_SAMPLE"] = 32
+        tiny_model.tasks[task].settings = replace(tiny_model.tasks[task].settings, vocabulary_sample=32)
 
 
 def iteration(model, batch: list[dict]) -> None:

@@ -1,12 +1,16 @@
 """The model as a whole: dispatch, preparation of images, candidates and their cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 
+from uniperceiver_v2 import kinds
+from uniperceiver_v2.kinds import KINDS, TaskSettings, register_kind
 from uniperceiver_v2.meta_arch import UniPerceiverV2
-from uniperceiver_v2.tasks import TASK_KINDS, ClassificationTask, DetectionTask, Task, register_task
+from uniperceiver_v2.tasks import DETECTION, ClassificationTask, DetectionTask, Task, candidate_texts
 
 NAMES = ("zero", "one", "seven")
 
@@ -40,7 +44,7 @@ def test_tasks_go_by_their_names_and_by_their_kinds(tiny_model):
 def test_a_task_has_the_settings_of_its_node(tiny_config):
     tiny_config.TASKS.digits.LABEL_SMOOTHING = 0.3
     model = build_model(tiny_config)
-    assert model.tasks["digits"].settings["LABEL_SMOOTHING"] == 0.3
+    assert model.tasks["digits"].settings.label_smoothing == 0.3
     assert model.tasks["classification"] is model.tasks["digits"]  # the kind stands for its first task
 
 
@@ -53,18 +57,25 @@ def test_unknown_task(tiny_model):
         tiny_model(inputs("scens"))
 
 
-def test_new_kinds_of_task_register_themselves(tiny_model):
+def test_new_kinds_of_task_register_themselves(tiny_config, monkeypatch):
     class Counting(Task):
         def losses(self, model, inputs):
-            return {"loss_count": torch.tensor(float(len(inputs)))}
+            return {"loss_count": torch.tensor(float(len(inputs)) * self.settings.loss_weight)}
 
         def predict(self, model, inputs):
             return [{"count": len(inputs)}] * len(inputs)
 
-    assert register_task("counting")(Counting) is Counting
-    tiny_model.tasks["counting"] = TASK_KINDS.pop("counting")({"PROMPT": "{}"})
-    assert tiny_model(inputs("counting"))[0] == {"count": 1}
-    assert tiny_model.train()(inputs("counting")).keys() == {"loss_count"}
+    monkeypatch.setattr("uniperceiver_v2.kinds.KINDS", dict(KINDS))
+    monkeypatch.setattr("uniperceiver_v2.meta_arch.KINDS", kinds.KINDS)
+    counting = replace(DETECTION, name="counting", task=Counting, settings=TaskSettings, evaluators={})
+    assert register_kind(counting) is counting
+    model = build_model(tiny_config).eval()
+    assert model(inputs("counting"))[0] == {"count": 1}
+    assert model.train()(inputs("counting")) == {"loss_count": 1.0}
+    with pytest.raises(ValueError, match="counting"):
+        register_kind(counting)
+    with pytest.raises(ValueError, match=r"'detection' and 'seeing' both evaluate coco"):
+        register_kind(replace(DETECTION, name="seeing"))
 
 
 def test_predictions_need_no_gradients(tiny_model):
@@ -197,6 +208,7 @@ def test_a_kind_stands_for_the_first_task_of_that_kind(tiny_config):
     tiny_config.TASKS.NAMES.append("more_digits")
     model = build_model(tiny_config)
     texts = {
-        name: model.tasks[name].candidates([{"candidates": ("two",)}]) for name in ("classification", "more_digits")
+        name: candidate_texts(model.tasks[name].settings.prompt, [{"candidates": ("two",)}])
+        for name in ("classification", "more_digits")
     }
     assert texts == {"classification": ("the digit two",), "more_digits": ("another two",)}

@@ -3,6 +3,7 @@ batch, weighed by what they count, have them in sum. In float64, so that nothing
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -13,9 +14,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.modeling.image_encoder.criterion import RegionCriterion
-from uniperceiver_v2.tasks import RetrievalTask
+from uniperceiver_v2.tasks import RETRIEVAL, RetrievalTask
 
 NAMES = ("zero", "one", "two", "three", "seven")
 TEXTS = (
@@ -117,8 +117,7 @@ def model(tiny_model):
         for part in (tiny_model.decoder, tiny_model.text_encoder):
             for parameter in part.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    settings = {**task_defaults("alone", "retrieval"), "GATHER_FEATURES": False}
-    tiny_model.tasks["alone"] = RetrievalTask(settings)
+    tiny_model.tasks["alone"] = RetrievalTask(replace(RETRIEVAL.task_of("alone").settings, gather_features=False))
     return tiny_model.double().train()
 
 
@@ -129,7 +128,9 @@ def batches(model) -> dict[str, list[dict]]:
     ids = [torch.tensor(encoder.tokenizer(text)["input_ids"]) for text in TEXTS]
     captions = ([ids[0], ids[3]], [ids[2]], [ids[1]], [ids[1], ids[1]])
     paired = (ids[0], ids[1], ids[2], ids[0])  # the same caption on both ranks
-    pairs = [{"task": "pairs", "image": image(), "file_name": f"{i}", "token_ids": x} for i, x in enumerate(paired)]
+    pairs = [
+        {"task": "pairs", "image": image(), "file_name": f"{i}", "caption_token_ids": [x]} for i, x in enumerate(paired)
+    ]
     return {
         **{name: [scene(count) for count in counts] for name, counts in OBJECTS.items()},
         "classification": [

@@ -16,7 +16,6 @@ import sys
 from argparse import Namespace
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -27,7 +26,7 @@ from uniperceiver_v2.config import load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer, run_in_processes, world_size
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
-from uniperceiver_v2.visualization import draw_caption_sheet, draw_test_scenes
+from uniperceiver_v2.kinds import kind_of_dataset
 
 
 def main(args: Namespace) -> None:
@@ -70,23 +69,10 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
     if not results or not comm.is_main_process():
         return
     write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
-    for dataset in _tested_as(cfg, "coco"):
-        loader = UniPerceiverTrainer.build_test_loader(cfg, dataset)
-        draw_test_scenes(model, loader, dataset, os.path.join(cfg.OUTPUT_DIR, "visualization", dataset))
-        for captions in _tested_as(cfg, "coco_caption"):
-            if MetadataCatalog.get(captions).get("image_root") != MetadataCatalog.get(dataset).get("image_root"):
-                continue  # other images, though they may have the same ids
-            draw_caption_sheet(
-                os.path.join(cfg.OUTPUT_DIR, "visualization", f"{captions}.png"),
-                dataset,
-                os.path.join(cfg.OUTPUT_DIR, "inference", captions, "predictions.json"),
-                os.path.join(cfg.OUTPUT_DIR, "inference", dataset, "coco_instances_results.json"),
-            )
+    for dataset in cfg.DATASETS.TEST:
+        if (kind := kind_of_dataset(dataset)) is not None:
+            kind.draw(cfg, model, dataset)
     print(format_results_table(results), flush=True)
-
-
-def _tested_as(cfg: CfgNode, evaluator_type: str) -> list[str]:
-    return [name for name in cfg.DATASETS.TEST if MetadataCatalog.get(name).get("evaluator_type") == evaluator_type]
 
 
 def run() -> int:

@@ -122,7 +122,7 @@ def test_two_configurations_share_no_defaults(config_file):
         (["SOLVER.WARMUP_ITERS", "10"], ["SOLVER.WARMUP_ITERS (10) must be below SOLVER.MAX_ITER (10)"]),
         (["SOLVER.BASE_LR_END", "0.1"], ["SOLVER.BASE_LR_END"]),
         (["SOLVER.WEIGHT_AVERAGING", "1.0"], ["SOLVER.WEIGHT_AVERAGING"]),
-        (["SOLVER.REFERENCE_WORLD_SIZE", "8"], ["REFERENCE_WORLD_SIZE is not supported"]),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "8"], ["SOLVER.REFERENCE_WORLD_SIZE is given, but nothing reads it"]),
         (["SOLVER", "1"], ["'SOLVER'", "expects a section of keys"]),
         (["SOLVER.MAX_ITER.NOW", "1"], ["'SOLVER.MAX_ITER'", "expects a value"]),
         (["SOLVER.MAX_ITER"], ["'SOLVER.MAX_ITER' has no value"]),
@@ -191,10 +191,10 @@ def test_nearest_lists_what_is_valid_where_nothing_is_close():
     [
         ("language_modelling", "MASKED_SHARE", "0.0", "above 0 and at most 1, not 0.0"),
         ("language_modelling", "MASKED_SHARE", "1.5", "above 0 and at most 1, not 1.5"),
-        ("language_modelling", "VOCABULARY_SAMPLE", "-1", "0 or a number of words, not -1"),
-        ("captioning", "CAPTIONS_PER_IMAGE", "0", "must be 1 or more, not 0"),
-        ("captioning", "BEAM_SIZE", "0", "must be 1 or more, not 0"),
-        ("captioning", "MAX_LENGTH", "0", "must be 1 or more, not 0"),
+        ("language_modelling", "VOCABULARY_SAMPLE", "-1", "must be at least 0, not -1"),
+        ("captioning", "CAPTIONS_PER_IMAGE", "0", "must be at least 1, not 0"),
+        ("captioning", "BEAM_SIZE", "0", "must be at least 1, not 0"),
+        ("captioning", "MAX_LENGTH", "0", "must be at least 1, not 0"),
     ],
 )
 def test_settings_of_texts_are_checked(config_file, kind, key, value, expected):

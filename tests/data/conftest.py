@@ -42,6 +42,7 @@ def config() -> Callable[..., CfgNode]:
         cfg.INPUT.RANDOM_FLIP = "none"
         cfg.MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH = "configs/digit_scenes/text_encoder"
         cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.TEST.IMS_PER_BATCH = 6
         cfg.TASKS.NAMES = list(tasks)
         for name, settings in tasks.items():
             cfg.TASKS[name] = CfgNode({**task_defaults(name, settings["KIND"]), **settings})

@@ -97,7 +97,7 @@ def test_detections_stand_beside_annotations_above_the_caption(painter, tmp_path
     assert sorted(seen.Tags()["images"]) == [f"toy_boxes/{index}" for index in range(pictures.COUNT)]
     assert [event.step for event in seen.Images("toy_boxes/0")] == [14, 29]
     assert [entry[:2] for entry in trainer.model.seen[:2]] == [
-        ("detection", [0, 1, 2, 3]),
+        ("lines", [0, 1, 2, 3]),
         ("captioning", [0, 1, 2, 3]),
     ]
     picture = image(seen.Images("toy_boxes/0")[0])
@@ -146,8 +146,8 @@ def test_modes_and_random_states_are_as_before_and_weights_the_averages(painter,
 @pytest.mark.parametrize(
     ("root", "datasets", "tasks"),
     [
-        ("a", ("toy_boxes",), ["detection"]),
-        ("b", ("toy_boxes", "toy_captions"), ["detection"]),
+        ("a", ("toy_boxes",), ["lines"]),
+        ("b", ("toy_boxes", "toy_captions"), ["lines"]),
         ("a", ("toy_captions",), ["captioning"]),
         ("a", ("toy_lines_test",), []),
     ],

@@ -106,7 +106,7 @@ def test_another_kind_is_refused(cfg, register, tmp_path):
     register("odd", evaluator_type="cocos")
     with pytest.raises(UserError, match="did you mean 'coco'"):
         build_evaluator(cfg, "odd", str(tmp_path))
-    with pytest.raises(UserError, match="'None'"):
+    with pytest.raises(UserError, match="None"):
         build_evaluator(cfg, "never_registered", str(tmp_path))
     MetadataCatalog.remove("never_registered")
 

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.modeling.decoder import IMAGE_TEXT_TO_TEXT, Segment, attribute_classes
-from uniperceiver_v2.tasks import CaptioningTask
+from uniperceiver_v2.tasks import CAPTIONING, CaptioningTask
 from uniperceiver_v2.tasks.captioning import CAPTION, decode_captions, next_words
 from uniperceiver_v2.tasks.generation import search
 
@@ -15,7 +15,8 @@ TEXTS = ("a red seven to the left of a blue three", "three twos", "")
 
 
 def with_settings(model, **settings) -> None:
-    model.tasks["captioning"] = CaptioningTask({**task_defaults("captioning", "captioning"), **settings})
+    node = {**task_defaults("captioning", "captioning"), **settings}
+    model.tasks["captioning"] = CaptioningTask(CAPTIONING.settings.of(node))
 
 
 @pytest.fixture(params=[0, 4], ids=["dense", "experts"])

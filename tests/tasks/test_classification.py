@@ -7,8 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.config import task_defaults
-from uniperceiver_v2.tasks import ClassificationTask
+from uniperceiver_v2.tasks import CLASSIFICATION, ClassificationTask
 
 
 def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
@@ -107,7 +106,7 @@ def test_a_label_set_of_the_users_own(tiny_model, digits):
 def test_names_are_put_into_the_prompt(tiny_config, digits):
     tiny_config.TASKS.digits.PROMPT = "a picture of a {}"
     model = build_model(tiny_config).eval()
-    model.tasks["plain"] = ClassificationTask(task_defaults("plain", "classification"))
+    model.tasks["plain"] = ClassificationTask(CLASSIFICATION.task_of("plain").settings)
     plain = [
         {**x, "task": "plain", "candidates": tuple(f"a picture of a {n}" for n in x["candidates"])} for x in digits
     ]

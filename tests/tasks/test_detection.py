@@ -68,13 +68,13 @@ def test_category_losses_are_equation_7(tiny_model, scenes):
         losses = tiny_model(scenes)
         accuracy = storage.latest()["category_accuracy"][0]
     settings = tiny_model.tasks["scenes"].settings
-    assert losses["loss_category"].item() == pytest.approx(settings["CATEGORY_WEIGHT"] * expected, rel=1e-4)
+    assert losses["loss_category"].item() == pytest.approx(settings.category_weight * expected, rel=1e-4)
     best = tiny_model.likelihood(proposals[matches.image, matches.query], candidates).argmax(-1).tolist()
     assert accuracy == pytest.approx(sum(a == b for a, b in zip(best, labels, strict=True)) / 3)
     states = tiny_model.image_encoder.fusion.semantics(regions.states)
     anchors = tiny_model.candidate_anchors(scenes[0]["candidates"])
     expected = plain_cross_entropy(states, anchors, regions.labels.tolist(), temperature)
-    assert losses["loss_alignment"].item() == pytest.approx(settings["ALIGNMENT_WEIGHT"] * expected, rel=1e-4)
+    assert losses["loss_alignment"].item() == pytest.approx(settings.alignment_weight * expected, rel=1e-4)
 
 
 def test_a_batch_is_learned(tiny_model, scenes):

@@ -1,6 +1,7 @@
 """Masked language modelling: loss and predictions against the plain formula, text by text."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,10 +101,11 @@ def test_training_learns_the_masked_words_and_reaches_no_image(tiny_model, corpu
 
 
 def test_a_sample_of_the_vocabulary_gives_a_finite_loss_that_all_words_can_lower(tiny_config, tiny_model, corpus):
-    tiny_model.tasks["corpus"].settings["VOCABULARY_SAMPLE"] = 20
+    task = tiny_model.tasks["corpus"]
+    task.settings = replace(task.settings, vocabulary_sample=20)
     with EventStorage():
         sampled = [tiny_model.train()(corpus)["loss_word"].item() for _ in range(30)]
-    tiny_model.tasks["corpus"].settings["VOCABULARY_SAMPLE"] = 0
+    task.settings = replace(task.settings, vocabulary_sample=0)
     with EventStorage():
         whole = tiny_model(corpus)["loss_word"].item()
     assert len(set(sampled)) > 1

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from .config import task_defaults
+from .kinds import KINDS, configured_task
 from .modeling.model import UniPerceiver
-from .tasks import TASK_KINDS, Task
+from .tasks import Task
 
 
 @META_ARCH_REGISTRY.register()
@@ -24,28 +24,24 @@ class UniPerceiverV2(UniPerceiver):
 
     Args:
         tasks: by name and by kind.
-        detections_per_image: how many pairs of proposal and category go out.
         parts: of :class:`~uniperceiver_v2.modeling.model.UniPerceiver`.
     """
 
     @configurable
-    def __init__(self, *, tasks: dict[str, Task], detections_per_image: int, **parts: Any):
+    def __init__(self, *, tasks: dict[str, Task], **parts: Any):
         super().__init__(**parts)
         self.tasks = tasks
-        self.detections_per_image = detections_per_image
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        tasks = {kind: task(task_defaults(kind, kind)) for kind, task in TASK_KINDS.items()}
-        for name in reversed(cfg.TASKS.NAMES):
-            node = cfg.TASKS[name]
-            # A kind stands for the first task of that kind, so that evaluation, too, puts names into its prompt.
-            tasks[name] = tasks[node.KIND] = TASK_KINDS[node.KIND](dict(node))
-        return {
-            **super().from_config(cfg),
-            "tasks": tasks,
-            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-        }
+        tasks = {name: kind.task.from_config(cfg, kind.task_of(name).settings) for name, kind in KINDS.items()}
+        for name in cfg.TASKS:
+            if name != "NAMES":
+                task = configured_task(cfg, name)
+                tasks[name] = task.kind.task.from_config(cfg, task.settings)
+        for name in reversed(cfg.TASKS.NAMES):  # who asks for a kind gets its first trained task
+            tasks[cfg.TASKS[name].KIND] = tasks[name]
+        return {**super().from_config(cfg), "tasks": tasks}
 
     def forward(self, inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         task = self._task_of(inputs)

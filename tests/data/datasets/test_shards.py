@@ -117,8 +117,7 @@ def test_samples_of_both_kinds(web, tokenizer):
             r for r in map(load_dataset("web_train").__getitem__, range(21)) if r["image_id"] == sample["image_id"]
         )
         assert sample["file_name"] == record["file_name"] and "image_bytes" not in sample
-        captions = sample["captions"] if task == "captions" else [sample["caption"]]
-        ids = sample["caption_token_ids"] if task == "captions" else [sample["token_ids"]]
+        captions, ids = sample["captions"], sample["caption_token_ids"]
         assert captions == record["captions"] and torch.equal(ids[0], encode(tokenizer, captions[0]))
         assert (sample["height"], sample["width"]) == read_image(record, "RGB").shape[:2]
 
@@ -149,7 +148,7 @@ def test_where_the_shards_lie_changes_no_batch(web, folder, tmp_path_factory):
     register_image_text_shards("moved_train", str(moved / "{00000..00002}.tar"))
     web.TASKS.pairs.DATASETS = ["moved_train"]
     found = take(build_task_train_loader(web, "pairs"), 3)
-    for key in ("image_id", "caption", "image"):
+    for key in ("image_id", "captions", "image"):
         assert_same([s[key] for batch in found for s in batch], [s[key] for batch in expected for s in batch])
 
 

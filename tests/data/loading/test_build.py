@@ -19,7 +19,10 @@ from uniperceiver_v2.data import (
     register_text_lines,
 )
 from uniperceiver_v2.data.datasets.texts import encode
+from uniperceiver_v2.data.loading.test import MAX_WAITING, of_one_size
 from uniperceiver_v2.errors import UserError
+
+from ..conftest import SCENES
 
 
 def take(loader, count):
@@ -85,8 +88,6 @@ def test_the_ranks_shares_are_the_whole_batch(all_tasks_config, monkeypatch, tas
 
 
 def test_seeds_and_tasks_give_other_batches(scenes_config, config):
-    from ..conftest import SCENES
-
     cfg = config(scenes=SCENES, more_scenes=SCENES)
     first, other_task = (take(build_task_train_loader(cfg, task), 2) for task in cfg.TASKS.NAMES)
     cfg.SEED = 6
@@ -117,8 +118,6 @@ def test_loading_here_leaves_numpys_random_numbers_alone(scenes_config):
 @pytest.fixture
 def damaged(tree, tmp_path, catalogs, config):
     """damage(number of images) -> configuration of a task on 40 scenes of which so many are cut short."""
-    from ..conftest import SCENES
-
     shutil.copytree(tree / "images", tmp_path / "scenes/images")
     shutil.copytree(tree / "annotations", tmp_path / "scenes/annotations")
     register_digit_scenes(str(tmp_path / "scenes"), prefix="damaged_")
@@ -200,16 +199,16 @@ def test_detection_is_tested_on_every_scene_once(scenes_config, name, workers):
     assert [len(batch) for batch in batches] == [6, 6]
     samples = [sample for batch in batches for sample in batch]
     assert [s["image_id"] for s in samples] == [1_000_001 + i for i in range(12)]
-    assert all(s["task"] == "detection" and "instances" not in s for s in samples)
+    assert all(s["task"] == "scenes" and "instances" not in s for s in samples)
     assert all(s["image"].shape == (3, 96, 96) and len(s["candidates"]) == 10 for s in samples)
 
 
-def test_classification_is_tested_at_the_size_of_the_most_similar_task(scenes_config, config, tmp_path, catalogs):
+def test_the_task_that_evaluates_a_dataset_gives_its_size_and_name(scenes_config, config, tmp_path, catalogs):
     from ..conftest import DIGITS
 
     samples = [s for batch in build_test_loader(scenes_config, "tiny_digits_test") for s in batch]
     assert len(samples) == 500 and all(s["image"].shape == (3, 32, 32) for s in samples)
-    assert all(s["task"] == "classification" for s in samples)
+    assert all(s["task"] == "digits" for s in samples)
     assert [s["candidates"][s["label"]] for s in samples] == [s["file_name"].split("/")[-2] for s in samples]
 
     for split in ("train", "val"):
@@ -217,27 +216,61 @@ def test_classification_is_tested_at_the_size_of_the_most_similar_task(scenes_co
         Image.new("RGB", (50, 40)).save(tmp_path / split / "cat/a.jpg")
         register_image_folder(f"pets_{split}", str(tmp_path / split))
     pets = {**DIGITS, "DATASETS": ["pets_train"], "IMAGE_SIZE": 48}
-    cfg = config(digits=DIGITS, pets=pets)
-    assert next(iter(build_test_loader(cfg, "pets_val")))[0]["image"].shape == (3, 48, 48)
+    with pytest.raises(UserError, match=r"tasks digits, pets could all evaluate dataset 'pets_val'.*TASKS.digits"):
+        build_test_loader(config(digits=DIGITS, pets=pets), "pets_val")
+    cfg = config(digits={**DIGITS, "EVALUATES": ["tiny_digits_test"]}, pets={**pets, "EVALUATES": ["pets_val"]})
+    sample = next(iter(build_test_loader(cfg, "pets_val")))[0]
+    assert sample["image"].shape == (3, 48, 48) and sample["task"] == "pets"
     assert next(iter(build_test_loader(cfg, "tiny_digits_test")))[0]["image"].shape == (3, 32, 32)
 
+    cfg.TASKS.NAMES = ["digits"]  # an evaluating task need not be trained
+    assert next(iter(build_test_loader(cfg, "pets_val")))[0]["image"].shape == (3, 48, 48)
+    cfg.TASKS.digits.EVALUATES = ["pets_val"]
+    with pytest.raises(UserError, match="EVALUATES of one of them only"):
+        build_test_loader(cfg, "pets_val")
+    cfg = config(digits=DIGITS, scenes={**SCENES, "EVALUATES": ["pets_val"]})
+    with pytest.raises(UserError, match=r"TASKS\.scenes\.EVALUATES: 'pets_val' is a dataset of classification"):
+        build_test_loader(cfg, "pets_val")
 
-def test_without_a_task_classification_is_tested_at_the_test_size(config, tiny):
-    cfg = config()
-    cfg.INPUT.MIN_SIZE_TEST = 40
-    assert next(iter(build_test_loader(cfg, "tiny_digits_test")))[0]["image"].shape == (3, 40, 40)
+
+def test_without_a_task_of_its_kind_a_dataset_is_evaluated_by_the_kind_itself(config, tiny):
+    sample = next(iter(build_test_loader(config(scenes=SCENES), "tiny_digits_test")))[0]
+    assert sample["task"] == "classification" and sample["image"].shape == (3, 224, 224)
+
+
+def test_batches_of_evaluation_hold_images_of_one_size():
+    sizes = [(8, 8), (8, 9), (8, 8), (9, 9), (8, 8), (8, 9), (8, 8)]
+    samples = [{"image": torch.zeros(3, *size), "image_id": index} for index, size in enumerate(sizes)]
+    batches = list(of_one_size([samples[:3], samples[3:6], samples[6:]], 2))
+    assert [[s["image_id"] for s in batch] for batch in batches] == [[0, 2], [1, 5], [4, 6], [3]]
+    texts = [{"text_id": index} for index in range(5)]
+    assert list(of_one_size([texts[:2], texts[2:4], texts[4:]], 2)) == [texts[:2], texts[2:4], texts[4:]]
+
+
+def test_few_samples_wait_for_others_of_their_size():
+    def stream():
+        for index in range(400):
+            stream.made = index + 1
+            yield [{"image": torch.zeros(3, 1, 1 + index % 200), "image_id": index}]
+
+    seen = 0
+    for batch in of_one_size(stream(), 4):
+        assert len({s["image"].shape for s in batch}) == 1
+        assert stream.made - seen <= 4 * MAX_WAITING + 1
+        seen += len(batch)
+    assert seen == 400
 
 
 def test_captioning_and_retrieval_are_tested_on_every_image_once(all_tasks_config):
-    for name, kind, batch_size in (("captions", "captioning", 4), ("retrieval", "retrieval", 6)):
+    for name, task in (("captions", "captions"), ("retrieval", "retrieval")):
         loader = build_test_loader(all_tasks_config, f"tiny_digit_scenes_{name}_test")
         batches = list(loader)
-        assert len(loader) == len(batches) == 12 // batch_size
+        assert len(loader) == len(batches) == 2
         samples = [sample for batch in batches for sample in batch]
         assert [s["image_id"] for s in samples] == [1_000_001 + i for i in range(12)]
-        assert all(s["task"] == kind and len(s["captions"]) == 5 for s in samples)
+        assert all(s["task"] == task and len(s["captions"]) == 5 for s in samples)
         assert all(s["image"].shape == (3, 96, 96) and "candidates" not in s for s in samples)
-        assert all(("caption_token_ids" in s) == (kind == "retrieval") for s in samples)
+        assert all(("caption_token_ids" in s) == (task == "retrieval") for s in samples)
 
 
 def test_language_modelling_is_tested_on_every_token_once(all_tasks_config, tokenizer, tmp_path, catalogs):
@@ -245,9 +278,9 @@ def test_language_modelling_is_tested_on_every_token_once(all_tasks_config, toke
     (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
     register_text_lines("own", str(tmp_path / "corpus.txt"))
     batches = list(build_test_loader(all_tasks_config, "own"))
-    assert max(len(batch) for batch in batches) == 8
+    assert max(len(batch) for batch in batches) == 6
     samples = [sample for batch in batches for sample in batch]
-    assert all(s["task"] == "language_modelling" for s in samples)
+    assert all(s["task"] == "texts" for s in samples)
     for text_id, text in enumerate(texts):
         labels = torch.stack([s["labels"] for s in samples if s["text_id"] == text_id])
         assert ((labels != -100).sum(0)[1:-1] == 1).all()

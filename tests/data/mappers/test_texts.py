@@ -36,12 +36,13 @@ def test_a_caption_in_training(scenes_config, record, tokenizer):
     sample = drawn(PairMapper(scenes_config, "pairs", tokenizer), record, 0)
     assert record == before
     assert sample.keys() == {
-        *("task", "image", "height", "width", "file_name", "image_id", "caption", "token_ids"),
+        *("task", "image", "height", "width", "file_name", "image_id", "captions", "caption_token_ids"),
     }
     assert (sample["task"], sample["image_id"], sample["file_name"]) == ("pairs", 1, record["file_name"])
-    assert sample["image"].dtype == torch.uint8 and sample["caption"] in record["captions"]
-    assert torch.equal(sample["token_ids"], encode(tokenizer, sample["caption"]))
-    assert tokenizer.decode(sample["token_ids"], skip_special_tokens=True).strip() == sample["caption"]
+    assert sample["image"].dtype == torch.uint8 and sample["captions"][0] in record["captions"]
+    (caption,), (token_ids,) = sample["captions"], sample["caption_token_ids"]
+    assert torch.equal(token_ids, encode(tokenizer, caption))
+    assert tokenizer.decode(token_ids, skip_special_tokens=True).strip() == caption
 
 
 def test_several_captions_in_training(scenes_config, record, tokenizer):
@@ -60,7 +61,7 @@ def test_every_caption_of_an_image_is_drawn_as_often(scenes_config, record, toke
     one, count = PairMapper(scenes_config, "pairs", tokenizer), 300
     several = CaptionMapper(scenes_config, "captions", tokenizer, 1)
     for counts in (
-        Counter(drawn(one, record, seed)["caption"] for seed in range(count)),
+        Counter(drawn(one, record, seed)["captions"][0] for seed in range(count)),
         Counter(drawn(several, record, seed)["captions"][0] for seed in range(count)),
     ):
         assert set(counts) == set(record["captions"])

@@ -1,11 +1,11 @@
 """What can be known of a run's settings before any work: names that have to exist, numbers that have to make sense."""
 
-import math
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
 from ..errors import UserError, nearest
+from ..kinds import KINDS, evaluating_task, kind_of_dataset
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
@@ -27,6 +27,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
     for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
         _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
     _check_tasks(cfg, world_size)
+    _check_evaluation(cfg)
     if training:
         _check_training(cfg)
 
@@ -52,16 +53,7 @@ def _check_tasks(cfg: CfgNode, world_size: int) -> None:
         if not task.DATASETS:
             raise UserError(f"{prefix}.DATASETS is empty")
         _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
-        for key in ("SAMPLING_RATIO", "LOSS_WEIGHT", "GRADIENT_WEIGHT", "IMS_PER_BATCH"):
-            if not (math.isfinite(task[key]) and task[key] > 0):
-                raise UserError(f"{prefix}.{key} must be above 0, not {task[key]}")
-        if not 0 < task.get("MASKED_SHARE", 1.0) <= 1:
-            raise UserError(f"{prefix}.MASKED_SHARE is a share above 0 and at most 1, not {task.MASKED_SHARE}")
-        for key in ("CAPTIONS_PER_IMAGE", "BEAM_SIZE", "MAX_LENGTH"):
-            if task.get(key, 1) < 1:
-                raise UserError(f"{prefix}.{key} must be 1 or more, not {task[key]}")
-        if task.get("VOCABULARY_SAMPLE", 0) < 0:
-            raise UserError(f"{prefix}.VOCABULARY_SAMPLE is 0 or a number of words, not {task.VOCABULARY_SAMPLE}")
+        KINDS[task.KIND].settings.check(task, prefix)
         if task.IMS_PER_BATCH % world_size:
             raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
         if task.IMS_PER_BATCH // world_size < cfg.SOLVER.ACCUMULATION_STEPS:
@@ -71,12 +63,21 @@ def _check_tasks(cfg: CfgNode, world_size: int) -> None:
             )
 
 
+def _check_evaluation(cfg: CfgNode) -> None:
+    if cfg.TEST.IMS_PER_BATCH < 1:
+        raise UserError(f"TEST.IMS_PER_BATCH must be at least 1, not {cfg.TEST.IMS_PER_BATCH}")
+    for name, task in cfg.TASKS.items():
+        if name != "NAMES":
+            _check_datasets(f"TASKS.{name}.EVALUATES", task.EVALUATES)
+    for name in cfg.DATASETS.TEST:
+        if kind_of_dataset(name) is not None:  # a trainer may have evaluators of its own for others
+            evaluating_task(cfg, name)
+
+
 def _check_training(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     if not cfg.TASKS.NAMES:
         raise UserError("TASKS.NAMES is empty: there is no task to train")
-    if solver.REFERENCE_WORLD_SIZE:
-        raise UserError("SOLVER.REFERENCE_WORLD_SIZE is not supported: each task has its own IMS_PER_BATCH")
     _check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
     _check_choice("SOLVER.SAMPLING", solver.SAMPLING, SAMPLINGS)
     _check_choice("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, PRECISIONS)

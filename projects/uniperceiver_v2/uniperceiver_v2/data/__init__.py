@@ -2,31 +2,27 @@
 
 from .datasets import builtin  # noqa: F401  (registers the datasets)
 from .datasets.builtin import register_digit_scenes
+from .datasets.captioned import captioned_images
 from .datasets.formats import register_captions, register_image_folder, register_text_lines
-from .datasets.records import load_dataset
+from .datasets.records import load_dataset, same_images
 from .datasets.shards import register_image_text_shards
-from .loading.build import (
-    KIND_BY_EVALUATOR,
-    TEST_DATA,
-    TRAINING_DATA,
-    build_task_train_loader,
-    build_test_loader,
-    training_images_of_captions,
-)
+from .datasets.texts import load_captions, load_texts
+from .loading.build import build_task_train_loader, build_test_loader, training_images_of_captions
 from .mappers.images import ImageMapper
 
 __all__ = [
-    "KIND_BY_EVALUATOR",
-    "TEST_DATA",
-    "TRAINING_DATA",
     "ImageMapper",
     "build_task_train_loader",
     "build_test_loader",
+    "captioned_images",
+    "load_captions",
     "load_dataset",
+    "load_texts",
     "register_captions",
     "register_digit_scenes",
     "register_image_folder",
     "register_image_text_shards",
     "register_text_lines",
+    "same_images",
     "training_images_of_captions",
 ]

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..data import same_images
+from ..kinds import KINDS, TaskKind, evaluating_task, kind_of_dataset
 from ..visualization import scene_picture
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,9 @@ COUNT = 4  # pictures each time
 class PredictionPictures(HookBase):
     """Every ``period`` iterations, puts pictures of the first test images into the storage.
 
-    Of the first dataset of ``datasets`` that is tested for detection, what is found beside what is annotated; below, a
-    caption, where captions are tested on the same images. With no such dataset, images with captions. The weights are
+    The images are those of one dataset of ``datasets``: the first of the first kind of task that has something to show
+    in an image. Other kinds that are tested on the same images add to the picture. So detections stand beside
+    annotations, above a caption, where detection and captioning are tested on the same images. The weights are
     those of ``trainer.averaged_weights()``. Training goes on to the same bytes as without pictures.
 
     To be registered on the main process alone, before the hook that writes TensorBoard's events. No other process is
@@ -42,17 +45,12 @@ class PredictionPictures(HookBase):
     def __init__(self, model: nn.Module, datasets: Sequence[str], period: int):
         self._model = model
         self._period = period
-        detection = [name for name in datasets if _evaluator(name) in ("coco", "lvis")]
-        captions = [name for name in datasets if _evaluator(name) == "coco_caption"]
-        self._detected = detection[0] if detection else None
-        if self._detected is not None:  # image ids of other images may be the same
-            captions = [name for name in captions if _image_root(name) == _image_root(self._detected)]
-        self._captioned = captions[0] if captions else None
+        self._shown = _shown_together(datasets)
         self._samples: list[dict[str, Any]] = []
         self._records: dict[Any, dict[str, Any]] = {}
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self._period or not (self._detected or self._captioned):
+        if (self.trainer.iter + 1) % self._period or not self._shown:
             return
         with _unchanged(self._model):
             if not self._samples:
@@ -61,12 +59,11 @@ class PredictionPictures(HookBase):
             with self.trainer.averaged_weights(), torch.no_grad(), EventStorage():  # for what the model may report
                 pictures = self._draw()
         for index, picture in enumerate(pictures):
-            self.trainer.storage.put_image(
-                f"{self._detected or self._captioned}/{index}", np.ascontiguousarray(picture.transpose(2, 0, 1))
-            )
+            image = np.ascontiguousarray(picture.transpose(2, 0, 1))
+            self.trainer.storage.put_image(f"{self._shown[0][0]}/{index}", image)
 
     def _load(self) -> None:
-        name = self._detected or self._captioned
+        name = self._shown[0][0]
         cfg = self.trainer.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0  # for a handful of images
@@ -76,27 +73,26 @@ class PredictionPictures(HookBase):
         self._records = {r["image_id"]: r for r in DatasetCatalog.get(name) if r["image_id"] in shown}
 
     def _draw(self) -> list[np.ndarray]:
-        instances: list[Any] = [None] * len(self._samples)
-        captions: list[Any] = [None] * len(self._samples)
-        names: Sequence[str] = ()
-        if self._detected is not None:
-            names = MetadataCatalog.get(self._detected).thing_classes
-            instances = [found["instances"] for found in self._model(self._samples)]
-        if self._captioned is not None:
-            said = self._model([{**sample, "task": "captioning"} for sample in self._samples])
-            captions = [prediction["caption"] for prediction in said]
-        return [
-            scene_picture(self._records[sample["image_id"]], found, names, caption=caption)
-            for sample, found, caption in zip(self._samples, instances, captions)
-        ]
+        parts: list[dict[str, Any]] = [{} for _ in self._samples]
+        for name, kind in self._shown:
+            task = evaluating_task(self.trainer.cfg, name).name
+            predictions = self._model([{**sample, "task": task} for sample in self._samples])
+            for part, prediction in zip(parts, predictions):
+                part.update(kind.picture(name, prediction))
+        return [scene_picture(self._records[sample["image_id"]], **part) for sample, part in zip(self._samples, parts)]
 
 
-def _evaluator(dataset_name: str) -> str | None:
-    return MetadataCatalog.get(dataset_name).get("evaluator_type")
-
-
-def _image_root(dataset_name: str) -> str | None:
-    return MetadataCatalog.get(dataset_name).get("image_root")
+def _shown_together(datasets: Sequence[str]) -> list[tuple[str, TaskKind]]:
+    """One dataset for each kind that has something to show in images, all of the same images."""
+    shown: list[tuple[str, TaskKind]] = []
+    for kind in KINDS.values():
+        if kind.picture is None:
+            continue
+        own = [name for name in datasets if kind_of_dataset(name) is kind]
+        # Image ids of other images may be the same.
+        fitting = [name for name in own if not shown or same_images(name, shown[0][0])]
+        shown += [(name, kind) for name in fitting[:1]]
+    return shown
 
 
 @contextlib.contextmanager

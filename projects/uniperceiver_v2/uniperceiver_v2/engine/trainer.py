@@ -19,9 +19,9 @@ from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
 from ..errors import UserError
-from ..evaluation import CaptionEvaluator, build_evaluator
+from ..evaluation import build_evaluator
+from ..kinds import KINDS, kind_of_dataset
 from ..solver import build_optimizer
-from .caption_baselines import caption_baselines
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
@@ -173,15 +173,14 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """As in Detectron2, but results are always by dataset, also where there is only one, and captions are reported
-        beside those that the training set has."""
+        """As in Detectron2, but results are always by dataset, also where there is only one, and each kind of task
+        prepares its evaluators."""
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            captioning = [evaluator for evaluator in evaluators if isinstance(evaluator, CaptionEvaluator)]
-            if captioning:
-                baselines = caption_baselines(cfg, model)
-                for evaluator in captioning:
-                    evaluator.baselines = baselines
+            kinds = [kind_of_dataset(name) for name in cfg.DATASETS.TEST]
+            for kind in KINDS.values():
+                if own := [evaluator for evaluator, its_kind in zip(evaluators, kinds) if its_kind is kind]:
+                    kind.before_evaluation(cfg, model, own)
         results = super().test(cfg, model, evaluators)
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 

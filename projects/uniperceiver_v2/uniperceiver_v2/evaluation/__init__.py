@@ -1,7 +1,7 @@
 """Evaluators by dataset, and one table of their results."""
 
 from ..files import write_json
-from .build import EVALUATORS, build_evaluator
+from .build import build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
 from .language_modelling import LanguageModellingEvaluator
@@ -9,7 +9,6 @@ from .retrieval import RetrievalEvaluator
 from .table import format_results_table
 
 __all__ = [
-    "EVALUATORS",
     "CaptionBaselines",
     "CaptionEvaluator",
     "ClassificationEvaluator",

@@ -1,33 +1,10 @@
 """Which evaluator a dataset gets."""
 
-from collections.abc import Callable
-
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
+from detectron2.evaluation import DatasetEvaluator
 
-from ..errors import UserError, nearest
-from .captions import CaptionEvaluator
-from .classification import ClassificationEvaluator
-from .language_modelling import LanguageModellingEvaluator
-from .lvis_numpy import repair_lvis
-from .retrieval import RetrievalEvaluator
-
-
-def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
-    repair_lvis()
-    return LVISEvaluator(name, output_dir=folder)
-
-
-# By the "evaluator_type" in a dataset's metadata. A new kind of dataset adds its line here.
-EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
-    "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
-    "lvis": _lvis_evaluator,
-    "imagenet": ClassificationEvaluator,
-    "coco_caption": CaptionEvaluator,
-    "retrieval": RetrievalEvaluator,
-    "corpus": LanguageModellingEvaluator,
-}
+from ..kinds import evaluated_kind
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -35,13 +12,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
 
     Args:
         cfg: the run's settings.
-        dataset_name: with "evaluator_type" in its metadata.
+        dataset_name: with "evaluator_type" in its metadata, which a kind of task knows.
         output_folder: made if need be.
 
     Raises:
-        UserError: the dataset's metadata names no kind of evaluation that there is.
+        UserError: no kind of task evaluates the dataset.
     """
-    kind = str(MetadataCatalog.get(dataset_name).get("evaluator_type"))
-    if kind not in EVALUATORS:
-        raise UserError(f"dataset '{dataset_name}' has evaluator_type '{kind}'{nearest(kind, EVALUATORS)}")
-    return EVALUATORS[kind](dataset_name, output_folder)
+    kind = evaluated_kind(dataset_name)
+    return kind.evaluators[MetadataCatalog.get(dataset_name).evaluator_type](dataset_name, output_folder)

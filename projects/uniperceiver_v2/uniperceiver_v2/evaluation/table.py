@@ -1,33 +1,24 @@
 """All results of an evaluation in one table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from .caption_metrics import METRICS as CAPTION_METRICS
+from ..kinds import KINDS, TaskKind
 
-_TASK_TITLES = {"bbox": "boxes", "segm": "masks"}
-# What is shown, by kinds of task that share their columns. Left out are sizes and single categories, which
-# results.json and the log have.
-_FAMILIES = (
-    ("AP", "AP50", "AP75", "APr", "APc", "APf"),
-    ("top1", "top5"),
-    CAPTION_METRICS,
-    ("R@1", "R@5", "R@10"),
-    ("accuracy", "perplexity"),
-)
-_DECIMALS = {"perplexity": 2}  # all others have one
+Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # {dataset: {row: {metric: value}}}
 
 
-def format_results_table(results: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+def format_results_table(results: Results) -> str:
     """The main metrics of all datasets and tasks as one Markdown table, a row for each task of each dataset.
 
-    Kinds of task follow each other; each but the first begins with a row that names its columns.
+    Kinds of task follow each other; each but the first begins with a row that names its columns. Which metrics are
+    shown, a kind says; results.json and the log have all of them.
 
     Args:
         results: {dataset: {task: {metric: value}}}. A value that could not be computed, NaN, None or below 0,
             is "n/a".
     """
-    sections = [section for family in _FAMILIES if (section := _section(results, family))]
+    sections = [section for kind in KINDS.values() if (section := _section(results, kind))]
     columns = max((len(row) for section in sections for row in section), default=2)
     cells = [row + [""] * (columns - len(row)) for section in sections for row in section]
     if not cells:
@@ -39,26 +30,35 @@ def format_results_table(results: Mapping[str, Mapping[str, Mapping[str, float |
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _section(results: Mapping[str, Mapping[str, Mapping]], family: Sequence[str]) -> list[list[str]]:
-    """Cells of the tasks with any of the family's metrics, below a row of their names; empty without tasks."""
+def _section(results: Results, kind: TaskKind) -> list[list[str]]:
+    """Cells of a kind's rows, below a row of their metrics' names; empty without rows."""
     rows = [
-        (dataset, _TASK_TITLES.get(task, task.replace("_", " ")), metrics)
-        for dataset, tasks in results.items()
-        for task, metrics in tasks.items()
-        if any(name in metrics for name in family)
+        (dataset, kind.titles.get(row, row.replace("_", " ")), metrics)
+        for dataset, of_dataset in results.items()
+        for row, metrics in of_dataset.items()
+        if _kind_of(metrics) is kind
     ]
-    columns = [name for name in family if any(name in metrics for _, _, metrics in rows)]
-    cells = [[dataset, task, *(_format(metrics, name) for name in columns)] for dataset, task, metrics in rows]
+    columns = [name for name in kind.columns if any(name in metrics for _, _, metrics in rows)]
+    cells = [
+        [dataset, title, *(_format(metrics, name, kind.columns[name]) for name in columns)]
+        for dataset, title, metrics in rows
+    ]
     return [["", "", *columns], *cells] if cells else []
 
 
-def _format(metrics: Mapping[str, float | None], name: str) -> str:
+def _kind_of(metrics: Mapping[str, float | None]) -> TaskKind | None:
+    """The kind that has most of a row's metrics as columns."""
+    kind = max(KINDS.values(), key=lambda kind: len(kind.columns.keys() & metrics.keys()), default=None)
+    return kind if kind is not None and kind.columns.keys() & metrics.keys() else None
+
+
+def _format(metrics: Mapping[str, float | None], name: str, decimals: int) -> str:
     if name not in metrics:
         return ""
     value = metrics[name]
     if value is None or math.isnan(value) or value < 0:
         return "n/a"
-    return f"{value:.{_DECIMALS.get(name, 1)}f}"
+    return f"{value:.{decimals}f}"
 
 
 def _line(row: list[str], widths: list[int]) -> str:

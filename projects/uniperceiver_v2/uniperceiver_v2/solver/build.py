@@ -1,5 +1,6 @@
 """Optimizers from a configuration. Rates come from Detectron2: ``detectron2.solver.build_lr_scheduler``."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from ..config import sampling_ratios
 from .task_balanced import TaskBalancedAdamW
 
 NORMS = (
@@ -37,6 +37,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         tasks = {name: (ratio, cfg.TASKS[name].GRADIENT_WEIGHT) for name, ratio in ratios.items()}
         return TaskBalancedAdamW(groups, **settings, tasks=tasks)
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **settings, foreach=True)
+
+
+def sampling_ratios(cfg: CfgNode) -> dict[str, float]:
+    """s_k of every task in ``TASKS.NAMES``, in that order, scaled to sum to 1."""
+    ratios = {name: float(cfg.TASKS[name].SAMPLING_RATIO) for name in cfg.TASKS.NAMES}
+    total = math.fsum(ratios.values())
+    return {name: ratio / total for name, ratio in ratios.items()}
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:

@@ -1,17 +1,27 @@
-from .captioning import CaptioningTask
-from .classification import ClassificationTask
-from .detection import DetectionTask
-from .language_modelling import LanguageModellingTask
-from .retrieval import RetrievalTask
-from .task import TASK_KINDS, Task, register_task
+"""The kinds of task: a file for each, with one descriptor of all that is its own."""
+
+from ..kinds import register_kind
+from .captioning import CAPTIONING, CaptioningTask
+from .classification import CLASSIFICATION, ClassificationTask
+from .detection import DETECTION, DetectionTask
+from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
+from .retrieval import RETRIEVAL, RetrievalTask
+from .task import Task, candidate_texts
+
+for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING):
+    register_kind(_kind)
 
 __all__ = [
-    "TASK_KINDS",
+    "CAPTIONING",
+    "CLASSIFICATION",
+    "DETECTION",
+    "LANGUAGE_MODELLING",
+    "RETRIEVAL",
     "CaptioningTask",
     "ClassificationTask",
     "DetectionTask",
     "LanguageModellingTask",
     "RetrievalTask",
     "Task",
-    "register_task",
+    "candidate_texts",
 ]

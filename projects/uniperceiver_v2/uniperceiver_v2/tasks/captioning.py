@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import Tensor, nn
 
+from ..data import captioned_images, load_captions, same_images
+from ..data.datasets.records import Records
+from ..data.datasets.shards import ShardRecords
+from ..data.datasets.texts import build_tokenizer
+from ..data.mappers.captions import CaptionMapper, ReferenceMapper
+from ..data.samples import CaptionedSample
+from ..evaluation import CaptionEvaluator
+from ..evaluation.caption_metrics import METRICS
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
+from ..modeling.image_encoder import ImageEncoding
+from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
+from ..visualization import draw_caption_sheet
+from .caption_baselines import caption_baselines
 from .generation import Step, search
-from .task import Task, log_accuracy, register_task
+from .task import Task, log_accuracy
 from .vocabulary import vocabulary_logits
-
-if TYPE_CHECKING:
-    from ..modeling.image_encoder import ImageEncoding
-    from ..modeling.model import UniPerceiver
 
 CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 
 
-@register_task("captioning")
+@dataclass(frozen=True, kw_only=True)
+class CaptioningSettings(TaskSettings):
+    """Of captioning. Images have detection's sizes; nothing is mirrored or cropped, as captions say left and right."""
+
+    captions_per_image: int = setting(
+        1, "captions of an image in a training step, for which it is encoded once", at_least=1
+    )
+    vocabulary_sample: int = setting(
+        0, "words beside the batch's own that training compares with; 0 for all words", at_least=0
+    )
+    label_smoothing: float = setting(0.0, "share of the target that all words get alike", at_least=0, at_most=1)
+    beam_size: int = setting(3, "beams of generation; 1 is greedy", at_least=1)
+    length_penalty: float = setting(
+        1.0, "a caption's log-likelihood is divided by its length to this power; above 0 favours longer captions"
+    )
+    max_length: int = setting(40, "of a generated caption, in tokens", at_least=1)
+
+
 class CaptioningTask(Task):
     """Captions word by word, from left to right; nothing sees a later word, the image is seen whole.
 
-    Inputs: "image", in training "caption_token_ids", captions [T] of it from <s> to </s>. Predictions: "caption", its
-    "log_likelihood" among all texts (the sum over its words and the stop), and "image_feature" [d], the mean global
-    token, by which images are alike.
+    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`. Predictions: "caption", its "log_likelihood" among
+    all texts (the sum over its words and the stop), and "image_feature" [d], the mean global token, by which images
+    are compared.
     """
 
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
         token_ids, valid = model.text_encoder.pad([caption for x in inputs for caption in x["caption_token_ids"]])
         said = valid[:, 1:]  # position t of the caption says token t + 1
         features = decode_captions(model, encoding, images, token_ids[:, :-1], said)[said]
         logits, labels = vocabulary_logits(
-            model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"]
+            model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings.vocabulary_sample
         )
         count, hits = sum_over_ranks(said.sum(), (logits.argmax(-1) == labels).sum())
         log_accuracy("word_accuracy", hits, count)
-        smoothing = self.settings["LABEL_SMOOTHING"]
+        smoothing = self.settings.label_smoothing
         total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
         return {"loss_caption": total / mean_divisor(count)}
 
-    def loss_count(self, inputs: list[dict]) -> int:
+    def loss_count(self, inputs: Sequence[CaptionedSample]) -> int:
         return sum(len(caption) - 1 for x in inputs for caption in x["caption_token_ids"])
 
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         text_encoder = model.text_encoder
         generated = search(
             next_words(model, encoding),
             torch.full((len(inputs),), text_encoder.bos_id, device=model.device),
             text_encoder.eos_id,
-            beam_size=self.settings["BEAM_SIZE"],
-            length_penalty=self.settings["LENGTH_PENALTY"],
-            max_length=min(self.settings["MAX_LENGTH"], text_encoder.max_length),
+            beam_size=self.settings.beam_size,
+            length_penalty=self.settings.length_penalty,
+            max_length=min(self.settings.max_length, text_encoder.max_length),
         )
         captions = text_encoder.decode(generated.token_ids)
         found = zip(captions, generated.log_likelihoods.tolist(), encoding.mean_global_token())
@@ -99,3 +130,51 @@ def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
         return likelihoods(features).log_softmax(-1).index_fill_(1, forbidden, -torch.inf)
 
     return step
+
+
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, CaptionMapper]:
+    tokenizer = build_tokenizer(cfg)
+    mapper = CaptionMapper(cfg, task.name, tokenizer, task.settings.captions_per_image)
+    return captioned_images(task.settings.datasets, tokenizer), mapper
+
+
+def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, ReferenceMapper]:
+    return load_captions(dataset_name, build_tokenizer(cfg)), ReferenceMapper(cfg, task.name)
+
+
+def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[CaptionEvaluator]) -> None:
+    """Captions are reported beside those that the training set has."""
+    baselines = caption_baselines(cfg, model)
+    for evaluator in evaluators:
+        evaluator.baselines = baselines
+
+
+def _draw(cfg: CfgNode, model: nn.Module, dataset_name: str) -> None:
+    """A sheet of captions with detections, for each detection dataset that is tested on the same images."""
+    results = os.path.join(cfg.OUTPUT_DIR, "inference")
+    for detected in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(detected).get("evaluator_type") == "coco" and same_images(detected, dataset_name):
+            draw_caption_sheet(
+                os.path.join(cfg.OUTPUT_DIR, "visualization", f"{dataset_name}.png"),
+                detected,
+                os.path.join(results, dataset_name, "predictions.json"),
+                os.path.join(results, detected, "coco_instances_results.json"),
+            )
+
+
+def _picture(dataset_name: str, prediction: dict) -> dict[str, Any]:
+    return {"caption": prediction["caption"]}
+
+
+CAPTIONING = TaskKind(
+    name="captioning",
+    settings=CaptioningSettings,
+    task=CaptioningTask,
+    training_data=_training_data,
+    test_data=_test_data,
+    evaluators={"coco_caption": CaptionEvaluator},
+    columns=dict.fromkeys(METRICS, 1),
+    before_evaluation=_before_evaluation,
+    draw=_draw,
+    picture=_picture,
+)

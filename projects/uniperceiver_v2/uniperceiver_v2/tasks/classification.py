@@ -2,40 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..data import load_dataset
+from ..data.datasets.records import Records, candidate_names, load_classification_training
+from ..data.mappers.images import ClassificationMapper
+from ..data.samples import ClassificationSample
+from ..evaluation import ClassificationEvaluator
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..modeling.model import UniPerceiver
 from ..ranks import sum_over_ranks
-from .task import Task, log_accuracy, register_task
-
-if TYPE_CHECKING:
-    from ..modeling.model import UniPerceiver
+from .task import Task, candidate_texts, log_accuracy
 
 
-@register_task("classification")
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSettings(TaskSettings):
+    """Of classification."""
+
+    label_smoothing: float = setting(0.0, "share of the target that all classes get alike", at_least=0, at_most=1)
+    alignment_weight: float = setting(1.0, "of the alignment loss", at_least=0)
+    image_size: int = setting(224, "side in pixels of the square that images are made", above=0)
+    crop_scale: list[float] = setting(
+        [0.08, 1.0], "smallest and largest share of an image's area that a random crop takes", above=0, at_most=1
+    )
+    flip: bool = setting(True, "whether training mirrors every other image")
+    prompt: str = setting("{}", "text that each name is put into")
+
+
 class ClassificationTask(Task):
-    """Inputs: "image", "candidates", in training "label". Predictions: "scores" [C], the candidates' probabilities."""
+    """Inputs: :class:`~uniperceiver_v2.data.samples.ClassificationSample`. Predictions: "scores" [C], the candidates'
+    probabilities."""
 
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates, anchors = model.encode_candidates_and_anchors(self.candidates(inputs))
+        candidates, anchors = model.encode_candidates_and_anchors(candidate_texts(self.settings.prompt, inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         hits = (logits.argmax(-1) == labels).sum()
         log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
         aligned = model.likelihood(encoding.mean_global_token(), anchors)
-        smoothing = self.settings["LABEL_SMOOTHING"]
+        smoothing = self.settings.label_smoothing
         return {
             "loss_label": F.cross_entropy(logits, labels, label_smoothing=smoothing),
-            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"]
+            "loss_alignment": self.settings.alignment_weight
             * F.cross_entropy(aligned, labels, label_smoothing=smoothing),
         }
 
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates = model.encode_candidates(self.candidates(inputs))
+        candidates = model.encode_candidates(candidate_texts(self.settings.prompt, inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         return [{"scores": scores} for scores in logits.softmax(-1)]
+
+
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:
+    settings = task.settings
+    records = load_classification_training(settings.datasets)  # first: classes may be known by their folders alone
+    mapper = ClassificationMapper(
+        task.name,
+        candidate_names(settings.datasets[0]),
+        cfg.INPUT.FORMAT,
+        settings.image_size,
+        crop_scale=settings.crop_scale,
+        flip=settings.flip,
+    )
+    return records, mapper
+
+
+def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:
+    records = load_dataset(dataset_name)
+    return records, ClassificationMapper(
+        task.name, candidate_names(dataset_name), cfg.INPUT.FORMAT, task.settings.image_size
+    )
+
+
+CLASSIFICATION = TaskKind(
+    name="classification",
+    settings=ClassificationSettings,
+    task=ClassificationTask,
+    training_data=_training_data,
+    test_data=_test_data,
+    evaluators={"imagenet": ClassificationEvaluator},
+    columns={"top1": 1, "top5": 1},
+)

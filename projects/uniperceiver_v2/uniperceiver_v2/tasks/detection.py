@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
+from ..data import build_test_loader, load_dataset
+from ..data.datasets.records import Records, candidate_names, load_detection_training
+from ..data.mappers.images import DetectionMapper
+from ..data.samples import DetectionSample
+from ..evaluation.lvis_numpy import repair_lvis
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
+from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
-from .task import Task, log_accuracy, register_task
-
-if TYPE_CHECKING:
-    from ..modeling.model import UniPerceiver
+from ..visualization import draw_test_scenes
+from .task import Task, candidate_texts, log_accuracy
 
 
-@register_task("detection")
+@dataclass(frozen=True, kw_only=True)
+class DetectionSettings(TaskSettings):
+    """Of detection. Sizes, flips and crops of images are those of ``INPUT``."""
+
+    category_weight: float = setting(2.0, "of the category loss", at_least=0)
+    alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
+    prompt: str = setting("{}", "text that each name is put into")
+
+
 class DetectionTask(Task):
     """Object detection and instance segmentation.
 
-    Inputs: "image", "candidates", in training "instances" (gt_boxes, gt_classes, gt_masks). Predictions: "instances"
-    (pred_boxes, scores, pred_classes, pred_masks) at the size that "height" and "width" give, as in Detectron2.
+    Inputs: :class:`~uniperceiver_v2.data.samples.DetectionSample`. Predictions: "instances" (pred_boxes, scores,
+    pred_classes, pred_masks) at the size that "height" and "width" give, as in Detectron2.
+
+    Args:
+        settings: of the kind.
+        detections_per_image: how many pairs of proposal and category go out.
     """
 
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def __init__(self, settings: DetectionSettings, detections_per_image: int = 100):
+        super().__init__(settings)
+        self._detections_per_image = detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, settings: DetectionSettings) -> DetectionTask:
+        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE)
+
+    def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates, anchors = model.encode_candidates_and_anchors(self.candidates(inputs))
+        candidates, anchors = model.encode_candidates_and_anchors(candidate_texts(self.settings.prompt, inputs))
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
@@ -47,17 +78,17 @@ class DetectionTask(Task):
         alignment = F.cross_entropy(aligned, regions.labels, reduction="sum") / mean_divisor(answering)
         return {
             **regions.losses,
-            "loss_category": self.settings["CATEGORY_WEIGHT"] * category,
-            "loss_alignment": self.settings["ALIGNMENT_WEIGHT"] * alignment,
+            "loss_category": self.settings.category_weight * category,
+            "loss_alignment": self.settings.alignment_weight * alignment,
         }
 
-    def loss_count(self, inputs: list[dict]) -> int:
+    def loss_count(self, inputs: Sequence[DetectionSample]) -> int:
         return sum(len(x["instances"]) for x in inputs)
 
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> list[dict]:
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
-        candidates = model.encode_candidates(self.candidates(inputs))
+        candidates = model.encode_candidates(candidate_texts(self.settings.prompt, inputs))
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
         results = []
@@ -65,7 +96,7 @@ class DetectionTask(Task):
             size = images.image_sizes[index]
             output_size = item.get("height", size[0]), item.get("width", size[1])
             instances = best_instances(
-                scores[index], encoding.proposals, index, images, output_size, model.detections_per_image
+                scores[index], encoding.proposals, index, images, output_size, self._detections_per_image
             )
             results.append({"instances": instances})
         return results
@@ -107,3 +138,46 @@ def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tupl
     if output_size != (height, width):
         own = F.interpolate(own, size=output_size, mode="bilinear", align_corners=False)
     return own[0] > 0
+
+
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, DetectionMapper]:
+    names = task.settings.datasets
+    records = load_detection_training(
+        names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, with_masks=cfg.MODEL.MASK_ON
+    )
+    return records, DetectionMapper(cfg, task.name, candidate_names(names[0]), is_train=True)
+
+
+def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, DetectionMapper]:
+    records = load_dataset(dataset_name)
+    return records, DetectionMapper(cfg, task.name, candidate_names(dataset_name), is_train=False)
+
+
+def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
+    repair_lvis()
+    return LVISEvaluator(name, output_dir=folder)
+
+
+def _draw(cfg: CfgNode, model: Callable[[list[dict]], list[dict]], dataset_name: str) -> None:
+    """Test scenes, predictions beside annotations, of datasets in COCO's format."""
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
+        folder = os.path.join(cfg.OUTPUT_DIR, "visualization", dataset_name)
+        draw_test_scenes(model, build_test_loader(cfg, dataset_name), dataset_name, folder)
+
+
+def _picture(dataset_name: str, prediction: dict) -> dict[str, Any]:
+    return {"instances": prediction["instances"], "names": MetadataCatalog.get(dataset_name).thing_classes}
+
+
+DETECTION = TaskKind(
+    name="detection",
+    settings=DetectionSettings,
+    task=DetectionTask,
+    training_data=_training_data,
+    test_data=_test_data,
+    evaluators={"coco": lambda name, folder: COCOEvaluator(name, output_dir=folder), "lvis": _lvis_evaluator},
+    columns=dict.fromkeys(("AP", "AP50", "AP75", "APr", "APc", "APf"), 1),
+    titles={"bbox": "boxes", "segm": "masks"},
+    draw=_draw,
+    picture=_picture,
+)

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..data.mappers.texts import NOT_PREDICTED
+from ..data import load_texts
+from ..data.datasets.records import Records
+from ..data.datasets.texts import build_tokenizer
+from ..data.mappers.texts import EachTokenOnceMapper, TextMapper, each_token_once
+from ..data.samples import NOT_PREDICTED, TextSample
+from ..evaluation import LanguageModellingEvaluator
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import TEXT_TO_TEXT, Attributes, Segment
+from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
-from .task import Task, log_accuracy, register_task
+from .task import Task, log_accuracy
 from .vocabulary import vocabulary_logits
 
-if TYPE_CHECKING:
-    from ..modeling.model import UniPerceiver
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModellingSettings(TaskSettings):
+    """Of language modelling."""
+
+    masked_share: float = setting(0.15, "of a text's tokens, those to be predicted in training", above=0, at_most=1)
+    vocabulary_sample: int = setting(
+        0, "words beside the batch's own that training compares with; 0 for all words", at_least=0
+    )
 
 
-@register_task("language_modelling")
 class LanguageModellingTask(Task):
     """Language modelling as RoBERTa's, in both directions.
 
-    Inputs: "token_ids" [T], some of them masked, and "labels" [T], the token behind each mask and -100 elsewhere.
-    Predictions, of the M masked tokens in their order: "log_likelihoods" [M] of the right ones among the whole
-    vocabulary, and whether they are the likeliest, "correct" [M] bool.
+    Inputs: :class:`~uniperceiver_v2.data.samples.TextSample`. Predictions, of the M masked tokens in their order:
+    "log_likelihoods" [M] of the right ones among the whole vocabulary, and "correct" [M] bool, whether they are the
+    likeliest.
     """
 
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> dict[str, Tensor]:
         features, words, _ = self._masked(model, inputs)
-        logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings["VOCABULARY_SAMPLE"])
+        logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings.vocabulary_sample)
         right = logits.argmax(-1) == labels
         count, hits = sum_over_ranks(torch.ones_like(labels).sum(), right.sum())
         log_accuracy("word_accuracy", hits, count)
         return {"loss_word": F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(count)}
 
-    def loss_count(self, inputs: list[dict]) -> int:
+    def loss_count(self, inputs: Sequence[TextSample]) -> int:
         return sum(int((x["labels"] != NOT_PREDICTED).sum()) for x in inputs)
 
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> list[dict]:
         features, words, counts = self._masked(model, inputs)
         log_likelihoods = model.likelihood.of_directions(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
         right = log_likelihoods.gather(-1, words[:, None]).squeeze(-1)
@@ -49,7 +64,7 @@ class LanguageModellingTask(Task):
         ]
 
     @staticmethod
-    def _masked(model: UniPerceiver, inputs: list[dict]) -> tuple[Tensor, Tensor, list[int]]:
+    def _masked(model: UniPerceiver, inputs: Sequence[TextSample]) -> tuple[Tensor, Tensor, list[int]]:
         """Representations [K,d] at all masked tokens of the batch, the tokens behind them [K], and how many of them
         each input has."""
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
@@ -62,3 +77,26 @@ class LanguageModellingTask(Task):
         text = Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))
         decoded = model.decoder.read_last([text], positions)
         return decoded[masked.gather(1, positions)], labels[masked], counts
+
+
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, TextMapper]:
+    tokenizer = build_tokenizer(cfg)
+    records = [record for name in task.settings.datasets for record in load_texts(name, tokenizer)]
+    return records, TextMapper(task.name, tokenizer, task.settings.masked_share)
+
+
+def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, EachTokenOnceMapper]:
+    tokenizer = build_tokenizer(cfg)
+    records = each_token_once(load_texts(dataset_name, tokenizer), tokenizer)
+    return records, EachTokenOnceMapper(task.name, tokenizer)
+
+
+LANGUAGE_MODELLING = TaskKind(
+    name="language_modelling",
+    settings=LanguageModellingSettings,
+    task=LanguageModellingTask,
+    training_data=_training_data,
+    test_data=_test_data,
+    evaluators={"corpus": LanguageModellingEvaluator},
+    columns={"accuracy": 1, "perplexity": 2},
+)

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..data import captioned_images, load_captions
+from ..data.datasets.records import Records
+from ..data.datasets.shards import ShardRecords
+from ..data.datasets.texts import build_tokenizer
+from ..data.mappers.captions import PairMapper, RetrievalMapper
+from ..data.samples import CaptionedSample
+from ..evaluation import RetrievalEvaluator
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
+from ..modeling.model import UniPerceiver
 from ..ranks import gather_from_ranks, sum_over_ranks
-from .task import Task, log_accuracy, register_task
-
-if TYPE_CHECKING:
-    from ..modeling.model import UniPerceiver
+from .task import Task, log_accuracy
 
 
-@register_task("retrieval")
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings(TaskSettings):
+    """Of retrieval. Images have detection's sizes; nothing is mirrored or cropped, as captions say left and right."""
+
+    gather_features: bool = setting(
+        True, "compare with the batches of all ranks; otherwise with the rank's own share alone"
+    )
+
+
 class RetrievalTask(Task):
     """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
     caption all images, gathered over all ranks unless GATHER_FEATURES is off.
 
-    Inputs: "image", in training "file_name" and "token_ids" [T] of one caption, in evaluation "caption_token_ids", a
-    list of them. Predictions: "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
+    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`, in training with one caption each. Predictions:
+    "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
     """
 
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = model.decode_image(encoding)
-        texts = model.encode_texts(*model.text_encoder.pad([x["token_ids"] for x in inputs]), IMAGE_TO_TEXT)
+        texts = model.encode_texts(*model.text_encoder.pad([x["caption_token_ids"][0] for x in inputs]), IMAGE_TO_TEXT)
         keys, rows = _keys(inputs).to(images.device), torch.arange(len(inputs), device=images.device)
         all_images, all_texts, all_keys, own = images, texts, keys, rows
-        if self.settings["GATHER_FEATURES"] and comm.get_world_size() > 1:
+        if self.settings.gather_features and comm.get_world_size() > 1:
             all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
             all_keys, own = gather_from_ranks(keys), rows + comm.get_rank() * len(inputs)
         # Another pair with the same image or the same caption is no wrong answer and must not be counted as one.
@@ -44,7 +60,7 @@ class RetrievalTask(Task):
         log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(inputs), device=hits.device)))
         return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
 
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = F.normalize(model.decode_image(encoding).float(), dim=-1)
         captions = [ids for x in inputs for ids in x["caption_token_ids"]]
@@ -55,11 +71,34 @@ class RetrievalTask(Task):
         ]
 
 
-def _keys(inputs: list[dict]) -> Tensor:
+def _keys(inputs: Sequence[CaptionedSample]) -> Tensor:
     """[B,2] int64, equal where image or caption are."""
-    return torch.tensor([(_key(x["file_name"].encode()), _key(x["token_ids"].cpu().numpy().tobytes())) for x in inputs])
+    return torch.tensor(
+        [(_key(x["file_name"].encode()), _key(x["caption_token_ids"][0].cpu().numpy().tobytes())) for x in inputs]
+    )
 
 
 def _key(content: bytes) -> int:
     """63 bits that stand for some content, the same on every rank."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, PairMapper]:
+    tokenizer = build_tokenizer(cfg)
+    return captioned_images(task.settings.datasets, tokenizer), PairMapper(cfg, task.name, tokenizer)
+
+
+def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, RetrievalMapper]:
+    tokenizer = build_tokenizer(cfg)
+    return load_captions(dataset_name, tokenizer), RetrievalMapper(cfg, task.name, tokenizer)
+
+
+RETRIEVAL = TaskKind(
+    name="retrieval",
+    settings=RetrievalSettings,
+    task=RetrievalTask,
+    training_data=_training_data,
+    test_data=_test_data,
+    evaluators={"retrieval": RetrievalEvaluator},
+    columns={"R@1": 1, "R@5": 1, "R@10": 1},
+)

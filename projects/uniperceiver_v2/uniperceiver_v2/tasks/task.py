@@ -1,52 +1,45 @@
-"""What a kind of task is: how inputs and candidates become losses and predictions. There are no task heads, so a task
-holds settings and no weights."""
+"""The model's side of a task: how inputs and candidates become losses and predictions. There are no task heads, so a
+task holds settings and no weights."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..modeling.model import UniPerceiver
-
-TASK_KINDS: dict[str, type[Task]] = {}  # by the name that a task node's KIND gives
-
-
-def register_task(kind: str) -> Callable[[type[Task]], type[Task]]:
-    """Class decorator: makes a task available as `KIND: <kind>`."""
-
-    def register(task: type[Task]) -> type[Task]:
-        TASK_KINDS[kind] = task
-        return task
-
-    return register
+from ..modeling.model import UniPerceiver
 
 
 class Task(ABC):
     """One task of a model.
 
     Args:
-        settings: the task's node of the configuration, with its kind's settings.
+        settings: its kind's :class:`~uniperceiver_v2.kinds.TaskSettings`.
     """
 
-    def __init__(self, settings: dict[str, Any]):
+    def __init__(self, settings: Any):
         self.settings = settings
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, settings: Any) -> Task:
+        """The task of a configuration. Subclasses take what else they need from ``cfg``."""
+        return cls(settings)
+
     @abstractmethod
-    def losses(self, model: UniPerceiver, inputs: list[dict]) -> dict[str, Tensor]:
+    def losses(self, model: UniPerceiver, inputs: Sequence[Any]) -> dict[str, Tensor]:
         """The losses of a batch, weighed against each other, each a scalar.
 
         With several ranks a rank's losses are such that their mean over ranks is that of the whole batch (see `ranks`).
         Whether collective calls are made must not depend on what this rank's share holds.
         """
 
-    def loss_count(self, inputs: list[dict]) -> int:
+    def loss_count(self, inputs: Sequence[Any]) -> int:
         """How many things the losses of a batch are means over: images, unless a task says otherwise. It may be 0.
 
         A part of a batch then counts max(1, its count) / max(1, the count of all parts), both summed over ranks, of the
@@ -55,19 +48,20 @@ class Task(ABC):
         return len(inputs)
 
     @abstractmethod
-    def predict(self, model: UniPerceiver, inputs: list[dict]) -> list[dict]:
+    def predict(self, model: UniPerceiver, inputs: Sequence[Any]) -> list[dict]:
         """A prediction for each input."""
 
-    def candidates(self, inputs: list[dict]) -> tuple[str, ...]:
-        """The candidate texts of a batch: the inputs' names, put into the task's prompt.
 
-        Raises:
-            ValueError: an input has none.
-        """
-        names = inputs[0].get("candidates")
-        if not names:
-            raise ValueError('an input needs "candidates", the names to choose from')
-        return _prompted(self.settings["PROMPT"], tuple(names))
+def candidate_texts(prompt: str, inputs: Sequence[Any]) -> tuple[str, ...]:
+    """The candidate texts of a batch: the names of its first input, put into a prompt.
+
+    Raises:
+        ValueError: the input has none.
+    """
+    names = inputs[0].get("candidates")
+    if not names:
+        raise ValueError('an input needs "candidates", the names to choose from')
+    return _prompted(prompt, tuple(names))
 
 
 @lru_cache(maxsize=64)

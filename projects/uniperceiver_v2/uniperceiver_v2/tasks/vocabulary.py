@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..modeling.decoder import TaskModalities
-    from ..modeling.model import UniPerceiver
+from ..modeling.decoder import TaskModalities
+from ..modeling.model import UniPerceiver
 
 
 def vocabulary_logits(

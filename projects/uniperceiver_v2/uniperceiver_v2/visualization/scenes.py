@@ -57,7 +57,7 @@ def draw_test_scenes(
 
 def scene_picture(
     record: dict[str, Any],
-    instances: Instances | None,
+    instances: Instances | None = None,
     names: Sequence[str] = (),
     score_threshold: float = 0.3,
     caption: str | None = None,

@@ -132,3 +132,9 @@ def candidate_names(name: str) -> tuple[str, ...]:
     if not classes:
         raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
     return tuple(classes)
+
+
+def same_images(name: str, other: str) -> bool:
+    """Whether two registered datasets are of the images of one folder, so that equal image ids are the same image."""
+    roots = [MetadataCatalog.get(dataset).get("image_root") for dataset in (name, other)]
+    return None not in roots and os.path.abspath(roots[0]) == os.path.abspath(roots[1])

@@ -64,13 +64,13 @@ class ReferenceMapper(_CaptionedImageMapper):
 
 
 class PairMapper(_CaptionedImageMapper):
-    """Training of retrieval: adds "caption", one of the image's drawn at random, and its "token_ids"."""
+    """Training of retrieval: adds "captions", one of the image's drawn at random, and its "caption_token_ids"."""
 
     is_train = True
 
     def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
-        sample["caption"] = record["captions"][np.random.randint(len(record["captions"]))]
-        sample["token_ids"] = encode(self._tokenizer, sample["caption"])
+        sample["captions"] = [record["captions"][np.random.randint(len(record["captions"]))]]
+        sample["caption_token_ids"] = [encode(self._tokenizer, sample["captions"][0])]
 
 
 class RetrievalMapper(_CaptionedImageMapper):

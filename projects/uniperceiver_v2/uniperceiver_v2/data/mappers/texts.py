@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ..datasets.records import Records
 from ..datasets.texts import encode
 from ..order import entropy_of
+from ..samples import NOT_PREDICTED, TextSample
 
-NOT_PREDICTED = -100  # label of a token that is not masked
 EVALUATION_PASSES = 7  # 1 / 15%, rounded up: what is masked at a time in evaluation is as much as in RoBERTa's training
 
 
@@ -35,7 +35,7 @@ class TextMapper:
         self._is_word = word_table(tokenizer)
         self._words = np.flatnonzero(self._is_word)
 
-    def __call__(self, record: dict) -> dict:
+    def __call__(self, record: dict) -> TextSample:
         token_ids = encode(self._tokenizer, record["text"]).numpy()
         positions = np.flatnonzero(self._is_word[token_ids])
         # A fraction of a token is a whole one as often as it says, so that texts of all lengths give their share.
@@ -63,7 +63,7 @@ class EachTokenOnceMapper:
         self._task, self._tokenizer = task, tokenizer
         self._is_word = word_table(tokenizer)
 
-    def __call__(self, record: dict) -> dict:
+    def __call__(self, record: dict) -> TextSample:
         token_ids = encode(self._tokenizer, record["text"]).numpy()
         rng = np.random.default_rng(entropy_of(record["text"]))
         positions = rng.permutation(np.flatnonzero(self._is_word[token_ids]))
@@ -89,7 +89,9 @@ def word_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return table
 
 
-def _masked_sample(task: str, record: dict, token_ids: np.ndarray, chosen: np.ndarray, shown: np.ndarray | int) -> dict:
+def _masked_sample(
+    task: str, record: dict, token_ids: np.ndarray, chosen: np.ndarray, shown: np.ndarray | int
+) -> TextSample:
     """The sample that shows other tokens [N] at chosen positions [N] and asks for those of ``token_ids``."""
     labels, masked = np.full_like(token_ids, NOT_PREDICTED), token_ids.copy()
     labels[chosen] = token_ids[chosen]

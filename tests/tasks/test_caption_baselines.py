@@ -10,8 +10,8 @@ from PIL import Image
 
 from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.engine import UniPerceiverTrainer
-from uniperceiver_v2.engine.caption_baselines import caption_baselines
 from uniperceiver_v2.evaluation import CaptionEvaluator
+from uniperceiver_v2.tasks.caption_baselines import caption_baselines
 
 NAME = "baseline_captions"
 
@@ -63,7 +63,7 @@ def test_without_captioning_there_are_none(cfg, tiny_model):
 
 
 def test_no_more_than_so_many_images_are_drawn_by_the_seed_alone(cfg, tiny_model, monkeypatch):
-    monkeypatch.setattr("uniperceiver_v2.engine.caption_baselines.MAX_IMAGES", 3)
+    monkeypatch.setattr("uniperceiver_v2.tasks.caption_baselines.MAX_IMAGES", 3)
     first, again = (caption_baselines(cfg, tiny_model) for _ in range(2))
     assert len(first.captions) == 3 and first.captions == again.captions
     cfg.SEED = 7

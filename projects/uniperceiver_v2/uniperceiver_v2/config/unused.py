@@ -1,0 +1,81 @@
+"""Detectron2's settings that nothing here reads: a user who gives one is told so, and what to use instead.
+
+A value that is the default's passes, so that the ``config.yaml`` that a run leaves, which holds every key, can be given
+as a configuration file.
+"""
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..errors import UserError
+
+_OWN_ORDER = "each task goes through all of its data again and again, in an order that follows from SEED"
+_OWN_PROPOSALS = "proposals are the model's own"
+
+# By key, or by section: why it is not read, or what is read instead.
+UNUSED = {
+    "DATASETS.TRAIN": "each task names its own data: TASKS.<name>.DATASETS",
+    "DATASETS.PROPOSAL_FILES_TRAIN": _OWN_PROPOSALS,
+    "DATASETS.PROPOSAL_FILES_TEST": _OWN_PROPOSALS,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _OWN_PROPOSALS,
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _OWN_PROPOSALS,
+    "DATALOADER.SAMPLER_TRAIN": _OWN_ORDER,
+    "DATALOADER.REPEAT_THRESHOLD": _OWN_ORDER,
+    "DATALOADER.REPEAT_SQRT": _OWN_ORDER,
+    "DATALOADER.RANDOM_SUBSET_RATIO": _OWN_ORDER,
+    "DATALOADER.ASPECT_RATIO_GROUPING": f"batches are not grouped by shape: {_OWN_ORDER}",
+    "INPUT.MASK_FORMAT": "masks are always learned as bitmaps",
+    "SOLVER.IMS_PER_BATCH": "each task has a batch size of its own: TASKS.<name>.IMS_PER_BATCH",
+    "SOLVER.REFERENCE_WORLD_SIZE": "each task has a batch size of its own, whatever the number of processes",
+    "SOLVER.MOMENTUM": "the optimizers are of AdamW's kind: SOLVER.BETAS",
+    "SOLVER.NESTEROV": "the optimizers are of AdamW's kind: SOLVER.BETAS",
+    "SOLVER.BIAS_LR_FACTOR": "biases learn at the rate of their part: SOLVER.BACKBONE_MULTIPLIER and its like",
+    "TEST.AUG": "evaluation is at one size: INPUT.MIN_SIZE_TEST",
+    "TEST.PRECISE_BN": "no statistics are gathered anew: MODEL.UNIPERCEIVER_V2.BACKBONE.NORM can be 'GN' or 'FrozenBN'",
+    "TEST.EXPECTED_RESULTS": "results are by dataset: compare OUTPUT_DIR/results.json",
+    "TEST.KEYPOINT_OKS_SIGMAS": "there are no keypoints",
+}
+
+# What our model reads below MODEL; the rest is of upstream's models.
+_READ_OF_MODEL = {
+    *("META_ARCHITECTURE", "DEVICE", "WEIGHTS", "MASK_ON", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE.NAME"),
+}
+_MODEL_REASONS = {
+    "BACKBONE.FREEZE_AT": "all of the backbone learns, at SOLVER.BACKBONE_MULTIPLIER times the rate, 0 for not at all",
+    "LOAD_PROPOSALS": _OWN_PROPOSALS,
+    "KEYPOINT_ON": "there are no keypoints",
+}
+
+
+def refuse_unused(cfg: CfgNode) -> None:
+    """
+    Raises:
+        UserError: a setting that nothing reads differs from its default; the message says what to use instead.
+    """
+    for key, value, default in _pairs(cfg, get_cfg()):
+        if value != default and (reason := _reason(cfg, key)):
+            raise UserError(f"{key} is given, but nothing reads it: {reason}")
+
+
+def _reason(cfg: CfgNode, key: str) -> str | None:
+    section, _, rest = key.partition(".")
+    if section == "MODEL":
+        # Another architecture, or a backbone of Detectron2's own, may read any of them.
+        if cfg.MODEL.META_ARCHITECTURE != "UniPerceiverV2" or cfg.MODEL.BACKBONE.NAME != "build_huggingface_backbone":
+            return None
+        if rest in _READ_OF_MODEL:
+            return None
+        return _MODEL_REASONS.get(rest, "it is of other models; MODEL.UNIPERCEIVER_V2 has this one's settings")
+    if key.startswith("SOLVER.CLIP_GRADIENTS") and cfg.SOLVER.OPTIMIZER == "TaskBalancedAdamW":
+        return "SOLVER.OPTIMIZER 'TaskBalancedAdamW' normalises gradients, which leaves nothing to clip"
+    return next((why for unused, why in UNUSED.items() if key == unused or key.startswith(f"{unused}.")), None)
+
+
+def _pairs(node: CfgNode, defaults: CfgNode, path: str = "") -> Iterator[tuple[str, object, object]]:
+    """Each key of Detectron2's defaults, with its value and its default."""
+    for name, default in defaults.items():
+        if isinstance(default, CfgNode):
+            yield from _pairs(node[name], default, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", node[name], default

@@ -1,0 +1,232 @@
+"""What a kind of task is: one descriptor, of which settings, model, data, evaluation and pictures each take their part.
+
+A kind's descriptor stands in its file in `tasks/`. `KINDS` has all of them by name. Here are also the two questions
+that several parts ask: which task of a configuration bears a name, and which one evaluates a dataset.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from .errors import UserError, nearest
+
+KINDS: dict[str, TaskKind] = {}  # in the order in which tables and documents list them
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """A field of a :class:`TaskSettings`.
+
+    Args:
+        default: its value where a configuration has none.
+        meaning: one line for the documentation.
+        above, at_least, at_most: the range of its value, or of each value of a list.
+        shown_default: what the documentation shows as its default, where that is not the default itself.
+    """
+    metadata = {"meaning": meaning, "range": (above, at_least, at_most), "shown_default": shown_default}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What a node of ``TASKS`` may hold, whatever its kind. In YAML the names are in capitals.
+
+    A kind's own settings are a subclass with more fields.
+    """
+
+    kind: str = setting("", "one of the kinds below", shown_default="")
+    datasets: list[str] = setting([], "registered names to train on; of several, the categories have to be the same")
+    evaluates: list[str] = setting(
+        [], "datasets of `DATASETS.TEST` that this task evaluates; to be said where several tasks are of their kind"
+    )
+    ims_per_batch: int = setting(
+        16, "images (or texts) of an iteration, over all ranks; `SOLVER.IMS_PER_BATCH` is not read", above=0
+    )
+    sampling_ratio: float = setting(1.0, "s_k; the ratios of all tasks are scaled to sum to 1", above=0)
+    loss_weight: float = setting(1.0, "w_k; of use with `AdamW` only, as normalisation cancels it", above=0)
+    gradient_weight: float = setting(1.0, "ω_k, the norm of the task's gradient with `TaskBalancedAdamW`", above=0)
+
+    @classmethod
+    def defaults(cls, kind: str) -> dict[str, Any]:
+        """A fresh node: every key in capitals with its default."""
+        return {f.name.upper(): value for f in fields(cls) if (value := _default(f, kind)) is not None}
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any]) -> TaskSettings:
+        """The settings that a whole node of ``TASKS`` holds."""
+        return cls(**{f.name: copy.copy(node[f.name.upper()]) for f in fields(cls)})
+
+    @classmethod
+    def check(cls, node: Mapping[str, Any], prefix: str) -> None:
+        """
+        Raises:
+            UserError: a value is outside its range; the message begins with ``prefix``, its node.
+        """
+        for f in fields(cls):
+            value = node[f.name.upper()]
+            range_ = _range_text(*f.metadata["range"])
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if range_ and not _within(number, *f.metadata["range"]):
+                    raise UserError(f"{prefix}.{f.name.upper()} must be {range_}, not {number}")
+
+
+def _default(f: Any, kind: str) -> Any:
+    if f.name == "kind":
+        return kind
+    return f.default if not callable(f.default_factory) else f.default_factory()
+
+
+def _within(value: float, above: float | None, at_least: float | None, at_most: float | None) -> bool:
+    return (
+        math.isfinite(value)
+        and (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (at_most is None or value <= at_most)
+    )
+
+
+def _range_text(above: float | None, at_least: float | None, at_most: float | None) -> str:
+    limits = (("above", above), ("at least", at_least), ("at most", at_most))
+    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+
+
+@dataclass(frozen=True)
+class ConfiguredTask:
+    """A task of a configuration: its name under ``TASKS``, its kind, and its kind's settings.
+
+    A kind that a configuration has no task of stands for itself, under its own name and with its defaults.
+    """
+
+    name: str
+    kind: TaskKind
+    settings: Any  # the kind's subclass of TaskSettings
+
+
+def _nothing(*_: Any) -> None:
+    """What a kind does that has nothing to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """A kind of task.
+
+    Attributes:
+        name: of the kind, as a node's ``KIND`` has it.
+        settings: what a node may hold.
+        task: the model's side, a subclass of :class:`~uniperceiver_v2.tasks.Task`.
+        training_data: (cfg, task) -> the records that a task trains on, and the mapper that makes samples of them.
+        test_data: (cfg, dataset, task) -> the same of a test dataset that the task evaluates.
+        evaluators: by a dataset's ``evaluator_type``, (dataset, folder for files) -> its evaluator. No two kinds share
+            a type: it tells which kind a dataset is evaluated by.
+        columns: the metrics that the table of results shows, each with its number of decimals.
+        titles: how the table names a row, where that is not the name in an evaluator's results.
+        before_evaluation: (cfg, model, evaluators of this kind) -> None, called on all ranks before an evaluation.
+        draw: (cfg, model, dataset) -> None, called on the main process after a run's last evaluation.
+        picture: (dataset, prediction) -> arguments of :func:`~uniperceiver_v2.visualization.scene_picture` that show a
+            prediction in TensorBoard's pictures; None where a prediction has nothing to show in an image.
+    """
+
+    name: str
+    settings: type[TaskSettings]
+    task: type
+    training_data: Callable[[CfgNode, ConfiguredTask], tuple[Sequence[dict], Callable[[dict], dict]]]
+    test_data: Callable[[CfgNode, str, ConfiguredTask], tuple[Sequence[dict], Callable[[dict], dict]]]
+    evaluators: Mapping[str, Callable[[str, str], DatasetEvaluator]]
+    columns: Mapping[str, int]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    before_evaluation: Callable[[CfgNode, Any, Sequence[DatasetEvaluator]], None] = _nothing
+    draw: Callable[[CfgNode, Any, str], None] = _nothing
+    picture: Callable[[str, dict], dict[str, Any]] | None = None
+
+    def task_of(self, name: str, node: Mapping[str, Any] | None = None) -> ConfiguredTask:
+        """A task of this kind with the settings of a whole node, or with the kind's defaults."""
+        return ConfiguredTask(name, self, self.settings.of(self.settings.defaults(self.name) if node is None else node))
+
+
+def register_kind(kind: TaskKind) -> TaskKind:
+    """Make a kind of task known.
+
+    Raises:
+        ValueError: there is one of its name, or one that evaluates datasets of one of its types.
+    """
+    if kind.name in KINDS:
+        raise ValueError(f"there is a kind of task {kind.name!r} already")
+    for other in KINDS.values():
+        if shared := set(kind.evaluators) & set(other.evaluators):
+            raise ValueError(f"the kinds {other.name!r} and {kind.name!r} both evaluate {', '.join(sorted(shared))}")
+    KINDS[kind.name] = kind
+    return kind
+
+
+def configured_task(cfg: CfgNode, name: str) -> ConfiguredTask:
+    """The task ``TASKS.<name>``."""
+    node = cfg.TASKS[name]
+    return KINDS[node.KIND].task_of(name, node)
+
+
+def kind_of_dataset(dataset_name: str) -> TaskKind | None:
+    """The kind of task that evaluates a registered dataset, by the ``evaluator_type`` in its metadata, if one does."""
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    return next((kind for kind in KINDS.values() if evaluator_type in kind.evaluators), None)
+
+
+def evaluated_kind(dataset_name: str) -> TaskKind:
+    """As :func:`kind_of_dataset`.
+
+    Raises:
+        UserError: no kind evaluates the dataset.
+    """
+    kind = kind_of_dataset(dataset_name)
+    if kind is None:
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        known = nearest(str(evaluator_type), (name for kind in KINDS.values() for name in kind.evaluators))
+        raise UserError(
+            f"dataset '{dataset_name}' has evaluator_type {evaluator_type!r} and cannot be evaluated{known}"
+        )
+    return kind
+
+
+def evaluating_task(cfg: CfgNode, dataset_name: str) -> ConfiguredTask:
+    """The task that evaluates a dataset: its settings, such as the prompt and the image size, are those of evaluation.
+
+    It is the task whose ``EVALUATES`` names the dataset, be it trained or not; else the only task of ``TASKS.NAMES``
+    that is of the dataset's kind; else, without any, the kind itself with its defaults.
+
+    Raises:
+        UserError: no kind evaluates the dataset, several tasks might, or one that is of another kind is to.
+    """
+    kind = evaluated_kind(dataset_name)
+    said = [name for name, node in cfg.TASKS.items() if name != "NAMES" and dataset_name in node.EVALUATES]
+    possible = said or [name for name in cfg.TASKS.NAMES if kind.name == cfg.TASKS[name].KIND]
+    if len(possible) > 1:
+        how = (
+            "name it in the EVALUATES of one of them only"
+            if said
+            else f"say which one does by, for example, TASKS.{possible[0]}.EVALUATES \"['{dataset_name}']\""
+        )
+        raise UserError(f"the tasks {', '.join(possible)} could all evaluate dataset '{dataset_name}'; {how}")
+    if not possible:
+        return kind.task_of(kind.name)
+    task = configured_task(cfg, possible[0])
+    if task.kind is not kind:
+        raise UserError(
+            f"TASKS.{task.name}.EVALUATES: '{dataset_name}' is a dataset of {kind.name}, not of {task.kind.name}"
+        )
+    return task
