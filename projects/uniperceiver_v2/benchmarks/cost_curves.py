@@ -1,11 +1,13 @@
 """Whether cost grows as it should: time and memory against their theory, over what makes an input or a run larger.
 
     python projects/uniperceiver_v2/benchmarks/cost_curves.py [--only queries tasks] [--threads 2] [--quick]
+        [--plots FOLDER]
 
 With the tiny model's widths (configs/digit_scenes) and random weights, over image size, queries, candidates, length of
 captions, batch size and number of tasks. A theory is a polynomial whose terms are known from the algorithm, with
 coefficients ≥ 0 fitted to the relative error: for n queries, a + b n + c n², as each attends to all. Prints a Markdown
-table, and draws one plot each into docs/performance/. Some five minutes on two cores.
+table, and draws one plot each into output/cost_curves/ or another FOLDER, such as that of a report in docs/reports/.
+Some five minutes on two cores.
 
 Times are medians; memory is the peak above the start, with one thread, in a process of its own (peak_memory.py). A peak
 is that of the heaviest moment, not a sum: it stays as it is until what grows has become the heaviest.
@@ -48,7 +50,7 @@ from uniperceiver_v2.tasks.captioning import next_words
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
-PLOTS = ROOT / "docs" / "performance"
+PLOTS = ROOT / "output" / "cost_curves"
 DEVICE = "cpu"
 
 
