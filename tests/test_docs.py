@@ -1,0 +1,154 @@
+"""What the documents name exists: files, headings that links point at, modules, programs, settings and make's targets."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from uniperceiver_v2.config import add_uniperceiver_v2_config
+
+ROOT = Path(__file__).parents[1]
+PROJECT = ROOT / "projects" / "uniperceiver_v2"
+DOCUMENTS = sorted(
+    {
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *(ROOT / "docs").rglob("*.md"),
+        *PROJECT.glob("*.md"),
+        *(ROOT / "projects" / "detectron2_core").glob("*.md"),
+    }
+)
+# A path in a document starts at one of these or at the document's own folder.
+ROOTS = (ROOT, PROJECT, PROJECT / "uniperceiver_v2", ROOT / "configs")
+# What a reader is told to write, and what a run writes.
+NOT_OURS = {"configs/boats.yaml", "train_boats.py", "configs/count_digits.yaml", "count_digits.py", "config.yaml"}
+# An earlier state is what these describe.
+DATED = ("CHANGELOG.md", "docs/reports/")
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```\w*\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"(?<![\w./<>{}*-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|cff))(?![\w/*])")
+MODULE = re.compile(r"(?<![\w./-])((?:uniperceiver_v2|detectron2)(?:\.\w+)+)")
+TARGET = re.compile(r"(?<![\w-])make ((?:[a-z][a-z-]* ?)+)")
+SETTING = re.compile(r"(?<![\w.])((?:MODEL|SOLVER|TASKS|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Za-z_<>0-9]+)+)(?![\w.])")
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a document."""
+    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title)) for title in HEADING.findall(text))
+    return {title.strip().lower().replace(" ", "-") for title in plain}
+
+
+def code_of(text: str) -> str:
+    """Code blocks and code spans, each on a line of its own."""
+    return "\n".join(block or span for block, span in CODE.findall(text))
+
+
+def broken_links(document: Path, text: str) -> Iterator[str]:
+    for target in LINK.findall(FENCED.sub("", text)):
+        if re.match(r"\w+:", target):
+            continue  # another site's
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        content = text if file == document else None
+        if not file.exists():
+            yield f"link to {target}"
+        elif anchor and anchor not in anchors(content or file.read_text(encoding="utf-8")):
+            yield f"link to {target}, which has no such heading"
+
+
+def missing_files(document: Path, text: str) -> Iterator[str]:
+    for path in FILE.findall(code_of(text)):
+        if path in NOT_OURS:
+            continue
+        if "/" in path:
+            found = any((root / path).exists() for root in (document.parent, *ROOTS))
+        else:
+            found = (document.parent / path).exists() or any(_files_named(path))
+        if not found:
+            yield f"file {path}"
+
+
+def _files_named(name: str) -> Iterator[Path]:
+    if (ROOT / name).exists():
+        yield ROOT / name
+    for folder in ("projects", "tests", "datasets", "configs", "docs"):
+        yield from (ROOT / folder).rglob(name)
+
+
+def missing_modules(document: Path, text: str) -> Iterator[str]:
+    for name in MODULE.findall(code_of(text)):
+        if FILE.fullmatch(name):
+            continue
+        if not _importable(name):
+            yield f"module or name {name}"
+
+
+def _importable(name: str) -> bool:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def missing_targets(document: Path, text: str) -> Iterator[str]:
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for words in TARGET.findall(code_of(text)):
+        yield from (f"make {word}" for word in words.split() if word not in targets)
+
+
+def missing_settings(document: Path, text: str) -> Iterator[str]:
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    for key in SETTING.findall(code_of(text)):
+        if key.startswith("TASKS.") and key != "TASKS.NAMES":
+            continue  # nodes have the names that users give
+        node: CfgNode | None = cfg
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                yield f"setting {key}"
+                break
+            node = node[part]
+
+
+CHECKS = (broken_links, missing_files, missing_modules, missing_targets, missing_settings)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_names_exists(document):
+    assert document.is_file()
+    text = document.read_text(encoding="utf-8")
+    dated = str(document.relative_to(ROOT)).startswith(DATED)
+    checks = (broken_links,) if dated else CHECKS
+    assert [found for check in checks for found in check(document, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[there](docs/architecture.md) and [not there](docs/nowhere.md)", "link to docs/nowhere.md"),
+        ("[no part](docs/architecture.md#nowhere)", "link to docs/architecture.md#nowhere, which has no such heading"),
+        ("see `docs/architecture.md` and `engine/nowhere.py`", "file engine/nowhere.py"),
+        ("`trainer.py`, `nowhere.py`", "file nowhere.py"),
+        ("```sh\npython projects/uniperceiver_v2/nowhere.py --help\n```", "file projects/uniperceiver_v2/nowhere.py"),
+        ("`uniperceiver_v2.config.load_config`, `uniperceiver_v2.nowhere`", "module or name uniperceiver_v2.nowhere"),
+        ("`uniperceiver_v2.config.nothing`", "module or name uniperceiver_v2.config.nothing"),
+        ("`make lint test` and `make nothing`", "make nothing"),
+        ("`SOLVER.BASE_LR` and `SOLVER.NOTHING 1`", "setting SOLVER.NOTHING"),
+        ("`MODEL.UNIPERCEIVER_V2.REGION.NOTHING`", "setting MODEL.UNIPERCEIVER_V2.REGION.NOTHING"),
+    ],
+)
+def test_what_does_not_exist_is_found(text, found):
+    assert [message for check in CHECKS for message in check(ROOT / "README.md", text)] == [found]
