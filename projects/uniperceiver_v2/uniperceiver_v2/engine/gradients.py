@@ -28,7 +28,7 @@ class GradientAverager:
     not reached and send zeros for it. Here nothing is searched: after the backward pass a parameter has a gradient or
     has none. Only what some rank reached travels, any number of backward passes may come before, and a parameter that
     no rank reached keeps no gradient. The price is that communication begins when the backward pass is over
-    (docs/training.md has the measurement).
+    (docs/reports/2026-11-24-training.md has the measurement).
 
     Args:
         parameters: the same on all ranks, in the same order.
