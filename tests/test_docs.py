@@ -34,7 +34,9 @@ CODE = re.compile(r"^```\w*\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?<![\w./<>{}*-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|cff))(?![\w/*])")
 MODULE = re.compile(r"(?<![\w./-])((?:uniperceiver_v2|detectron2)(?:\.\w+)+)")
 TARGET = re.compile(r"(?<![\w-])make ((?:[a-z][a-z-]* ?)+)")
-SETTING = re.compile(r"(?<![\w.])((?:MODEL|SOLVER|TASKS|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Za-z_<>0-9]+)+)(?![\w.])")
+SETTING = re.compile(
+    r"(?<![\w.])((?:MODEL|SOLVER|TASKS|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Za-z_<>0-9]+)+)(?![\w.])"
+)
 
 
 def anchors(text: str) -> set[str]:
