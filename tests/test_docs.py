@@ -1,4 +1,4 @@
-"""What the documents name exists: files, headings that links point at, modules, programs, settings and make's targets."""
+"""What the documents name exists: files, headings behind links, modules, programs, settings, make's targets."""
 
 import importlib
 import re
