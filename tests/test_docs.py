@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
@@ -126,6 +127,14 @@ def missing_settings(document: Path, text: str) -> Iterator[str]:
 
 
 CHECKS = (broken_links, missing_files, missing_modules, missing_targets, missing_settings)
+
+
+def test_the_version_is_one_everywhere():
+    version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text(encoding="utf-8")).group(1)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == version
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## ([\d.]+)", changes, re.MULTILINE).group(1) == version
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
