@@ -1,5 +1,6 @@
 """What the documents name exists: files, headings behind links, modules, programs, settings, make's targets."""
 
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ CODE = re.compile(r"^```\w*\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?<![\w./<>{}*-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|cff))(?![\w/*])")
 MODULE = re.compile(r"(?<![\w./-])((?:uniperceiver_v2|detectron2)(?:\.\w+)+)")
 TARGET = re.compile(r"(?<![\w-])make ((?:[a-z][a-z-]* ?)+)")
+NAME = re.compile(r"(?<![\w/-])([A-Z][a-z0-9]+[A-Z]\w*|[a-z_]\w*(?=\(\)))(?![\w/-])")
 SETTING = re.compile(
     r"(?<![\w.])((?:MODEL|SOLVER|TASKS|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Za-z_<>0-9]+)+)(?![\w.])"
 )
@@ -126,7 +128,21 @@ def missing_settings(document: Path, text: str) -> Iterator[str]:
             node = node[part]
 
 
-CHECKS = (broken_links, missing_files, missing_modules, missing_targets, missing_settings)
+@functools.cache
+def _words_of_the_code() -> frozenset[str]:
+    sources = [path for folder in ("projects", "datasets") for path in (ROOT / folder).rglob("*.py")]
+    return frozenset(re.findall(r"\w+", "\n".join(source.read_text(encoding="utf-8") for source in sources)))
+
+
+def missing_names(document: Path, text: str) -> Iterator[str]:
+    """Classes and calls in code spans, as far as their writing tells them from other words: `AsThis`, `as_this()`."""
+    spans = "\n".join(span for span in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)))
+    for name in NAME.findall(spans):
+        if name not in _words_of_the_code():
+            yield f"name {name}"
+
+
+CHECKS = (broken_links, missing_files, missing_modules, missing_targets, missing_settings, missing_names)
 
 
 def test_the_version_is_one_everywhere():
@@ -146,6 +162,30 @@ def test_what_a_document_names_exists(document):
     assert [found for check in checks for found in check(document, text)] == []
 
 
+def tour_stops() -> list[tuple[str, set[str], set[str]]]:
+    """(text, files, names in code spans) of each stop of the code tour."""
+    tour = (ROOT / "docs" / "code_tour.md").read_text(encoding="utf-8")
+    stops = re.split(r"^\d+\. ", tour.split("\nThen the tests.")[0], flags=re.MULTILINE)[1:]
+    spans = [set(re.findall(r"`([^`]+)`", stop)) for stop in stops]
+    files = [{span for span in of_stop if FILE.fullmatch(span)} for of_stop in spans]
+    names = [
+        {span.split(".")[-1].removesuffix("()") for span in of_stop if re.fullmatch(r"[\w.]+(\(\))?", span)}
+        - {file.split(".")[-1] for file in of_files}
+        for of_stop, of_files in zip(spans, files, strict=True)
+    ]
+    return list(zip(stops, files, names, strict=True))
+
+
+def test_the_code_tour_shows_what_it_says():
+    """Ten stops; each thing that a stop names stands in one of the files that it names."""
+    stops = tour_stops()
+    assert len(stops) == 10
+    for stop, files, names in stops:
+        paths = [next(root / file for root in ROOTS if (root / file).is_file()) for file in files]
+        words = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in paths)))
+        assert names - words == set(), stop
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -157,9 +197,11 @@ def test_what_a_document_names_exists(document):
         ("`uniperceiver_v2.config.load_config`, `uniperceiver_v2.nowhere`", "module or name uniperceiver_v2.nowhere"),
         ("`uniperceiver_v2.config.nothing`", "module or name uniperceiver_v2.config.nothing"),
         ("`make lint test` and `make nothing`", "make nothing"),
+        ("`UnifiedDecoder`, `NoDecoder` and `nowhere()`", ["name NoDecoder", "name nowhere"]),
         ("`SOLVER.BASE_LR` and `SOLVER.NOTHING 1`", "setting SOLVER.NOTHING"),
         ("`MODEL.UNIPERCEIVER_V2.REGION.NOTHING`", "setting MODEL.UNIPERCEIVER_V2.REGION.NOTHING"),
     ],
 )
 def test_what_does_not_exist_is_found(text, found):
-    assert [message for check in CHECKS for message in check(ROOT / "README.md", text)] == [found]
+    messages = [message for check in CHECKS for message in check(ROOT / "README.md", text)]
+    assert messages == (found if isinstance(found, list) else [found])
