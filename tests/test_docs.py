@@ -197,7 +197,7 @@ def test_the_code_tour_shows_what_it_says():
         ("`uniperceiver_v2.config.load_config`, `uniperceiver_v2.nowhere`", "module or name uniperceiver_v2.nowhere"),
         ("`uniperceiver_v2.config.nothing`", "module or name uniperceiver_v2.config.nothing"),
         ("`make lint test` and `make nothing`", "make nothing"),
-        ("`UnifiedDecoder`, `NoDecoder` and `nowhere()`", ["name NoDecoder", "name nowhere"]),
+        ("`UnifiedDecoder`, `NoDecoder` and `not_at_all()`", ["name NoDecoder", "name not_at_all"]),
         ("`SOLVER.BASE_LR` and `SOLVER.NOTHING 1`", "setting SOLVER.NOTHING"),
         ("`MODEL.UNIPERCEIVER_V2.REGION.NOTHING`", "setting MODEL.UNIPERCEIVER_V2.REGION.NOTHING"),
     ],
