@@ -40,6 +40,7 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "ruff",
+            "import-linter>=2.10",
             "webdataset",
             # torch for GPUs brings its own; that for CPUs does not, and the kernels are tested in Triton's interpreter.
             'triton; platform_system == "Linux" and platform_machine == "x86_64"',

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -28,7 +28,6 @@ def setting(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
-    shown_default: str | None = None,
 ) -> Any:
     """A field of a :class:`TaskSettings`.
 
@@ -36,9 +35,8 @@ def setting(
         default: its value where a configuration has none.
         meaning: one line for the documentation.
         above, at_least, at_most: the range of its value, or of each value of a list.
-        shown_default: what the documentation shows as its default, where that is not the default itself.
     """
-    metadata = {"meaning": meaning, "range": (above, at_least, at_most), "shown_default": shown_default}
+    metadata = {"meaning": meaning, "range": (above, at_least, at_most)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,7 +49,7 @@ class TaskSettings:
     A kind's own settings are a subclass with more fields.
     """
 
-    kind: str = setting("", "one of the kinds below", shown_default="")
+    kind: str = setting("", "one of the kinds below")
     datasets: list[str] = setting([], "registered names to train on; of several, the categories have to be the same")
     evaluates: list[str] = setting(
         [], "datasets of `DATASETS.TEST` that this task evaluates; to be said where several tasks are of their kind"
@@ -66,7 +64,7 @@ class TaskSettings:
     @classmethod
     def defaults(cls, kind: str) -> dict[str, Any]:
         """A fresh node: every key in capitals with its default."""
-        return {f.name.upper(): value for f in fields(cls) if (value := _default(f, kind)) is not None}
+        return {f.name.upper(): kind if f.name == "kind" else _default(f) for f in fields(cls)}
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> TaskSettings:
@@ -80,17 +78,26 @@ class TaskSettings:
             UserError: a value is outside its range; the message begins with ``prefix``, its node.
         """
         for f in fields(cls):
-            value = node[f.name.upper()]
-            range_ = _range_text(*f.metadata["range"])
+            value, limits = node[f.name.upper()], f.metadata["range"]
             for number in value if isinstance(value, list | tuple) else [value]:
-                if range_ and not _within(number, *f.metadata["range"]):
-                    raise UserError(f"{prefix}.{f.name.upper()} must be {range_}, not {number}")
+                if any(limit is not None for limit in limits) and not _within(number, *limits):
+                    raise UserError(f"{prefix}.{f.name.upper()} must be {shown_range(f)}, not {number}")
 
 
-def _default(f: Any, kind: str) -> Any:
-    if f.name == "kind":
-        return kind
-    return f.default if not callable(f.default_factory) else f.default_factory()
+def shown_default(f: Field) -> str:
+    """A setting's default as the documentation shows it; nothing, where a configuration has to give one."""
+    default = _default(f)
+    return f"`{default!r}`".replace("'", '"') if default != "" else ""
+
+
+def shown_range(f: Field) -> str:
+    """A setting's range in words, as in "above 0 and at most 1"."""
+    limits = zip(("above", "at least", "at most"), f.metadata["range"])
+    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+
+
+def _default(f: Field) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def _within(value: float, above: float | None, at_least: float | None, at_most: float | None) -> bool:
@@ -100,11 +107,6 @@ def _within(value: float, above: float | None, at_least: float | None, at_most: 
         and (at_least is None or value >= at_least)
         and (at_most is None or value <= at_most)
     )
-
-
-def _range_text(above: float | None, at_least: float | None, at_most: float | None) -> str:
-    limits = (("above", above), ("at least", at_least), ("at most", at_most))
-    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
 
 
 @dataclass(frozen=True)

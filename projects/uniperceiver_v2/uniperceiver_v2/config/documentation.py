@@ -1,0 +1,55 @@
+"""The documentation's tables of task settings, made from the kinds' descriptors.
+
+    python -m uniperceiver_v2.config.documentation README.md
+
+writes them into a Markdown file, between the lines ``<!-- task settings -->`` and ``<!-- /task settings -->``.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from pathlib import Path
+
+from .. import tasks  # noqa: F401  (they register the kinds)
+from ..files import write_atomically
+from ..kinds import KINDS, TaskSettings, shown_default, shown_range
+
+BEGIN, END = "<!-- task settings -->", "<!-- /task settings -->"
+
+
+def task_settings_tables() -> str:
+    """A table of what all kinds of task share, and one of each kind's own settings, in Markdown."""
+    shared = fields(TaskSettings)
+    names = {field.name for field in shared}
+    parts = [_table(shared)]
+    for kind in KINDS.values():
+        own = [field for field in fields(kind.settings) if field.name not in names]
+        parts.append(f"`KIND: {kind.name}`\n\n{_table(own)}")
+    return "\n\n".join(parts)
+
+
+def with_tables(document: str) -> str:
+    """A document with today's tables in the place of those that it has.
+
+    Raises:
+        ValueError: the document has no place for them.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the document has no lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{task_settings_tables()}\n\n{END}{after}"
+
+
+def _table(settings: Iterable[Field]) -> str:
+    lines = ["| key | default | range | meaning |", "|---|---|---|---|"]
+    for field in settings:
+        default, limits = shown_default(field), shown_range(field)
+        lines.append(f"| `{field.name.upper()}` | {default} | {limits} | {field.metadata['meaning']} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        text = with_tables(Path(name).read_text(encoding="utf-8"))
+        write_atomically(name, lambda file, text=text: file.write(text.encode()))
