@@ -1,8 +1,8 @@
-"""What the ranks of a run tell each other inside a loss, so that together they learn as one with the whole batch would.
+"""Communication between ranks inside a loss, so that several ranks get the gradient of one rank with the whole batch.
 
-The trainer averages gradients over ranks. A loss must therefore be such that its mean over ranks is that of the whole
-batch: a sum is divided by the mean over ranks of what it is averaged over, whatever this rank's share of the batch
-holds. One rank alone sends nothing.
+The trainer averages gradients over ranks. The mean of the ranks' losses must therefore be the loss of the whole batch.
+So a rank divides its sum by the mean count of all ranks, not by its own count. For example, if two ranks have 3 and 5
+objects, both divide their sums by 4: the mean of sum₁/4 and sum₂/4 is (sum₁ + sum₂)/8. A single rank sends nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor
 
 
 def sum_over_ranks(*values: Tensor) -> Tensor:
-    """Sums over all ranks of K scalars, in float32 [K], without gradients: one collective call, which every rank has to
-    make whatever it holds, and no wait for the device."""
+    """Sums of K scalars over all ranks, float32 [K], without gradients and without a wait for the device.
+
+    It is one collective call, so every rank has to make it, even with an empty batch.
+    """
     sums = torch.stack([value.detach().float() for value in values])
     if comm.get_world_size() > 1:
         dist.all_reduce(sums)
@@ -25,12 +27,12 @@ def sum_over_ranks(*values: Tensor) -> Tensor:
 
 
 def mean_divisor(count: Tensor) -> Tensor:
-    """What a rank divides its sum by to make a mean over `count` things of all ranks, no less than one."""
+    """The divisor of a rank's sum for a mean over `count` things of all ranks. A count below 1 is taken as 1."""
     return count.clamp(min=1) / comm.get_world_size()
 
 
 class _GatherFromRanks(torch.autograd.Function):
-    """Concatenates [n,...] of every rank, all of the same n; gradients go back to the rank that a row came from."""
+    """Concatenates the rows [n,...] of all ranks, with the same n. The gradient of a row goes back to its rank."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -41,15 +43,15 @@ class _GatherFromRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # which others may still read
+        grad = grad.clone(memory_format=torch.contiguous_format)  # a copy, as other functions may still read grad
         dist.all_reduce(grad)  # every rank's loss depends on every row
         return grad[comm.get_rank() * ctx.rows :][: ctx.rows]
 
 
 def gather_from_ranks(rows: Tensor) -> Tensor:
-    """[n,...] of this rank to [world size · n,...], in the order of ranks, with gradients to all of them.
+    """Concatenates the rows [n,...] of all ranks to [world size · n,...], in the order of ranks, with gradients.
 
-    A backward pass gives each rank the gradient of the sum of all ranks' losses; averaged over ranks, it is that of the
+    A row gets the gradient of the sum of all ranks' losses. The trainer's mean over ranks makes it the gradient of the
     mean loss.
     """
     return rows if comm.get_world_size() == 1 else _GatherFromRanks.apply(rows)

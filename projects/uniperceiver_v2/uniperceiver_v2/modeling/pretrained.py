@@ -1,4 +1,4 @@
-"""Directories of Hugging Face models that a configuration names."""
+"""Loading of Hugging Face models from local directories."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 
-# What transformers raises for fields or files that do not make a model: IndexError for lists of too few stages,
-# RuntimeError for sizes that do not fit together, SafetensorError for weights cut short.
+# The exceptions of transformers for bad fields or files. For example, a list with too few stages raises IndexError,
+# sizes that do not fit together raise RuntimeError, and a truncated weight file raises SafetensorError.
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -30,11 +30,15 @@ LOADING_ERRORS = (
 
 
 def resolve_directory(path: str, key: str) -> Path:
-    """The directory that the configuration's `key` names: relative to the working folder, else to the repository, so
-    that the committed configurations work from any folder.
+    """Finds a directory: in the working folder, else in the repository.
 
+    The second place lets the committed configurations work from any folder.
+
+    Args:
+        path: the value of a setting.
+        key: the setting's name, for the error message.
     Raises:
-        UserError: neither exists.
+        UserError: the directory is in neither place.
     """
     for candidate in (Path(path).expanduser(), REPOSITORY / path):
         if candidate.is_dir():
@@ -43,12 +47,14 @@ def resolve_directory(path: str, key: str) -> Path:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory, with RoBERTa's conventions: it puts one token before and one behind a
-    text (`<s>`, `</s>`) and has tokens for padding and masking. Its `model_max_length` is the most tokens that the text
-    encoder of the directory takes.
+    """Loads the tokenizer of a Hugging Face directory.
+
+    The tokenizer follows RoBERTa's conventions: it puts one token before a text (`<s>`) and one behind it (`</s>`), and
+    it has tokens for padding and masking. Its `model_max_length` is the longest text, in tokens, for the text encoder
+    in the same directory.
 
     Raises:
-        UserError: there is no such tokenizer.
+        UserError: no tokenizer can be loaded, or it breaks a convention.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -58,7 +64,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     except LOADING_ERRORS as error:
         raise UserError(f"no tokenizer can be loaded from {directory}: {error}") from error
-    # Beside a model's configuration, transformers makes a tokenizer without words out of missing files.
+    # Where config.json is there but the tokenizer's files are not, transformers returns a tokenizer without words.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")
     if len(frame) != 2 or tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
@@ -71,29 +77,30 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def longest_text(config: PretrainedConfig) -> int:
-    """The most tokens, special ones included, that a text encoder of this configuration takes.
+    """The longest text for a text encoder of this configuration, in tokens, special ones included.
 
     Raises:
-        ValueError: it is no text encoder's.
+        ValueError: the configuration is not that of a text encoder.
     """
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"{config.model_type!r} is no text encoder, it has no max_position_embeddings")
-    # RoBERTa counts positions from behind the padding index.
+    # RoBERTa's first position is the padding index + 1.
     return config.max_position_embeddings - config.pad_token_id - 1
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a Hugging Face model directory holds weights beside its configuration."""
+    """Whether a Hugging Face model directory has weight files."""
     return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
 
 
 def load_weights(model_class: Any, directory: Path, **arguments: Any) -> nn.Module:
-    """`model_class.from_pretrained(directory, **arguments)` in float32, refusing other weights.
+    """`model_class.from_pretrained(directory, **arguments)` in float32, with a check that the weights fit.
 
-    A few parameters may be missing and stay random, as a backbone's norms behind each stage, which no classifier has.
+    Some parameters may be missing in the file and stay random. For example, a backbone has a norm behind each stage,
+    and the classifier that it was trained in has none.
 
     Raises:
-        UserError: a weight has another shape, or the directory has none of the model's weights.
+        UserError: a weight in the file has another shape, or the file has none of the model's weights.
     """
     model, report = model_class.from_pretrained(
         directory, **arguments, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

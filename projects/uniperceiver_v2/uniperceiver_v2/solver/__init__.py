@@ -1,4 +1,4 @@
-"""Optimisation: Task-Balanced Gradient Normalization, and optimizers and rates from a configuration."""
+"""Optimizers: Task-Balanced Gradient Normalization, and parameter groups from a configuration."""
 
 from .build import build_optimizer
 from .task_balanced import TaskBalancedAdamW, gradient_norm

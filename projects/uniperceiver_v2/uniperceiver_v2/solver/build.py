@@ -1,4 +1,4 @@
-"""Optimizers from a configuration. Rates come from Detectron2: ``detectron2.solver.build_lr_scheduler``."""
+"""Optimizers from a configuration. Schedules of the rate come from Detectron2's ``build_lr_scheduler``."""
 
 import math
 from typing import Any
@@ -22,8 +22,9 @@ NORMS = (
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over :func:`parameter_groups`.
 
-    TaskBalancedAdamW takes s_k and ω_k from ``TASKS``. AdamW is the paper's other arm (its Table 4), with
-    ``SOLVER.CLIP_GRADIENTS`` as in Detectron2; normalised gradients leave nothing to clip.
+    "TaskBalancedAdamW" takes the sampling ratios s_k and gradient weights ω_k from ``TASKS``. "AdamW" is the baseline
+    of the paper's Table 4. It obeys ``SOLVER.CLIP_GRADIENTS`` as in Detectron2. TaskBalancedAdamW does not, as its
+    gradients always have the norm ω_k.
     """
     settings = {
         "lr": cfg.SOLVER.BASE_LR,
@@ -49,17 +50,17 @@ def sampling_ratios(cfg: CfgNode) -> dict[str, float]:
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters, grouped by learning rate and weight decay.
 
-    - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` scale
-      the rate of the backbone, the text encoder and the unified decoder, which stays as it is for the first
-      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`). The gates in it, which are
-      the routers of its Conditional MoE, have ``SOLVER.GATE_MULTIPLIER`` times its rate.
-    - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM``,
-      biases by ``SOLVER.WEIGHT_DECAY_BIAS`` (by default not at all). Embeddings, learned tokens and queries,
-      and τ never decay: pulled towards zero they would stand for something else.
+    - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` multiply
+      the rate of the backbone, the text encoder and the unified decoder. The decoder's rate is zero for the first
+      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`). The routers of its
+      Conditional MoE have ``SOLVER.GATE_MULTIPLIER`` times the decoder's rate.
+    - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM`` and biases by
+      ``SOLVER.WEIGHT_DECAY_BIAS`` (0 by default). Embeddings, learned tokens, learned queries and τ never decay. Decay
+      would pull them towards zero, which is no neutral value for them.
 
     Returns:
-        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and ``delay``, the iteration in which
-        it begins to learn.
+        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and ``delay``, the first iteration in
+        which the group learns.
     """
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
@@ -96,7 +97,7 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
 
 
 def _in_decoder(module_name: str) -> bool:
-    """Whether a module belongs to the unified decoder; the region network has a decoder of its own."""
+    """Whether a module belongs to the unified decoder, and not to the region network's decoder."""
     return module_name.split(".")[0] == "decoder"
 
 

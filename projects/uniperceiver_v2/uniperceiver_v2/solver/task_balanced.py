@@ -1,11 +1,12 @@
 """Task-Balanced Gradient Normalization (Uni-Perceiver v2): AdamW for one task per step.
 
-In each step, g below is the gradient of the drawn task k over all parameters, scaled to the norm ω_k:
+Each step has the gradient of one task k, which is drawn with probability s_k. Let g be this gradient over all
+parameters, scaled to the norm ω_k. Then the step is
 
     m ← β1·m + (1-β1)/s_k · g        n ← β2·n + (1-β2)/s_k · g²        θ ← θ - α · m̂ / (√n̂ + ε)
 
-with PyTorch's meaning of the betas, and the bias correction and decoupled weight decay of torch.optim.AdamW.
-The factor 1/s_k makes E[m], over the draw of the tasks, track Σ_k g_k, however rarely a task is drawn.
+The betas, the bias correction and the decoupled weight decay are those of torch.optim.AdamW. The factor 1/s_k makes the
+expectation of m over the draws follow Σ_k g_k, so that a rarely drawn task counts as much as a frequent one.
 """
 
 import math
@@ -16,20 +17,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_BLOCK_ELEMENTS = 2**18  # of a tensor, updated at a time on a CPU: 5 MiB with its moments, gradient and denominator
+_BLOCK_ELEMENTS = 2**18  # parameters updated at once on a CPU: 5 MiB with moments, gradient and denominator
 
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Euclidean norm of the whole gradient; parameters without a gradient count as zero.
 
-    Gradients may be DTensors (``torch.distributed.fsdp.fully_shard``): then the norm is that of all shards of all
-    ranks, the same on each, and all ranks have to ask for it. Other gradients are taken to be whole on every rank, as
-    they are once they have been averaged.
+    For gradients that are DTensors (``torch.distributed.fsdp.fully_shard``) the norm covers the shards of all ranks. It
+    is then a collective call, which every rank has to make, and the result is the same on each. Other gradients are
+    taken as whole and equal on all ranks, as averaged gradients are.
     """
     by_sharding: dict[tuple[Any, ...], list[Tensor]] = {}
     for p in parameters:
-        # A sharding counts even without gradients here, so that no rank waits for one that leaves it out.
+        # Shardings without a gradient on this rank are kept: all ranks must make the same collective calls.
         gradients = by_sharding.setdefault(_sharding(p), [])
         if p.grad is not None:
             gradients.append(_local_gradient(p))
@@ -37,7 +38,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> float:
 
 
 def _sharding(parameter: Tensor) -> tuple[Any, ...]:
-    """The (mesh, dimension) pairs over which a parameter is split; none for a whole one."""
+    """The (mesh, dimension) pairs over which a parameter is split; empty for a whole parameter."""
     if not _is_distributed(parameter):
         return ()
     split = (i for i, placement in enumerate(parameter.placements) if not placement.is_replicate())
@@ -45,27 +46,27 @@ def _sharding(parameter: Tensor) -> tuple[Any, ...]:
 
 
 def _is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor. Its module has moved between versions of PyTorch, and not every build has it."""
+    """Whether a tensor is a DTensor, without an import: its module differs between versions of PyTorch."""
     return hasattr(type(tensor), "to_local")
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, sharing its memory."""
+    """This rank's part of a tensor, which shares its memory."""
     return tensor.to_local() if _is_distributed(tensor) else tensor
 
 
 def _local_gradient(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
     if _is_distributed(gradient) and gradient.placements != parameter.placements:
-        gradient = gradient.redistribute(placements=parameter.placements)  # such as a sum that is still to be formed
+        gradient = gradient.redistribute(placements=parameter.placements)  # for example a sum that is still pending
     return _local(gradient)
 
 
 def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...]) -> float:
-    """Over this rank's gradients, and over those of all ranks among which they are split."""
+    """The sum of squares of gradients with the same sharding, over all ranks among which they are split."""
     if gradients:
         norms = torch._foreach_norm(gradients)
-        # In double precision: the squares of many large parts must not overflow.
+        # In double precision, as the sum of squares of many large norms may overflow float32.
         total = torch.stack([n.to(norms[0].device) for n in norms]).double().square().sum()
     else:
         total = torch.zeros((), dtype=torch.float64, device=sharding[0][0].device_type if sharding else "cpu")
@@ -75,13 +76,14 @@ def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...]) -> float
 
 
 def _blocks(*lists: Sequence[Tensor | None]) -> Iterator[list[list[Tensor | None]]]:
-    """The lists' tensors, all or in parts that stay in a processor's cache from the first operation to the last.
+    """Splits lists of tensors into blocks for the update. On a GPU all tensors are one block.
 
-    The update passes over everything a dozen times. On a CPU, the memory would be read as often; on a GPU, fewer and
-    larger kernels are better.
+    The update passes over its tensors a dozen times. On a CPU a block stays in the cache for all passes. On a GPU, few
+    large kernels are faster.
 
     Args:
-        lists: of the same length; tensors at the same index have the same shape, and only the last list may have None.
+        lists: lists of the same length. Tensors at the same index have the same shape. Only the last list may contain
+            None.
     """
     if lists[0][0].device.type != "cpu":
         yield [list(tensors) for tensors in lists]
@@ -99,7 +101,7 @@ def _blocks(*lists: Sequence[Tensor | None]) -> Iterator[list[list[Tensor | None
 
 
 def _pieces(tensors: tuple[Tensor | None, ...]) -> Iterable[tuple[Tensor | None, ...]]:
-    """Large tensors of one shape as flat views of their parts, where their memory lies so; others as they are."""
+    """Splits large contiguous tensors of one shape into flat views of parts. Returns other tensors as they are."""
     there = [t for t in tensors if t is not None]
     if there[0].numel() <= _BLOCK_ELEMENTS or not all(t.is_contiguous() for t in there):
         return [tensors]
@@ -110,23 +112,23 @@ def _pieces(tensors: tuple[Tensor | None, ...]) -> Iterable[tuple[Tensor | None,
 class TaskBalancedAdamW(torch.optim.Optimizer):
     """AdamW with Task-Balanced Gradient Normalization, multi-tensor.
 
-    A parameter that the drawn task does not reach has gradient zero, not no gradient: its moments decay and
-    it moves on, as E[m] = Σ_k g_k needs.
+    A parameter without a gradient, which the drawn task does not use, is updated with gradient zero: its moments decay
+    and it moves on. Only then is E[m] = Σ_k g_k.
 
-    Parameters may be DTensors; the gradient's norm is then that of all ranks' shards (:func:`gradient_norm`), each rank
-    updates its own, and the moments are DTensors too.
+    Parameters may be DTensors. The norm then covers the shards of all ranks (:func:`gradient_norm`), each rank updates
+    its own shards, and the moments are DTensors too.
 
     Args:
         params: parameters or groups of them, as for torch.optim.AdamW; a group may set its own ``lr``,
             ``betas``, ``eps`` and ``weight_decay``.
         lr, betas, eps, weight_decay: as in torch.optim.AdamW.
-        tasks: task name -> (s_k, ω_k): its sampling ratio, which is the probability of its being drawn, and
-            the norm of its gradient after normalisation.
-        norm_floor: gradients with a smaller norm are scaled as if they had this one, so that a gradient of
-            zero stays zero and rounding errors are not blown up.
+        tasks: task name -> (s_k, ω_k): the probability that a step draws the task, and the norm of its gradient after
+            normalisation.
+        norm_floor: a gradient with a smaller norm is scaled as if it had this norm. A gradient of zero then stays
+            zero, and rounding errors are not magnified.
 
     Attributes:
-        last_gradient_norm: norm of the last step's gradient before normalisation.
+        last_gradient_norm: the norm of the last step's gradient before normalisation.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -162,14 +164,14 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, task: str) -> Any:
-        """Update all parameters by the gradient of the drawn task.
+        """Updates all parameters with the gradient of the drawn task.
 
         Args:
-            closure: computes the loss again and returns it; optional, as in every optimizer.
-            task: the name of the task whose gradient the parameters hold.
+            closure: optional, as in every optimizer: computes the loss and the gradient again and returns the loss.
+            task: the name of the drawn task. The gradient in the parameters must be that of its loss.
 
         Raises:
-            FloatingPointError: the gradient is not finite; nothing has been changed.
+            FloatingPointError: the gradient is not finite. No parameter has been changed.
         """
         loss = None
         if closure is not None:
@@ -211,7 +213,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         gradients = [gradients[i] for i in reached]
 
-        # The scaled gradient is never formed: its scale goes into the coefficients of both sums.
+        # The scale is part of the coefficients of both sums, so that no scaled gradient is stored.
         torch._foreach_mul_(m, beta1)
         torch._foreach_mul_(n, beta2)
         if gradients:
@@ -219,7 +221,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             torch._foreach_addcmul_([n[i] for i in reached], gradients, gradients, value=(1 - beta2) / ratio * scale**2)
         if group["weight_decay"] and group["lr"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # m̂ / (√n̂ + ε) with both sides times the root of n's correction, which spares a pass over n.
+        # m̂ / (√n̂ + ε), expanded by the root of n's bias correction, which saves a pass over n.
         denominators = torch._foreach_sqrt(n)
         torch._foreach_add_(denominators, group["eps"] * root_correction2)
         torch._foreach_addcdiv_(parameters, m, denominators, value=-step_size * root_correction2)

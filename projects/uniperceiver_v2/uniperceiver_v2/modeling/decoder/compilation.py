@@ -1,4 +1,4 @@
-"""MODEL.UNIPERCEIVER_V2.DECODER.COMPILE: the unified decoder by torch.compile, where the machine can."""
+"""MODEL.UNIPERCEIVER_V2.DECODER.COMPILE: torch.compile of the unified decoder, where the machine can compile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 def compile_decoder(decoder: UnifiedDecoder, device: str) -> None:
-    """:meth:`UnifiedDecoder.compile_layers`, for use on `device`. Results do not depend on it, so that a machine that
-    cannot compile, often for want of a C++ compiler, says so and goes on as if it had not been asked to."""
+    """Calls :meth:`UnifiedDecoder.compile_layers` if torch.compile works on `device`.
+
+    Many machines cannot compile, often because they have no C++ compiler. As the results are the same, they get a
+    warning and run uncompiled.
+    """
     try:
         torch.compile(_next)(torch.zeros(8, device=device))
     except Exception as error:  # compilers fail in many ways

@@ -1,4 +1,4 @@
-"""The parts that a sequence of the unified decoder is put together from, and what may be known of their tokens."""
+"""Segments, the parts of a sequence in the unified decoder, and the attributes of their tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TaskModalities:
-    """Which modalities a task maps to which.
+    """The modalities of a task's inputs x and targets y.
 
     Attributes:
-        inputs: of its x, of "image" and "text".
-        targets: of its y, the same.
+        inputs: a non-empty subset of {"image", "text"}.
+        targets: the same.
     Raises:
-        ValueError: no modality, or another one.
+        ValueError: a set is empty or has another modality.
     """
 
     inputs: frozenset[str]
@@ -38,13 +38,14 @@ TEXT_TO_TEXT = TaskModalities(frozenset({"text"}), frozenset({"text"}))  # langu
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a token is, whatever it says; all that a routed feed-forward network may know of it (Uni-Perceiver-MoE).
+    """The kind of a token, whatever its content. The router of the Conditional MoE sees nothing else of a token
+    (Uni-Perceiver-MoE).
 
     Attributes:
-        modality: of the token; "special" is <SPE>.
-        role: whether its sequence is an input x or a target y.
-        task: the modalities of its task.
-        causal: whether it sees only what stands before it.
+        modality: of the token; <SPE> is "special".
+        role: whether the token's sequence is an input x or a target y.
+        task: the modalities of the token's task.
+        causal: whether attention is causal: the token sees itself and earlier tokens only.
     """
 
     modality: Literal["special", "image", "text"]
@@ -55,19 +56,21 @@ class Attributes:
     ENCODING_LENGTH = 8
 
     def encoding(self) -> tuple[int, ...]:
-        """Eight times 0 or 1, different for different attributes: the token is of an image, of a text (neither:
-        <SPE>), its task's inputs hold images, texts, its task's targets hold images, texts, the token is causal, its
-        sequence is a target."""
+        """Eight bits that identify the attributes.
+
+        They say: the token is of an image; of a text (<SPE> is neither); the task's inputs have images; have texts; the
+        task's targets have images; have texts; the token is causal; the token's sequence is a target.
+        """
         modalities = ({self.modality}, self.task.inputs, self.task.targets)
         known = [name in group for group in modalities for name in ("image", "text")]
         return tuple(int(bit) for bit in (*known, self.causal, self.role == "target"))
 
 
 def attribute_classes(tasks: Iterable[TaskModalities]) -> list[Attributes]:
-    """All attributes that tokens of these tasks may have, each once.
+    """The distinct attributes of all tokens in these tasks.
 
-    Inputs and targets open with <SPE>. Text of an input that holds images as well is causal, as in captioning; any
-    other is read whole.
+    Inputs and targets begin with <SPE>. Text is causal if its input has images too, as in captioning. Other text is
+    read whole.
     """
     classes = []
     for task in tasks:
@@ -79,11 +82,12 @@ def attribute_classes(tasks: Iterable[TaskModalities]) -> list[Attributes]:
 
 
 class SegmentLayout(Sequence):
-    """(number of tokens, their attributes) of consecutive segments. A class of its own, as torch.compile looks into
-    lists and would make a graph for each list of lengths.
+    """(number of tokens, attributes) of each segment of a sequence.
+
+    It is a class because torch.compile inspects lists, and would compile a graph for each list of lengths.
 
     Args:
-        segments: of one sequence, in order.
+        segments: the pairs, in the order of the sequence.
     """
 
     def __init__(self, segments: Iterable[tuple[int, Attributes]]):
@@ -102,8 +106,8 @@ class Segment:
 
     Attributes:
         tokens: [B,T,d].
-        valid: [B,T] bool, False at padding; None if all are valid.
-        attributes: of all of them.
+        valid: [B,T] bool, False at padding; None if there is no padding.
+        attributes: of all T tokens.
     """
 
     tokens: Tensor
@@ -111,5 +115,5 @@ class Segment:
     attributes: Attributes
 
     def select(self, rows: Tensor) -> Segment:
-        """Rows [B'] of the batch, any number of times each."""
+        """The segment of the rows [B'] of the batch. A row may occur several times."""
         return Segment(self.tokens[rows], None if self.valid is None else self.valid[rows], self.attributes)

@@ -1,4 +1,4 @@
-"""Any Hugging Face backbone as a Detectron2 backbone."""
+"""An adapter that makes any Hugging Face backbone a Detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class HuggingFaceBackbone(Backbone):
     """Wraps a `transformers` backbone: images [B,3,H,W] in, {stage name: [B,C,H/stride,W/stride]} out.
 
     Args:
-        model: what `AutoBackbone.from_config` or `.from_pretrained` returns.
-        norm: "" leaves the model's batch normalisation as it is; "FrozenBN" and "GN" replace it.
+        model: a model from `AutoBackbone.from_config` or `.from_pretrained`.
+        norm: "" keeps the model's batch normalisation; "FrozenBN" and "GN" replace it.
     """
 
     def __init__(self, model: nn.Module, norm: str = ""):
@@ -37,15 +37,16 @@ class HuggingFaceBackbone(Backbone):
         return dict(zip(self._out_features, self.model(images).feature_maps, strict=True))
 
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks of all stages, in their order.
+        """The residual blocks of all stages, in order.
 
-        They are found by what they are, as every model has its own names for them: in a stage, the outermost lists of
-        one of the model's own classes. A stage without such a list is itself a block, as in a plain Transformer.
+        Every model names its blocks differently, so they are found by their structure. The blocks of a stage are the
+        entries of its outermost lists of modules that all have the same class, one that PyTorch does not have. A stage
+        without such a list counts as one block, as in a plain Transformer.
 
         Raises:
-            ValueError: the model has no list of as many parts as it has stages.
+            ValueError: the model has no list with one entry for each stage.
         """
-        stages = _parts(self.model, count=len(self.model.stage_names) - 1)  # the first name is the stem's
+        stages = _parts(self.model, count=len(self.model.stage_names) - 1)  # the first name belongs to the stem
         if not stages:
             raise ValueError(f"{type(self.model).__name__} has no list of its stages, so that no blocks are found")
         return [block for stage in stages for block in _parts(stage) or [stage]]
@@ -58,8 +59,8 @@ class HuggingFaceBackbone(Backbone):
 
 
 def _parts(module: nn.Module, count: int | None = None) -> list[nn.Module]:
-    """Entries of the outermost lists below `module` that hold modules of one class, no layers of PyTorch, and `count`
-    of them if it is given."""
+    """Entries of the outermost lists below `module` whose modules all have the same class, one that PyTorch does not
+    have. With `count`, only lists of this length count."""
     found = []
     for child in module.children():
         entries = list(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
@@ -70,7 +71,7 @@ def _parts(module: nn.Module, count: int | None = None) -> list[nn.Module]:
 
 @torch.no_grad()
 def measure_strides(model: nn.Module, size: int = 128) -> list[int]:
-    """Stride of each feature map, from a run on an empty image: configurations name it differently or not at all."""
+    """Stride of each feature map. It is measured on an empty image, as configurations have no common name for it."""
     training = model.training
     maps = model.eval()(torch.zeros(1, 3, size, size)).feature_maps
     model.train(training)
@@ -79,11 +80,13 @@ def measure_strides(model: nn.Module, size: int = 128) -> list[int]:
 
 @BACKBONE_REGISTRY.register()
 def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingFaceBackbone:
-    """Builds MODEL.UNIPERCEIVER_V2.BACKBONE: from the directory PATH (configuration and, if there, weights), or from
-    CONFIG, the fields of a Hugging Face configuration with its `model_type`.
+    """Builds the backbone of MODEL.UNIPERCEIVER_V2.BACKBONE.
+
+    PATH is a Hugging Face directory with a configuration and, if it has any, weights. CONFIG has the fields of a
+    Hugging Face configuration, `model_type` included, and gives random weights.
 
     Raises:
-        UserError: neither or both are given, or the configuration is not one of a backbone.
+        UserError: neither or both are set, or the configuration is not that of a backbone.
     """
     node = cfg.MODEL.UNIPERCEIVER_V2.BACKBONE
     fields = dict(node.CONFIG)
@@ -99,7 +102,7 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
         config = AutoConfig.from_pretrained(directory, out_features=out_features)
         if not has_weights(directory):
             return HuggingFaceBackbone(AutoBackbone.from_config(config), node.NORM)
-        # AutoBackbone.from_pretrained takes a directory for the name of a timm model; the class behind it does not.
+        # AutoBackbone.from_pretrained reads a directory as the name of a timm model. The backbone's own class does not.
         with torch.device("meta"):
             backbone_class = type(AutoBackbone.from_config(config))
         return HuggingFaceBackbone(load_weights(backbone_class, directory, config=config), node.NORM)

@@ -1,4 +1,4 @@
-"""Overlaps of boxes given as centres and sizes (cx, cy, w, h), in any unit."""
+"""Conversions and overlaps of boxes, in any unit. Boxes are centres and sizes (cx, cy, w, h) unless said otherwise."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def box_overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU (Rezatofighi et al., 2019) of boxes a and b, elementwise with broadcasting.
 
     Args:
-        a, b: [..., 4]; unsqueeze them for all pairs.
+        a, b: [..., 4]. For all pairs, unsqueeze a different dimension of each.
     Returns:
-        IoU in 0..1 and GIoU in -1..1, both of the broadcast shape without the last dimension. Empty boxes give 0.
+        IoU in 0..1 and GIoU in -1..1, both with the broadcast shape without its last dimension. Empty boxes
+            have an IoU of 0.
     """
-    # Coordinate by coordinate: the last dimension of all pairs is then the pairs', not a short one of coordinates.
+    # Single coordinates make the inner loops run over pairs; tensors [...,4] would make them four long.
     ax0, ay0, ax1, ay1 = cxcywh_to_xyxy(a).unbind(-1)
     bx0, by0, bx1, by1 = cxcywh_to_xyxy(b).unbind(-1)
     width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
@@ -38,7 +39,7 @@ def box_overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:
-    """Whether boxes [...,4] contain points [...,(x, y)], with broadcasting."""
+    """Whether boxes [...,4] contain points (x, y) [...,2], with broadcasting."""
     x, y = points.movedim(-1, 0).contiguous()
     cx, cy, width, height = boxes.unbind(-1)
     return ((x - cx).abs() <= width / 2) & ((y - cy).abs() <= height / 2)

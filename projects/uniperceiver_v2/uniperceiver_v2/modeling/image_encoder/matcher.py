@@ -1,4 +1,4 @@
-"""Who answers for which object: one-to-one assignment for the decoder, one-to-many for the encoder's tokens."""
+"""Matching of predictions with objects: one-to-one for the decoder's queries, one-to-many for the encoder's tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .structures import Matches, RegionTargets
 
 @dataclass
 class MatchCosts:
-    """Weights of the parts of the matching cost."""
+    """The weight of each part of the matching cost."""
 
     objectness: float
     box: float
@@ -28,7 +28,7 @@ class MatchCosts:
 
 
 def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of calling a prediction foreground, less that of calling it background (DETR-style matching)."""
+    """Focal loss of a prediction as foreground minus that as background (the class cost of Deformable DETR)."""
     probability = logits.sigmoid()
     positive = alpha * (1 - probability) ** gamma * F.softplus(-logits)
     negative = (1 - alpha) * probability**gamma * F.softplus(logits)
@@ -39,10 +39,10 @@ def pairwise_mask_costs(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor
     """Binary cross-entropy and dice losses of all pairs.
 
     Args:
-        blocks: logits [...,Q,p] of predicted masks and targets [...,N,p] in 0..1, at some of the points; the points of
-            all blocks are as if they came in one.
+        blocks: logits [...,Q,p] of predicted masks and target masks [...,N,p] in 0..1, at p of the P points. The result
+            does not depend on the division of the points into blocks.
     Returns:
-        both [...,Q,N], averaged over the points.
+        both [...,Q,N], over all P points.
     """
     points, cross_entropy, overlap, total = 0, 0.0, 0.0, 0.0
     for logits, targets in blocks:
@@ -57,10 +57,11 @@ def pairwise_mask_costs(blocks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor
 
 
 def pairwise_box_costs(objectness: Tensor, boxes: Tensor, targets: RegionTargets, costs: MatchCosts) -> Tensor:
-    """The parts of the matching cost that need no masks.
+    """The matching cost without its mask parts.
 
     Args:
-        objectness: [B,Q] logits; boxes: [B,Q,4].
+        objectness: [B,Q] logits.
+        boxes: [B,Q,4].
     Returns:
         [B,Q,N].
     """
@@ -71,13 +72,14 @@ def pairwise_box_costs(objectness: Tensor, boxes: Tensor, targets: RegionTargets
 
 
 def assign(cost: Tensor, valid: Tensor) -> Matches:
-    """The cheapest one-to-one assignments of queries to targets, one for each layer and image.
+    """The cheapest one-to-one assignment of queries to targets in each layer and image.
 
     Args:
-        cost: [B,layers,Q,N], finite or not; valid: [B,N] bool, the first of each row.
+        cost: [B,layers,Q,N]. Infinite and NaN costs are allowed.
+        valid: [B,N] bool, False at padding. The valid targets of an image come first.
     """
     cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
-    # Padding is marked in the costs, as to ask for numbers of targets apart would be another wait for the device.
+    # Padding becomes an infinite cost. Copying the numbers of targets to the CPU would be a second wait for the device.
     table = cost.masked_fill(~valid[:, None, None], torch.inf).cpu().numpy()
     images, layers = table.shape[:2]
     counts = np.isfinite(table[:, 0, 0]).sum(-1)
@@ -101,11 +103,12 @@ def hungarian_match(
 ) -> Matches:
     """The cheapest one-to-one assignment of queries to targets, for every layer and image (DETR, equation 1).
 
-    The costs of all layers and images are one batched computation; only the assignment itself loops. Layers are rows
-    of their image, so that nothing of the targets is repeated for them.
+    The costs of all layers and images are one batched computation; only the assignment is a loop. The queries of all
+    layers of an image form one row of layers·Q queries, so that targets are not repeated for each layer.
 
     Args:
-        objectness: [layers,B,Q] logits; boxes: [layers,B,Q,4].
+        objectness: [layers,B,Q] logits.
+        boxes: [layers,B,Q,4].
         mask_blocks: mask logits [B,layers·Q,p] and target masks [B,N,p], as for `pairwise_mask_costs`.
     """
     layers = len(objectness)
@@ -122,14 +125,16 @@ def rows_of_images(predictions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def one_to_many_match(dense: DensePredictions, targets: RegionTargets, candidates: int) -> tuple[Tensor, Tensor]:
-    """Task-aligned assignment (TOOD, section 3.2) of tokens to objects: of the tokens whose centre lies in an object's
-    box, the `candidates` whose objectness and overlap are best together; a token wanted by several goes to the one
-    that it overlaps most.
+    """Task-aligned assignment (TOOD, section 3.2) of tokens to objects.
+
+    A token is eligible for an object if its centre lies in the object's box. The alignment of the two is
+    √objectness · IoU⁴. Each object gets its `candidates` eligible tokens with the highest alignment. A token that
+    several objects would get goes to the object with the highest IoU.
 
     Returns:
-        quality [B,S] in 0..1, the objectness each token should have: zero for background, else its alignment, scaled
-            so that an object's best token gets that object's best IoU;
-        target [B,S] int64, the object, meaningful where the quality is positive.
+        quality [B,S] in 0..1, the target of each token's objectness: 0 for background, else the token's alignment,
+            scaled so that the best token of an object gets the object's best IoU;
+        target [B,S] int64, the token's object, meaningful where quality is positive.
     """
     iou = box_overlaps(dense.boxes[:, :, None], targets.boxes[:, None])[0]  # [B,S,N]
     offset = (dense.centres[:, :, None] - targets.boxes[:, None, :, :2]).abs()
@@ -138,7 +143,7 @@ def one_to_many_match(dense: DensePredictions, targets: RegionTargets, candidate
     alignment = dense.objectness.sigmoid().sqrt().unsqueeze(-1) * iou**4 * eligible + 1e-9 * eligible
     best, index = alignment.topk(min(candidates, alignment.shape[1]), dim=1)
     chosen = torch.zeros_like(eligible).scatter_(1, index, best > 0)
-    # A token serves one object only.
+    # A token goes to one object only.
     overlap = torch.where(chosen, iou + 1e-6, iou.new_zeros(()))
     strongest, target = overlap.max(dim=-1)
     owned = F.one_hot(target, iou.shape[-1]).bool() & (strongest > 0).unsqueeze(-1)

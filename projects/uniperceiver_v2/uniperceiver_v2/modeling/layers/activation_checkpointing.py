@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a block computed is not kept for the backward pass, which computes it once more."""
+"""Activation checkpointing: the backward pass computes a block's activations again, so that none are stored."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Makes each block, in place, keep no more than its inputs in training, wherever it is called from.
+    """Lets each block, in place, store only its inputs for the backward pass.
 
-    Losses and gradients stay what they were, bit by bit, and so do the names of the parameters. Nothing changes in
-    evaluation or without gradients.
+    Losses and gradients stay the same, bit by bit, and parameters keep their names. Nothing changes in evaluation mode
+    or without gradients.
 
     Raises:
-        ValueError: a block keeps running statistics, which its second run would update once more.
+        ValueError: a block keeps running statistics. The second forward pass would update them a second time.
     """
     blocks = list(blocks)
     for block in blocks:
@@ -32,7 +32,8 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 class _Checkpointed:
-    """Stands before a block's own class. Around the call, not the forward pass: a compiled block stays one."""
+    """Base class that is put before a block's own class. It wraps the call, not `forward`, so that a compiled block
+    stays compiled."""
 
     training: bool
 

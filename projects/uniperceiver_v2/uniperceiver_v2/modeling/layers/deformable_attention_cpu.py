@@ -1,13 +1,13 @@
-"""Deformable attention on a CPU without a compiled kernel: sparse products of PyTorch's own over tables of rows.
+"""Deformable attention on a CPU without a compiled kernel, by PyTorch's own sparse products.
 
-The value is read as a table whose rows are a token's heads. A sample is a weighted sum of four rows, so
+The value is a table [T, D] with one row for each head of each token. A sample is a weighted sum of four rows, so
 
-    the output is a weighted sum of 4·L·P rows (`embedding_bag`, which never writes the rows down),
+    the output is a weighted sum of 4·L·P rows (`embedding_bag`, which never copies the rows),
     the gradient of a weight is the product of a row and an output's gradient (`sampled_addmm`), and
-    the gradient of the value is a weighted sum of output gradients (`embedding_bag` once more, samples sorted by row).
+    the gradient of the value is a weighted sum of output gradients (`embedding_bag` over samples sorted by row).
 
-Between them stand passes over numbers of samples. These go over a few hundred thousand at a time, which stay in the
-cache; nothing of the size samples x D is ever held.
+The other steps compute a few numbers for each sample, such as its pixel and its weights. They work on `SAMPLES_AT_ONCE`
+samples at a time, which stay in the processor's cache. No tensor ever has D numbers for each sample.
 
 Shape suffixes, beside those of deformable_attention.py:
     N outputs (images and queries together), K = H·L·P samples of an output, J = L·P samples of a head,
@@ -27,20 +27,20 @@ from torch.autograd.function import once_differentiable
 
 SpatialShapes = tuple[tuple[int, int], ...]
 
-SAMPLES_AT_ONCE = 2**16  # a quarter of a megabyte for each number of a sample
-SAMPLES_SORTED_AT_ONCE = 2**21  # of whole images; bounds the memory of the backward pass
+SAMPLES_AT_ONCE = 2**16  # 256 KiB for each number of a sample
+SAMPLES_SORTED_AT_ONCE = 2**21  # rounded to whole images; bounds the memory of the backward pass
 
 
 class _Scales(NamedTuple):
-    """What each of the K samples of an output has to know of its scale; the same for all outputs.
+    """Properties of the scale of each of the K samples of an output; the same for all outputs.
 
     Attributes:
-        size_X1K: pixels of the map along x and y.
-        last_X1K: the last pixel that has a right (lower) neighbour, or 0.
-        next_X1K: distance of that neighbour: 1, or out of all reach in a map one pixel wide (high).
-        start_K, width_K: the map's first token, and its width.
-        head_K: number of the head.
-        corners_C1K: rows from a pixel to itself, its right, lower, lower right neighbour.
+        size_X1K: width and height of the map, in pixels.
+        last_X1K: the index of the last pixel with a right (lower) neighbour; 0 if none has one.
+        next_X1K: distance to that neighbour: 1, or 2^100 in a map one pixel wide (high), which gives it no weight.
+        start_K, width_K: index of the map's first token, and width of the map.
+        head_K: number of the sample's head.
+        corners_C1K: table rows from a pixel to itself and to its right, lower and lower right neighbours.
     """
 
     size_X1K: Tensor
@@ -79,7 +79,7 @@ def _hat(t: Tensor) -> Tensor:
 
 
 def _hat_slope(t: Tensor) -> Tensor:
-    """Derivative of :func:`_hat`; at its kinks that of the right-hand side, as grid_sample's."""
+    """Derivative of :func:`_hat`. At the kinks it is the right-hand derivative, as in grid_sample."""
     piece = t.floor()
     return piece.eq(-1).to(t.dtype).sub_(piece.eq(0).to(t.dtype))
 
@@ -88,8 +88,9 @@ def _cells(locations_NKX: Tensor, images_N1: Tensor, heads: int, scales: _Scales
     """The pixel cell of each sample.
 
     Returns:
-        row of the cell's first pixel [N,K] (int32), and the sample's distances to the cell's first and second pixel
-        along x and y [X,N,K]. The cell always lies in the map; a sample outside is at 1 or more from its pixels.
+        the table row of the cell's first pixel [N,K] (int32), and the sample's distances along x and y [X,N,K] to the
+            first and to the second pixel of the cell. The cell always lies in the map. A sample outside the map has
+            distances of 1 or more, which give it no weight.
     """
     # Pixel centres lie at half-integers, as in grid_sample with align_corners=False.
     near = torch.empty(2, *locations_NKX.shape[:2], dtype=scales.size_X1K.dtype)
@@ -98,13 +99,13 @@ def _cells(locations_NKX: Tensor, images_N1: Tensor, heads: int, scales: _Scales
     torch.clamp(cell, torch.zeros_like(scales.last_X1K), scales.last_X1K, out=cell)
     near.sub_(cell)
     tokens = torch.addcmul(scales.start_K, cell[1], scales.width_K).add_(cell[0]).int()
-    # A location that is not a number becomes a negative token: it is to show in the output, not to be read from.
+    # A NaN location becomes a negative row. The clamp keeps the read in bounds, and the NaN weights reach the output.
     rows = torch.add(scales.head_K, tokens, alpha=heads, out=tokens).add_(images_N1).clamp_(min=0)
     return rows, near, near - scales.next_X1K
 
 
 def _corner_weights(near: Tensor, far: Tensor, attention_NK: Tensor) -> Tensor:
-    """Weights [C,N,K] of the cell's pixels from the hats [X,N,K] of its first and second ones."""
+    """Weights [C,N,K] of the cell's four pixels, from the hats [X,N,K] of its first (near) and second (far) pixels."""
     weights = torch.empty(4, *attention_NK.shape, dtype=near.dtype)
     torch.mul(near[1], attention_NK, out=weights[1])
     torch.mul(far[1], attention_NK, out=weights[3])
@@ -114,7 +115,7 @@ def _corner_weights(near: Tensor, far: Tensor, attention_NK: Tensor) -> Tensor:
 
 
 def _first_rows(images: int, queries: int, rows: int) -> Tensor:
-    """[N,1]: the row at which the table of each output's image begins."""
+    """[N,1]: the table row at which the image of each output begins."""
     return torch.arange(images, dtype=torch.int32).mul_(rows).repeat_interleave(queries)[:, None]
 
 
@@ -143,14 +144,14 @@ def _forward(value_BSHD: Tensor, shapes: SpatialShapes, locations_BQHLPX: Tensor
 
 @cache
 def _warn_of_sparse_tensors() -> None:
-    """PyTorch warns once that its compressed sparse tensors may change; a user of ours need not know of them."""
+    """Consumes PyTorch's one warning that its compressed sparse tensors may change. Our users need not see it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
 
 def _products(rows_MJ: Tensor, table_TD: Tensor, gradients_MD: Tensor) -> Tensor:
-    """[M,J]: the products of each gradient with J rows of the table."""
+    """[M,J]: the dot products of each gradient with its J rows of the table."""
     M, J = rows_MJ.shape
     _warn_of_sparse_tensors()
     places = torch.sparse_csr_tensor(
@@ -171,11 +172,11 @@ def _value_gradient(
     corners_C1K: Tensor,
     like_BSHD: Tensor,
 ) -> Tensor:
-    """Samples sorted by their cell give a weighted sum for each cell and corner, which then moves to its pixel."""
+    """The gradient of the value: each cell has a sum over its samples for each corner, added to the corner's pixel."""
     B, S, H, D = like_BSHD.shape
     if (
         rows_NK.numel() < B * S * H
-    ):  # few samples in a large table: sorting the corners, too, saves three tables of sums
+    ):  # few samples in a large table: sorting the corners as well saves three tables of sums
         rows_NK, weights_CNK = rows_NK + corners_C1K, weights_CNK[None]
         gradients_MD = gradients_MD.repeat(4, 1)
     rows = rows_NK.view(-1)
@@ -194,7 +195,7 @@ def _value_gradient(
         begin = 0
         for height, width in shapes:
             shift, end = (0, 1, width, width + 1)[corner], begin + height * width
-            # In a map one pixel wide or high, the corners beyond that pixel have no weight.
+            # In a map one pixel wide or high, corners outside the map have no weight.
             gradient[:, begin + shift : end] += moved[:, begin : max(begin, end - shift)]
             begin = end
     return gradient.view(B, S, H, D)
@@ -235,7 +236,7 @@ def _backward(
 
 
 class SparseDeformableAttention(torch.autograd.Function):
-    """multi_scale_deformable_attention on a CPU; computes in float32, or in float64 if the value is."""
+    """multi_scale_deformable_attention on a CPU. Computes in float32, or in float64 for a float64 value."""
 
     @staticmethod
     def forward(

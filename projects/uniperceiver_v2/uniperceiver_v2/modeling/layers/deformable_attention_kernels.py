@@ -1,12 +1,12 @@
-"""Triton kernels of multi-scale deformable attention, which `deformable_attention_triton` launches.
+"""Triton kernels of multi-scale deformable attention. `deformable_attention_triton` launches them.
 
-A program works on one head of one image for BLOCK_Q neighbouring queries: they look at neighbouring pixels and so
-share cache lines. Tiles are [BLOCK_Q, BLOCK_D], numbers of a query [BLOCK_Q, 1]. A head's D channels lie next to each
-other and are spread over the lanes of a warp, so that a corner of a pixel cell is one wide load.
+A program works on one head of one image, for BLOCK_Q neighbouring queries. Neighbouring queries sample neighbouring
+pixels and so share cache lines. Tiles are [BLOCK_Q, BLOCK_D]; numbers of a query are [BLOCK_Q, 1]. The D channels of a
+head are contiguous and spread over the lanes of a warp, so that a corner of a pixel cell is one wide load.
 
-Arithmetic is in COMPUTE (float32, or float64 with a float64 input). Offsets within an image are 32 bits wide, which
-`triton_applies` makes sure is enough; where an image starts is 64 bits. The points of a scale are unrolled, so that
-their loads are under way together; the scales are a loop, for the code's size.
+Arithmetic is in COMPUTE (float32, or float64 for a float64 input). Offsets within an image have 32 bits;
+`triton_applies` checks that this is enough. Offsets of images have 64 bits. The loop over the points of a scale is
+unrolled, so that their loads overlap. The loop over scales is not, which keeps the code small.
 """
 
 import triton
@@ -15,11 +15,14 @@ import triton.language as tl
 
 @triton.jit
 def _cell(place, height, width, here, COMPUTE: tl.constexpr):
-    """The pixel cell around a location: its first row and column, the location's place within the cell, and whether
-    its first row, second row, first column and second column lie on the map (a row also needs a location nearby)."""
+    """The pixel cell around a location.
+
+    Returns the cell's first row and column, the location's offset (y, x) in the cell, and four flags: whether the first
+    row, second row, first column and second column lie on the map. The flags of the rows are False if the location is
+    too far from the map to touch a pixel."""
     x = tl.load(place, mask=here, other=0.0).to(COMPUTE) * width - 0.5
     y = tl.load(place + 1, mask=here, other=0.0).to(COMPUTE) * height - 0.5
-    # Locations far away, infinite or NaN touch no pixel; zero in their place keeps what follows finite.
+    # Locations that are far away, infinite or NaN touch no pixel. Replacing them by zero keeps later numbers finite.
     near = here & (x >= -1) & (x < width) & (y >= -1) & (y < height)
     x = tl.where(near, x, 0.0)
     y = tl.where(near, y, 0.0)
@@ -124,7 +127,7 @@ def backward_kernel(
         height = tl.load(scales + 3 * level)
         width = tl.load(scales + 3 * level + 1)
         start = tl.load(scales + 3 * level + 2)
-        # The gradients of a scale's points are stored together: one by one, each passes through shared memory.
+        # The gradients of all points of a scale are stored at once. Single stores would each use shared memory.
         grads_weight = tl.zeros((BLOCK_Q, BLOCK_P), COMPUTE)
         grads_x = tl.zeros((BLOCK_Q, BLOCK_P), COMPUTE)
         grads_y = tl.zeros((BLOCK_Q, BLOCK_P), COMPUTE)

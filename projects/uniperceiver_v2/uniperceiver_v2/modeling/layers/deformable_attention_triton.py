@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention on a GPU, one Triton kernel forward and one backward.
+"""Multi-scale deformable attention on a GPU, with one Triton kernel forward and one backward.
 
-Shape suffixes as in `deformable_attention`. Nothing of the size of the samples [B,Q,H,L,P,D] is ever in memory.
+Shape suffixes are those of `deformable_attention`. The samples [B,Q,H,L,P,D] are never written to memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ THREADS = 128  # of a program
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    """The kernels, or None without Triton; imported on demand, as the import takes a second."""
+    """The module of kernels, or None without Triton. It is imported on first use, as that takes a second."""
     try:
         return importlib.import_module(KERNELS)
     except ImportError:
@@ -32,9 +32,10 @@ def _kernels() -> ModuleType | None:
 
 
 def triton_applies(value_BSHD: Tensor, locations_BQHLPX: Tensor, attention_BQHLP: Tensor) -> bool:
-    """Whether `sample_by_triton` takes these inputs: on a GPU, with Triton, of a floating type, offsets within 32 bits.
+    """Whether `sample_by_triton` can compute these inputs.
 
-    Not where deterministic algorithms are asked for: the order in which gradients are added up differs between runs.
+    It needs Triton, a GPU, floating types and offsets within 32 bits. The answer is False under
+    `torch.use_deterministic_algorithms`, because the order of additions in gradients differs between runs.
     """
     inputs = (value_BSHD, locations_BQHLPX, attention_BQHLP)
     return (
@@ -47,25 +48,25 @@ def triton_applies(value_BSHD: Tensor, locations_BQHLPX: Tensor, attention_BQHLP
 
 @functools.lru_cache(maxsize=1024)
 def _scales(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
-    """[L,3] int32: height, width and first token of each scale. Kept, as copying them to a GPU waits for it."""
+    """[L,3] int32: height, width and first token of each scale. They are kept, as a copy to the GPU waits for it."""
     starts = [sum(h * w for h, w in spatial_shapes[:level]) for level in range(len(spatial_shapes))]
     rows = [(h, w, start) for (h, w), start in zip(spatial_shapes, starts)]
     return torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 3)
 
 
 def block_sizes(D: int, itemsize: int) -> tuple[int, int]:
-    """Queries and channels of a block: each thread has 16 bytes of channels of this itemsize, the widest access."""
+    """Numbers of queries and channels in a block. Each thread gets 16 bytes of channels, the widest memory access."""
     channels = 1 << (D - 1).bit_length()
     return max(1, THREADS * 16 // itemsize // channels), channels
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], attention_BQHLP: Tensor, itemsize: int, **sizes: int) -> None:
-    """Runs a kernel with a program for each block of queries, each head and each image.
+    """Launches a kernel with one program for each block of queries, each head and each image.
 
     Args:
-        tensors: the kernel's, the value first.
-        itemsize: see `block_sizes`.
-        sizes: the kernel's own constants.
+        tensors: the kernel's tensor arguments, the value first.
+        itemsize: bytes of a channel, for `block_sizes`.
+        sizes: constants that only this kernel has.
     """
     B, S, H, D = tensors[0].shape
     _, Q, _, L, P = attention_BQHLP.shape
@@ -86,7 +87,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], attention_BQHLP: Tensor, i
 
 
 class _TritonDeformableAttention(torch.autograd.Function):
-    """Autocast needs no care: the kernels read each input in its own type and compute in float32 (or float64)."""
+    """Autocast needs no casts here: the kernels read each input in its own type and compute in float32 or float64."""
 
     @staticmethod
     def forward(
@@ -104,14 +105,14 @@ class _TritonDeformableAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         value, locations, attention = ctx.saved_tensors
-        # Hundreds of queries may add to the same pixel: sums in half precision would lose most of them.
+        # Hundreds of queries may add to one pixel, and a sum in half precision would lose most of them.
         total = torch.float64 if value.dtype == torch.float64 else torch.float32
         grad_value = torch.zeros_like(value, dtype=total)
         grad_locations, grad_attention = torch.empty_like(locations), torch.empty_like(attention)
         scales = _scales(ctx.spatial_shapes, value.device)
         tensors = (value, scales, locations, attention, grad_output.contiguous())
         tensors += (grad_value, grad_locations, grad_attention)
-        # Added to in wide accesses, too, so that it is this type that shares out the channels.
+        # The widest atomic additions are to grad_value, so its itemsize decides the block's shape.
         block_p = 1 << max(0, attention.shape[-1] - 1).bit_length()
         _launch(_kernels().backward_kernel, tensors, attention, grad_value.itemsize, BLOCK_P=block_p)
         return grad_value.to(value.dtype), None, grad_locations, grad_attention
@@ -120,9 +121,9 @@ class _TritonDeformableAttention(torch.autograd.Function):
 def sample_by_triton(
     value_BSHD: Tensor, spatial_shapes: SpatialShapes, locations_BQHLPX: Tensor, attention_BQHLP: Tensor
 ) -> Tensor:
-    """`multi_scale_deformable_attention` for inputs to which `triton_applies`.
+    """`multi_scale_deformable_attention` for inputs that pass `triton_applies`.
 
-    The inputs may differ in type; the output has the value's. Samples at infinite or NaN locations are zero.
+    The inputs may differ in type. The output has the type of the value. Samples at infinite or NaN locations are zero.
     """
     shapes = tuple((int(h), int(w)) for h, w in spatial_shapes)
     return _TritonDeformableAttention.apply(value_BSHD, shapes, locations_BQHLPX, attention_BQHLP)

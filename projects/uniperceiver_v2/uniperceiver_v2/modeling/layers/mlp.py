@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """`depth` linear layers, [..., dim_in] -> [..., dim_out], of width `dim_hidden` in between."""
+    """`depth` linear layers from [..., dim_in] to [..., dim_out], with width `dim_hidden` in between."""
 
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, depth: int):
         super().__init__()

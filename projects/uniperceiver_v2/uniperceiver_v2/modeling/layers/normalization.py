@@ -1,4 +1,4 @@
-"""Replacing batch normalisation, whose statistics the batches of different tasks would mix."""
+"""Replacements for batch normalisation. Its running statistics would mix the batches of different tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and affine parameters (detectron2.layers.FrozenBatchNorm2d).
 
-    Holds them as buffers under BatchNorm2d's names, so that its checkpoints load.
+    All four are buffers with the names that BatchNorm2d uses, so that its checkpoints load.
     """
 
     def __init__(self, source: nn.BatchNorm2d):
@@ -25,7 +25,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or fewer where that would leave less than four channels to a group."""
+    """Group normalisation with 32 groups, or with fewer so that a group has at least four channels."""
     groups = min(32, max(1, channels // 4))
     while channels % groups:
         groups -= 1
@@ -36,9 +36,9 @@ def replace_batch_norm(model: nn.Module, norm: str) -> nn.Module:
     """Replaces every BatchNorm2d below `model`, in place.
 
     Args:
-        norm: "" (leave it), "FrozenBN" or "GN".
+        norm: "" (replaces none), "FrozenBN" or "GN".
     Raises:
-        ValueError: another value of norm.
+        ValueError: `norm` has another value.
     """
     if norm == "":
         return model
