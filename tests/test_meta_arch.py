@@ -120,28 +120,28 @@ def test_a_candidate_does_not_depend_on_the_others(tiny_model):
         torch.testing.assert_close(tiny_model.encode_candidates((text,))[0], representation, atol=1e-5, rtol=1e-4)
 
 
-def test_candidate_anchors_are_centred_mean_tokens_without_gradients(tiny_model):
+def test_alignment_targets_are_centred_mean_tokens_without_gradients(tiny_model):
     texts = ("seven", "a red seven to the left of two blue threes", "two")
     means = []
     for text in texts:
         token_ids, valid = tiny_model.text_encoder.tokenize([text])
         means.append(tiny_model.text_encoder(token_ids, valid)[0].mean(0))
     means = torch.stack(means).detach()
-    found = tiny_model.candidate_anchors(texts)
+    found = tiny_model.alignment_targets(texts)
     assert not found.requires_grad
     torch.testing.assert_close(found, means - means.mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_candidates_and_anchors_in_one_pass(tiny_model, monkeypatch):
+def test_candidates_and_alignment_targets_in_one_pass(tiny_model, monkeypatch):
     texts, passes = ("seven", "a red seven to the left of two blue threes", "two"), []
-    expected = tiny_model.encode_candidates(texts), tiny_model.candidate_anchors(texts)
+    expected = tiny_model.encode_candidates(texts), tiny_model.alignment_targets(texts)
     tiny_model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
-    candidates, anchors = tiny_model.encode_candidates_and_anchors(texts)
+    candidates, alignment_targets = tiny_model.encode_candidates_and_alignment_targets(texts)
     assert len(passes) == 1
     assert torch.equal(candidates, expected[0])
-    assert torch.equal(anchors, expected[1])
+    assert torch.equal(alignment_targets, expected[1])
     assert candidates.requires_grad
-    assert not anchors.requires_grad
+    assert not alignment_targets.requires_grad
     torch.testing.assert_close(candidates.norm(dim=1), torch.ones(3))
 
 

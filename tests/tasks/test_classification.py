@@ -40,11 +40,11 @@ def test_losses_are_equation_7_with_label_smoothing(tiny_config, digits, smoothi
     with torch.no_grad():
         images, names = representations(model, digits)
         encoding, _ = model.image_encoder(model.preprocess(digits))
-        anchors = model.candidate_anchors(digits[0]["candidates"])
+        alignment_targets = model.alignment_targets(digits[0]["candidates"])
     losses, temperature = train_losses(model, digits), model.likelihood.temperature.item()
     expected = equation_7(images, names, labels, temperature, smoothing)
     assert losses["loss_label"].item() == pytest.approx(expected, rel=1e-4)
-    aligned = equation_7(encoding.mean_global_token(), anchors, labels, temperature, smoothing)
+    aligned = equation_7(encoding.mean_global_token(), alignment_targets, labels, temperature, smoothing)
     assert losses["loss_alignment"].item() == pytest.approx(0.5 * aligned, rel=1e-4)
 
 

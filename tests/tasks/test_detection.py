@@ -72,8 +72,8 @@ def test_category_losses_are_equation_7(tiny_model, scenes):
     best = tiny_model.likelihood(proposals[matches.image, matches.query], candidates).argmax(-1).tolist()
     assert accuracy == pytest.approx(sum(a == b for a, b in zip(best, labels, strict=True)) / 3)
     states = tiny_model.image_encoder.fusion.semantics(regions.states)
-    anchors = tiny_model.candidate_anchors(scenes[0]["candidates"])
-    expected = plain_cross_entropy(states, anchors, regions.labels.tolist(), temperature)
+    alignment_targets = tiny_model.alignment_targets(scenes[0]["candidates"])
+    expected = plain_cross_entropy(states, alignment_targets, regions.labels.tolist(), temperature)
     assert losses["loss_alignment"].item() == pytest.approx(settings.alignment_weight * expected, rel=1e-4)
 
 

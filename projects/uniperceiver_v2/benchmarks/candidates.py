@@ -38,7 +38,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             return model.decode_image(encoding)
 
         def uncached(classify=classify) -> list[dict]:
-            model._candidates._sets.clear()
+            model._candidates.clear()
             return classify()
 
         shape = f"{batch} x {side} pixels, {NAMES:,} names"

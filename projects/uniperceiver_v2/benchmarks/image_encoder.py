@@ -31,7 +31,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 import uniperceiver_v2  # noqa: F401  (registers the backbone)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.modeling.image_encoder import ImageEncoder
-from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, is_padded, valid_pixels
+from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, has_padding, valid_pixels
 from uniperceiver_v2.modeling.layers import replace_batch_norm
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
@@ -114,7 +114,7 @@ def build_peer(shape: Shape, device: str) -> nn.Module:
 def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Tensor]:
     """Backbone, region encoder, selection, decoder and its heads: what the peer has, too."""
     regions = encoder.regions
-    features, _ = regions.project(encoder.maps(images)[1:], valid_pixels(images), is_padded(images))
+    features, _ = regions.project(encoder.maps(images)[1:], valid_pixels(images), has_padding(images))
     memory = regions.encoder(features)
     predicted, queries = regions.select(memory, features, dense=dense)
     hidden, boxes = regions.decoder(queries.contents, queries.boxes, memory, features)
@@ -125,7 +125,7 @@ def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Te
 
 def all_work(encoder: ImageEncoder, images: ImageList, targets: RegionTargets) -> list[Tensor]:
     """What the encoder does in training, but for denoising and the losses themselves."""
-    output = encoder.regions(encoder.maps(images), valid_pixels(images), targets, is_padded(images))
+    output = encoder.regions(encoder.maps(images), valid_pixels(images), targets, has_padding(images))
     predictions, dense = output.predictions, output.dense
     tokens, _ = encoder.global_tokens(output.coarsest, output.coarsest_valid)
     outputs = [output.hidden, predictions.boxes, predictions.objectness, dense.objectness, dense.boxes]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from uniperceiver_v2.modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment, UnifiedDecoder, attribute_classes
+from uniperceiver_v2.modeling.decoder.unified_decoder import UnifiedDecoderLayer
 
 DIM = 8
 IMAGE = Attributes("image", "input", IMAGE_TEXT_TO_TEXT)
@@ -24,9 +25,9 @@ def decoder_of(kind: str, dtype: torch.dtype = torch.float64) -> UnifiedDecoder:
     return decoder
 
 
-def images(batch: int, padded: bool, dtype: torch.dtype = torch.float64) -> list[Segment]:
+def images(batch: int, has_padding: bool, dtype: torch.dtype = torch.float64) -> list[Segment]:
     """Two segments, the first with other padding in every row."""
-    valid = torch.rand(batch, 4) < 0.6 if padded else None
+    valid = torch.rand(batch, 4) < 0.6 if has_padding else None
     tokens = torch.randn(2, batch, 4, DIM, dtype=dtype)
     return [Segment(tokens[0], valid, IMAGE), Segment(tokens[1], None, IMAGE)]
 
@@ -42,13 +43,13 @@ def anew(decoder: UnifiedDecoder, segments: list[Segment], words: torch.Tensor) 
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    padded=st.booleans(),
+    has_padding=st.booleans(),
     chunks=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     batch=st.integers(1, 3),
 )
-def test_cached_equals_uncached(kind, padded, chunks, batch):
+def test_cached_equals_uncached(kind, has_padding, chunks, batch):
     torch.manual_seed(0)
-    decoder, segments = decoder_of(kind), images(batch, padded)
+    decoder, segments = decoder_of(kind), images(batch, has_padding)
     words = torch.randn(batch, sum(chunks), DIM, dtype=torch.float64)
     cache = decoder.begin(segments)
     found = torch.cat([decoder.extend(cache, chunk, CAPTION) for chunk in words.split(chunks, dim=1)], dim=1)
@@ -59,12 +60,12 @@ def test_cached_equals_uncached(kind, padded, chunks, batch):
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    padded=st.booleans(),
+    has_padding=st.booleans(),
     steps=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=6), min_size=1, max_size=5),
 )
-def test_rows_are_repeated_dropped_and_reordered(kind, padded, steps):
+def test_rows_are_repeated_dropped_and_reordered(kind, has_padding, steps):
     torch.manual_seed(0)
-    decoder, segments = decoder_of(kind), images(3, padded)
+    decoder, segments = decoder_of(kind), images(3, has_padding)
     words, owners = torch.empty(3, 0, DIM, dtype=torch.float64), torch.arange(3)
     cache = decoder.begin(segments)
     for choice in steps:
@@ -138,17 +139,23 @@ def test_merged_decoder_equals_the_one_with_experts():
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_layers_are_prepared_once_and_again_when_a_weight_changes(kind):
+def test_layers_are_prepared_once_and_again_when_a_weight_changes(kind, monkeypatch):
     decoder, segments, words = decoder_of(kind).eval(), images(2, False), torch.randn(2, 3, DIM, dtype=torch.float64)
-    for change in (lambda: None, lambda: decoder.layers[1].ffn_norm.weight.mul_(2), decoder.double):
+    prepared, prepare = [], UnifiedDecoderLayer.prepare
+    monkeypatch.setattr(UnifiedDecoderLayer, "prepare", lambda *args: prepared.append(1) or prepare(*args))
+    # The last change, to the precision that it has already, is none.
+    for change, times in (
+        (lambda: None, 1),
+        (lambda: decoder.layers[1].ffn_norm.weight.mul_(2), 2),
+        (decoder.double, 2),
+    ):
         change()
-        before = decoder._prepared
-        torch.testing.assert_close(
-            decoder.extend(decoder.begin(segments), words, CAPTION), anew(decoder, segments, words)
-        )
-    assert decoder._prepared is before  # the last change was none
+        found = decoder.extend(decoder.begin(segments), words, CAPTION)
+        torch.testing.assert_close(found, anew(decoder, segments, words))
+        assert len(prepared) == times * len(decoder.layers)
+    assert len(decoder._prepared) == 1
     decoder.train()
-    assert decoder._prepared is None
+    assert len(decoder._prepared) == 0
 
 
 @torch.no_grad()

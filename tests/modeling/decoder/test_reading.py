@@ -23,10 +23,10 @@ def random_decoder(experts: int) -> UnifiedDecoder:
     return decoder
 
 
-def segments_of(kinds: list[tuple[int, Attributes]], batch: int, padded: bool) -> list[Segment]:
+def segments_of(kinds: list[tuple[int, Attributes]], batch: int, has_padding: bool) -> list[Segment]:
     found = []
     for length, attributes in kinds:
-        valid = torch.rand(batch, length) < 0.7 if padded else None
+        valid = torch.rand(batch, length) < 0.7 if has_padding else None
         tokens = torch.randn(batch, length, DIM, dtype=torch.float64, requires_grad=True)
         found.append(Segment(tokens, valid, attributes))
     return found
@@ -46,24 +46,24 @@ drawn = given(
     before=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([IMAGE, TEXT])), max_size=3),
     last=st.tuples(st.integers(1, 5), st.sampled_from([IMAGE, TEXT, CAPTION])),
     batch=st.integers(1, 3),
-    padded=st.booleans(),
+    has_padding=st.booleans(),
     experts=st.sampled_from([0, 4]),
 )
 
 
 @settings(max_examples=25, deadline=None)
 @drawn
-def test_spe_alone(before, last, batch, padded, experts):
+def test_spe_alone(before, last, batch, has_padding, experts):
     torch.manual_seed(0)
-    decoder, segments = random_decoder(experts), segments_of([*before, last], batch, padded)
+    decoder, segments = random_decoder(experts), segments_of([*before, last], batch, has_padding)
     assert_same(decoder, segments, decoder.read_spe(segments), decoder(segments).spe)
 
 
 @settings(max_examples=25, deadline=None)
 @drawn
-def test_last_segment_alone(before, last, batch, padded, experts):
+def test_last_segment_alone(before, last, batch, has_padding, experts):
     torch.manual_seed(0)
-    decoder, segments = random_decoder(experts), segments_of([*before, last], batch, padded)
+    decoder, segments = random_decoder(experts), segments_of([*before, last], batch, has_padding)
     assert_same(decoder, segments, decoder.read_last(segments), decoder(segments).segments[-1])
 
 

@@ -61,9 +61,9 @@ def pytorchs(decoder: UnifiedDecoder) -> nn.TransformerEncoder:
     return stack
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_equals_pytorchs_transformer(decoder, padded):
-    valid = torch.tensor([[True] * 4, [True, True, False, False]]) if padded else None
+@pytest.mark.parametrize("has_padding", [False, True])
+def test_equals_pytorchs_transformer(decoder, has_padding):
+    valid = torch.tensor([[True] * 4, [True, True, False, False]]) if has_padding else None
     parts = [segment(3, IMAGE), segment(4, TEXT, valid)]
     found = decoder(parts)
     norms = decoder.input_norms
@@ -76,11 +76,11 @@ def test_equals_pytorchs_transformer(decoder, padded):
     torch.testing.assert_close(found.segments[1][kept], expected[:, 4:][kept])
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_causal_tokens_equal_pytorchs_with_a_mask(decoder, padded):
+@pytest.mark.parametrize("has_padding", [False, True])
+def test_causal_tokens_equal_pytorchs_with_a_mask(decoder, has_padding):
     """The whole mask at once, where ours decodes what comes before the causal tokens by itself."""
     before, valid = None, None
-    if padded:
+    if has_padding:
         before, valid = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
         before[0, 1] = valid[1, 3:] = valid[0, 2] = False
     parts = [segment(3, IMAGE, before), segment(5, CAPTION, valid)]
@@ -92,7 +92,7 @@ def test_causal_tokens_equal_pytorchs_with_a_mask(decoder, padded):
     hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
     hidden[:4, :4] = False
     padding = torch.zeros(2, 9, dtype=torch.bool)
-    if padded:
+    if has_padding:
         padding[:, 1:] = ~torch.cat((before, valid), dim=1)
     expected = pytorchs(decoder).train()(torch.cat(sequence, dim=1), hidden, src_key_padding_mask=padding)
     ours = torch.cat([found.spe[:, None], *found.segments], dim=1)

@@ -92,7 +92,7 @@ def plain_mask_losses(logits: list[float], targets: list[float]) -> tuple[float,
     return entropy, 1 - (2 * overlap + 1) / (sum(p) + sum(targets) + 1)
 
 
-def plain_losses(predictions, places, ignored, pixels, targets, divisor, points) -> dict[str, float]:
+def plain_losses(predictions, places, valid, pixels, targets, divisor, points) -> dict[str, float]:
     """places: the matched (layer, image, query, target); points [K,P,2]: where each one's mask is compared."""
     sums = dict.fromkeys(WEIGHTS, 0.0)
     quality = {}
@@ -110,7 +110,7 @@ def plain_losses(predictions, places, ignored, pixels, targets, divisor, points)
         sums["mask"] += entropy
         sums["dice"] += dice
     for place in itertools.product(*map(range, predictions.objectness.shape)):
-        if not ignored[place[1], place[2]]:
+        if valid[place[1], place[2]]:
             sums["objectness"] += plain_quality_focal(predictions.objectness[place].item(), quality.get(place, 0.0))
     return {name: WEIGHTS[name] * value / divisor for name, value in sums.items()}
 
@@ -178,8 +178,8 @@ def test_losses_equal_the_plain_formulas():
     embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
     logits = masks_of(embeddings, matches.image, pixels)
     points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(PLACES, targets))
-    ignored = torch.zeros(BATCH, QUERIES, dtype=torch.bool)
-    assert_losses_equal(found, plain_losses(predictions, PLACES, ignored, pixels, targets, 4.0, points))
+    valid = torch.ones(BATCH, QUERIES, dtype=torch.bool)
+    assert_losses_equal(found, plain_losses(predictions, PLACES, valid, pixels, targets, 4.0, points))
 
 
 def test_quality_is_a_target_and_no_way_for_gradients():
@@ -243,7 +243,7 @@ def test_denoising_losses_equal_the_plain_formulas():
         for group in range(2)
         for n in range(number)
     ]
-    ignored = torch.tensor([[n >= number for n in [0, 1, 2] * 4] for number in (2, 0, 3)])
+    valid = torch.tensor([[n < number for n in [0, 1, 2] * 4] for number in (2, 0, 3)])
 
     torch.manual_seed(5)
     found, matches = criterion.losses(predictions, NOTHING, pixels, targets, 5.0, denoising)
@@ -252,7 +252,7 @@ def test_denoising_losses_equal_the_plain_formulas():
     layer, image, query, _ = torch.tensor(places).T
     logits = masks_of(predictions.mask_embeddings[layer, image, query], image, pixels)
     points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
-    assert_losses_equal(found, plain_losses(predictions, places, ignored, pixels, targets, 5.0 * 2, points))
+    assert_losses_equal(found, plain_losses(predictions, places, valid, pixels, targets, 5.0 * 2, points))
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0)])
@@ -286,10 +286,10 @@ def test_one_pass_over_ordinary_and_denoising_queries_equals_two(counts):
     assert torch.equal(torch.stack(tuple(vars(answering).values())), both)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_matches_do_not_depend_on_how_many_masks_are_compared_at_once(monkeypatch, padded):
+@pytest.mark.parametrize("has_padding", [False, True])
+def test_matches_do_not_depend_on_how_many_masks_are_compared_at_once(monkeypatch, has_padding):
     criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
-    if padded:
+    if has_padding:
         targets.extent = torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.75, 0.5]])
     pixels = torch.randn(BATCH, DIM, 4, 4)
     found = []

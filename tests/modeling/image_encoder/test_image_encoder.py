@@ -100,6 +100,6 @@ def test_the_mean_global_token_needs_no_region_network(encoder):
 def test_images_without_padding_are_encoded_as_if_it_had_to_be_looked_for(encoder, monkeypatch):
     images = batch_of(torch.randn(3, 64, 96), torch.randn(3, 64, 96))
     found, _ = encoder(images)
-    monkeypatch.setattr("uniperceiver_v2.modeling.image_encoder.image_encoder.is_padded", lambda images: True)
+    monkeypatch.setattr("uniperceiver_v2.modeling.image_encoder.image_encoder.has_padding", lambda images: True)
     expected, _ = encoder(images)
     torch.testing.assert_close([parts(found, i) for i in range(2)], [parts(expected, i) for i in range(2)])

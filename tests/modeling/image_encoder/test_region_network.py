@@ -77,7 +77,7 @@ def test_scales():
     assert torch.equal(finest, (torch.arange(8)[:, None] < 5) & (torch.arange(12) < 8))
     assert features.valid[0].all()
     expected = [[8 / 12, 5 / 8], [4 / 6, 3 / 4], [2 / 3, 2 / 2]]
-    torch.testing.assert_close(features.valid_ratios[1], torch.tensor(expected))
+    torch.testing.assert_close(features.extents[1], torch.tensor(expected))
     first = map_position_encoding(finest[None], DIM)[0] + project.scale_embedding[0]
     torch.testing.assert_close(features.positions[1, :96], first.flatten(0, 1))
 

@@ -4,7 +4,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from uniperceiver_v2.modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
-from uniperceiver_v2.modeling.image_encoder.structures import is_padded, resize_valid, valid_pixels
+from uniperceiver_v2.modeling.image_encoder.structures import has_padding, resize_valid, valid_pixels
 
 
 def instances(size: tuple[int, int], boxes: list, classes: list[int]) -> Instances:
@@ -72,6 +72,6 @@ def test_mean_global_token_leaves_padding_out():
 
 
 def test_a_batch_is_padded_if_one_of_its_images_is_smaller():
-    assert not is_padded(images_of((16, 24), (16, 24)))
-    assert is_padded(images_of((16, 24), (16, 23)))
-    assert is_padded(images_of((10, 20)))  # to a multiple of 8
+    assert not has_padding(images_of((16, 24), (16, 24)))
+    assert has_padding(images_of((16, 24), (16, 23)))
+    assert has_padding(images_of((10, 20)))  # to a multiple of 8

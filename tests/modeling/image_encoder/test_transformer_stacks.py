@@ -29,13 +29,13 @@ def features() -> FeatureMaps:
     for valid, (height, width) in zip(valids, [(4, 5), (2, 3), (2, 2)], strict=True):
         valid[1, height:] = False
         valid[1, :, width:] = False
-    ratios = [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in valids]
+    extents = [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in valids]
     return FeatureMaps(
         tokens=torch.randn(2, TOKENS, DIM),
         positions=torch.randn(2, TOKENS, DIM),
         valid=torch.cat([v.flatten(1) for v in valids], dim=1),
         spatial_shapes=SHAPES,
-        valid_ratios=torch.stack(ratios, dim=1),
+        extents=torch.stack(extents, dim=1),
     )
 
 
@@ -77,7 +77,7 @@ def shared(features: FeatureMaps) -> dict:
     return {
         "spatial_shapes": torch.tensor(features.spatial_shapes),
         "spatial_shapes_list": features.spatial_shapes,
-        "valid_ratios": features.valid_ratios,
+        "valid_ratios": features.extents,
     }
 
 
@@ -217,7 +217,7 @@ def test_inverse_sigmoid():
 
 
 def test_grid_centres_are_pixel_centres_of_each_images_own_extent(features):
-    centres = grid_centres(features.spatial_shapes, features.valid_ratios)
+    centres = grid_centres(features.spatial_shapes, features.extents)
     assert centres.shape == (2, TOKENS, 2)
     # Token (row 1, column 3) of the middle scale, which the second image covers to 2×3 pixels.
     token = 6 * 8 + 1 * 4 + 3

@@ -1,9 +1,9 @@
-"""The likelihood that solves every task: cos(g∘f(x), g∘f(y)) / τ over a set of candidates (equations 5 and 6)."""
+"""The likelihood of all tasks: cos(g∘f(x), g∘f(y)) / τ over a set of candidates (equations 5 and 6)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module):
-    """Joint likelihoods up to their normalisation, with one learned temperature for all tasks.
+    """Unnormalised joint log-likelihoods, with one learned temperature for all tasks.
 
     Args:
-        temperature: τ at the start. It is kept at or above 0.01, as in CLIP.
+        temperature: the initial τ. Training cannot push τ below 0.01, as in CLIP.
     """
 
     MIN_TEMPERATURE = 0.01
@@ -26,24 +26,28 @@ class Likelihood(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """τ"""
-        with torch.no_grad():  # the parameter itself: a clamped τ would have no gradient to come back by
+        with torch.no_grad():  # clamps the parameter, as a clamped τ would get no gradient to leave the bound
             self.log_scale.clamp_(max=-math.log(self.MIN_TEMPERATURE))
         return torch.exp(-self.log_scale)
 
     def forward(self, inputs: Tensor, candidates: Tensor) -> Tensor:
-        """log P(x, y) up to a constant, of inputs [...,d] and candidates [C,d]: [...,C], in float32."""
+        """log P(x, y) up to a constant for inputs [...,d] and candidates [C,d]: [...,C] in float32."""
         return self.of_directions(inputs, directions(candidates))
 
     def of_directions(self, inputs: Tensor, candidates: Tensor) -> Tensor:
-        """As `forward`, with candidates [C,d] that are directions: for a caller that asks again and again, as making
-        them so costs as much as the product."""
-        with torch.autocast(inputs.device.type, enabled=False):  # it would take the product in half precision
+        """`forward` for candidates [C,d] that :func:`directions` has normalised before.
+
+        Normalising costs as much as the product, so a caller with the same candidates for every batch does it once.
+        """
+        with torch.autocast(inputs.device.type, enabled=False):  # autocast would compute the product in half precision
             return F.normalize(inputs.float(), dim=-1) @ candidates.T / self.temperature
 
     @torch.no_grad()
     def against(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
-        """:meth:`of_directions` with these candidates, for generation's many small calls: no gradients, and τ is what
-        it is now."""
+        """A function from inputs [...,d] to :meth:`of_directions` with these candidates, without gradients.
+
+        Generation calls it for every word. It reads τ once, here.
+        """
         scale = 1 / self.temperature
 
         @torch.no_grad()
@@ -55,37 +59,5 @@ class Likelihood(nn.Module):
 
 
 def directions(representations: Tensor) -> Tensor:
-    """Representations [...,d] at length 1, in float32, as :meth:`Likelihood.of_directions` takes them."""
+    """Representations [...,d] scaled to length 1, in float32."""
     return F.normalize(representations.float(), dim=-1)
-
-
-class CandidateCache:
-    """Encoded candidate sets, kept until a weight changes.
-
-    In training, sets are encoded anew each time, with gradients. In evaluation a set is encoded once; a change of any
-    parameter (an optimizer's step, loaded weights, another device) or of the model's mode empties the cache.
-
-    Args:
-        modules: all that encodings depend on.
-        capacity: sets kept, so that users' own label sets do not fill the memory; the oldest goes first.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], capacity: int = 64):
-        self._modules, self._capacity = tuple(modules), capacity
-        self._state: tuple | None = None
-        self._sets: dict[Hashable, Tensor] = {}
-
-    def get(self, key: Hashable, encode: Callable[[], Tensor]) -> Tensor:
-        """Representations [C,d] of the candidates that `key` stands for, which `encode` makes."""
-        if torch.is_grad_enabled():
-            return encode()
-        parameters = (p for module in self._modules for p in module.parameters())
-        state = tuple(m.training for m in self._modules), *((p.data_ptr(), p._version) for p in parameters)
-        if state != self._state:
-            self._state = state
-            self._sets.clear()
-        if key not in self._sets:
-            while len(self._sets) >= self._capacity:
-                del self._sets[next(iter(self._sets))]
-            self._sets[key] = encode()
-        return self._sets[key]

@@ -1,4 +1,4 @@
-"""The model without its tasks: f_image, f_text, g and cos/τ, and what can be asked of them together.
+"""The model without its tasks: the encoders f_image and f_text, the decoder g and the likelihood cos/τ.
 
 Shapes: B images, M global tokens, O proposals, C candidates, T tokens, d the decoder's width.
 """
@@ -16,20 +16,22 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
 from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
-from .layers import checkpoint_blocks
-from .likelihood import CandidateCache, Likelihood, directions
+from .layers import WeightCache, checkpoint_blocks
+from .likelihood import Likelihood, directions
 from .text_encoder import TextEncoder
 
 VOCABULARY_CHUNK = 8192  # words encoded at once, for the memory of a whole vocabulary
 
 
 class UniPerceiver(nn.Module):
-    """The encoders, the unified decoder and the likelihood, with the ways to encode and to decode images and texts. It
-    knows no task: `tasks/` holds what is asked of it, and `meta_arch.UniPerceiverV2` hands each batch to its task.
+    """The encoders, the unified decoder and the likelihood, with methods to encode and decode images and texts.
+
+    The class knows no task. The classes in `tasks/` call its methods, and `meta_arch.UniPerceiverV2` hands each batch
+    to its task.
 
     Args:
         image_encoder, text_encoder, decoder, likelihood: f_image, f_text, g and cos/τ.
-        pixel_mean, pixel_std: of the three channels of INPUT.FORMAT, in 0..255.
+        pixel_mean, pixel_std: mean and standard deviation of the three channels of INPUT.FORMAT, in 0..255.
     """
 
     def __init__(
@@ -45,14 +47,14 @@ class UniPerceiver(nn.Module):
         super().__init__()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.decoder, self.likelihood = decoder, likelihood
-        self._candidates = CandidateCache((text_encoder, decoder))
+        self._candidates = WeightCache((text_encoder, decoder))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """The arguments of the initialiser, by a configuration."""
-        # In this order, in which a seed draws their weights.
+        """The initialiser's arguments from a configuration."""
+        # The order decides which random weights a seed gives to each part.
         image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
         _checkpoint_activations(image_encoder, decoder, cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING)
         if cfg.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE:
@@ -71,12 +73,12 @@ class UniPerceiver(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, inputs: list[dict]) -> ImageList:
-        """Normalises and pads the inputs' images, uint8 or float [3,H,W]."""
+        """Normalises the images [3,H,W] (uint8 or float) of the inputs and pads them to one size."""
         images = [(x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs]
         return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
 
     def image_segments(self, encoding: ImageEncoding, task: TaskModalities) -> list[Segment]:
-        """An image as input: its global tokens, then its proposals."""
+        """The segments of an image as an input x: its global tokens, then its proposals."""
         attributes = Attributes("image", "input", task)
         return [
             Segment(encoding.global_tokens, encoding.global_valid, attributes),
@@ -84,44 +86,50 @@ class UniPerceiver(nn.Module):
         ]
 
     def decode_image(self, encoding: ImageEncoding) -> Tensor:
-        """<SPE>'s representation [B,d] of whole images, globals and proposals together."""
+        """Representations [B,d] of whole images, read at <SPE> with global tokens and proposals in view."""
         return self.decoder.read_spe(self.image_segments(encoding, IMAGE_TO_TEXT))
 
     def decode_proposals(self, encoding: ImageEncoding) -> Tensor:
-        """The representation [B,O,d] of every proposal."""
+        """Representations [B,O,d] of all proposals."""
         return self.decoder.read_last(self.image_segments(encoding, IMAGE_TO_TEXT))
 
     def encode_texts(self, token_ids: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
-        """<SPE>'s representation [C,d] of each text as a target: ids [C,T] and their validity, None if all are."""
+        """Representations [C,d] of texts as targets y, read at <SPE>.
+
+        Args:
+            token_ids: [C,T].
+            valid: [C,T] bool, False at padding; None if no text is padded.
+            task: the modalities of the task that compares with them.
+        """
         return self._decode_texts(self.text_encoder(token_ids, valid), valid, task)
 
     def _decode_texts(self, tokens: Tensor, valid: Tensor | None, task: TaskModalities) -> Tensor:
         return self.decoder.read_spe([Segment(tokens, valid, Attributes("text", "target", task))])
 
     def encode_candidates(self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT) -> Tensor:
-        """Texts to choose from as directions [C,d], kept in evaluation while no weight changes."""
+        """Candidate texts as directions [C,d]. Without gradients they are kept until a weight changes."""
 
         def encode() -> Tensor:
             return directions(self.encode_texts(*self.text_encoder.tokenize(texts), task))
 
         return self._candidates.get((texts, task), encode)
 
-    def encode_candidates_and_anchors(
+    def encode_candidates_and_alignment_targets(
         self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
     ) -> tuple[Tensor, Tensor]:
-        """For training: `encode_candidates` and `candidate_anchors` [C,d] by one pass of the text encoder."""
+        """For training: `encode_candidates` and `alignment_targets`, [C,d] each, from one pass of the text encoder."""
         token_ids, valid = self.text_encoder.tokenize(texts)
         tokens = self.text_encoder(token_ids, valid)
-        return directions(self._decode_texts(tokens, valid, task)), _anchors(tokens.detach(), valid)
+        return directions(self._decode_texts(tokens, valid, task)), _alignment_targets(tokens.detach(), valid)
 
     def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
-        """Representations [n,d] of words as candidates: `<s> word </s>` each, of ids [n], encoded as any text."""
+        """Representations [n,d] of the words with ids [n]. Each word is encoded as the text `<s> word </s>`."""
         frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)
         texts = torch.stack((frame[:, 0], token_ids, frame[:, 1]), dim=1)
         return torch.cat([self.encode_texts(chunk, None, task) for chunk in texts.split(VOCABULARY_CHUNK)])
 
     def vocabulary(self, task: TaskModalities) -> Tensor:
-        """The whole vocabulary as directions [V,d], kept in evaluation while no weight changes."""
+        """The whole vocabulary as directions [V,d]. Without gradients they are kept until a weight changes."""
 
         def encode() -> Tensor:
             return directions(
@@ -131,23 +139,25 @@ class UniPerceiver(nn.Module):
         return self._candidates.get(("vocabulary", task), encode)
 
     @torch.no_grad()
-    def candidate_anchors(self, texts: tuple[str, ...]) -> Tensor:
-        """Fixed targets [C,d] for alignment, without gradients: the text encoder's mean token of each text, less the
-        mean over the texts, so that they differ as much as they can."""
+    def alignment_targets(self, texts: tuple[str, ...]) -> Tensor:
+        """Targets [C,d] of the alignment loss, without gradients: the mean token of each text, before the decoder.
+
+        The mean over the C texts is subtracted. What all texts have in common would otherwise hide how they differ.
+        """
         token_ids, valid = self.text_encoder.tokenize(texts)
-        return _anchors(self.text_encoder(token_ids, valid), valid)
+        return _alignment_targets(self.text_encoder(token_ids, valid), valid)
 
 
-def _anchors(tokens: Tensor, valid: Tensor) -> Tensor:
+def _alignment_targets(tokens: Tensor, valid: Tensor) -> Tensor:
     means = mean_of_valid(tokens, valid)
     return means - means.mean(0)
 
 
 def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder, parts: Sequence[str]) -> None:
-    """Lets these parts compute their activations twice, in place, see :func:`checkpoint_blocks`.
+    """Applies :func:`checkpoint_blocks` to these parts, in place.
 
     Raises:
-        UserError: a part's blocks cannot be found or have to keep what they compute.
+        UserError: a part's blocks cannot be found, or a block keeps running statistics.
     """
     regions = image_encoder.regions
     blocks = {

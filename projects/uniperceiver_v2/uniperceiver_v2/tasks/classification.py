@@ -41,12 +41,12 @@ class ClassificationTask(Task):
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates, anchors = model.encode_candidates_and_anchors(candidate_texts(self.settings.prompt, inputs))
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(candidate_texts(self.settings.prompt, inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         hits = (logits.argmax(-1) == labels).sum()
         log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
-        aligned = model.likelihood(encoding.mean_global_token(), anchors)
+        aligned = model.likelihood(encoding.mean_global_token(), alignment_targets)
         smoothing = self.settings.label_smoothing
         return {
             "loss_label": F.cross_entropy(logits, labels, label_smoothing=smoothing),

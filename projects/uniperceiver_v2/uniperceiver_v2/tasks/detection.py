@@ -61,7 +61,7 @@ class DetectionTask(Task):
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates, anchors = model.encode_candidates_and_anchors(candidate_texts(self.settings.prompt, inputs))
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(candidate_texts(self.settings.prompt, inputs))
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
@@ -69,7 +69,7 @@ class DetectionTask(Task):
         # Align before fuse: every state that answers for an object is also compared with the names as the text encoder
         # gives them. Matched proposals alone are too few to teach the region network what tells categories apart, and
         # while they do not tell, the unified decoder learns to make all candidates equal.
-        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), anchors)
+        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
         matched, hits, answering = sum_over_ranks(
             torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), torch.ones_like(regions.labels).sum()
         )

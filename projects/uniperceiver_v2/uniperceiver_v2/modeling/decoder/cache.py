@@ -1,4 +1,4 @@
-"""Keys and values that have been computed once: of what stands before causal tokens, and in generation of them too."""
+"""Keys and values that are computed once: of the tokens before a causal segment and, in generation, of each word."""
 
 from __future__ import annotations
 
@@ -13,51 +13,52 @@ from .segments import Attributes
 
 @dataclass
 class KeyValues:
-    """Projected keys and values of a layer's tokens, [B,L,d] each."""
+    """Projected keys and values of L tokens in one layer, [B,L,d] each."""
 
     keys: Tensor
     values: Tensor
 
     def append(self, new: KeyValues) -> KeyValues:
-        """These followed by `new`, differentiable."""
+        """Concatenates these and `new`, with gradients."""
         return KeyValues(torch.cat((self.keys, new.keys), dim=1), torch.cat((self.values, new.values), dim=1))
 
 
 class DecoderCache:
-    """What generation keeps between its steps.
+    """The state of generation between two words: keys and values, and the layers prepared for the next word.
 
     Args:
-        layers: of each decoder layer, the prefix' keys and values.
+        prefix: keys and values of <SPE> and the segments before the causal tokens, for each decoder layer.
         heads: of attention.
-        valid: [B,P] bool, False at the prefix' padding; None if all are valid.
+        valid: [B,P] bool, False at padding in the prefix; None if it has no padding.
     """
 
-    def __init__(self, layers: list[KeyValues], heads: int, valid: Tensor | None):
-        self.steps: dict[Attributes, list[CausalLayer]] = {}  # the decoder's layers, as tokens with these use them
-        self.past = KeyValueBuffer(len(layers))
-        for index, layer in enumerate(layers):
+    def __init__(self, prefix: list[KeyValues], heads: int, valid: Tensor | None):
+        self.layers: dict[Attributes, list[CausalLayer]] = {}  # the decoder's layers for tokens of these attributes
+        self.past = KeyValueBuffer(len(prefix))
+        for index, layer in enumerate(prefix):
             both = torch.stack((layer.keys, layer.values))
             self.past.add(index, both.unflatten(3, (heads, -1)).transpose(2, 3))
         self._valid = valid
-        batch, self._prefix = layers[0].keys.shape[:2]
-        self._rows = torch.arange(batch, device=layers[0].keys.device)  # whose prefix stands in which row
+        batch, self._prefix = prefix[0].keys.shape[:2]
+        self._rows = torch.arange(batch, device=prefix[0].keys.device)  # row i has the prefix of input rows[i]
 
     @property
     def length(self) -> int:
-        """Tokens so far, <SPE> and padding included."""
+        """The number of tokens so far, <SPE> and padding included."""
         return self.past.length
 
     def valid(self, new: int) -> Tensor | None:
-        """[B,L+new] bool of all tokens so far and `new` more, which are valid; None if all are."""
+        """`valid` [B,L+new] of all tokens so far and of `new` further, valid ones; None if there is no padding."""
         if self._valid is None:
             return None
         added = self.length + new - self._prefix
         return torch.cat((self._valid, self._valid.new_ones(len(self._valid), added)), dim=1)
 
     def select(self, indices: Tensor) -> DecoderCache:
-        """Makes row i what row indices[i] was, in place: reorders beams, drops rows or repeats them.
+        """Reorders, repeats or drops rows, in place: row i becomes the former row `indices[i]`.
 
-        The beams of one input share its prefix. While each row stays with its input, no prefix is copied.
+        The beams of one input have the same prefix. As long as beams only change places with beams of their own input,
+        no prefix is copied.
 
         Args:
             indices: [B'] long.

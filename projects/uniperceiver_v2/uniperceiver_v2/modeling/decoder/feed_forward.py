@@ -1,4 +1,4 @@
-"""Feed-forward networks of the unified decoder. All take where in the sequence which attributes stand."""
+"""Feed-forward networks of the unified decoder. Each takes the layout of the sequence: its segments' attributes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import WeightCache
 from .segments import Attributes
 
 Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
-Route = list[tuple[int, Tensor]]  # experts with the weights of their outputs
-DenseWeights = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # matrix and bias of a dense network's two layers
+Route = list[tuple[int, Tensor]]  # numbers of experts, each with the weight of its output
+DenseWeights = tuple[
+    tuple[Tensor, Tensor], tuple[Tensor, Tensor]
+]  # (matrix, bias) of the two layers of a dense network
 
 
 class DenseFeedForward(nn.Module):
-    """BERT's feed-forward network: one for all tokens, blind to the attributes."""
+    """BERT's feed-forward network: the same for all tokens, whatever their attributes."""
 
     def __init__(self, dim: int, ffn_dim: int):
         super().__init__()
@@ -25,33 +28,42 @@ class DenseFeedForward(nn.Module):
         self.linear2 = nn.Linear(ffn_dim, dim)
 
     def forward(self, hidden: Tensor, layout: Layout | None = None, weight: Tensor | None = None) -> Tensor:
-        """[B,L,d] to [B,L,d], whatever the layout; times `weight`, if it is given."""
+        """
+        Args:
+            hidden: [B,L,d].
+            layout: not used.
+            weight: a scalar that multiplies the output, if given.
+        Returns:
+            [B,L,d]
+        """
         inner, last = F.gelu(self.linear1(hidden)), self.linear2
         if weight is None:
             return last(inner)
-        if hidden[..., 0].numel() < last.in_features:  # what is smaller is weighed: the outputs or the matrix
+        if hidden[..., 0].numel() < last.in_features:  # multiplies the smaller of output and matrix
             return weight * last(inner)
         return F.linear(inner, weight * last.weight, weight * last.bias)
 
     def weights(self, attributes: Attributes | None = None) -> DenseWeights:
-        """Of both layers, whatever the attributes."""
+        """The weights of both layers, the same for all attributes."""
         return (self.linear1.weight, self.linear1.bias), (self.linear2.weight, self.linear2.bias)
 
 
 class ConditionalFeedForward(nn.Module):
     """Conditional MoE with attribute-level routing (Zhu et al., "Uni-Perceiver-MoE", NeurIPS 2022).
 
-    The router is one linear map of a token's attributes, and of nothing else, to a distribution p over the E experts.
-    The k likeliest experts are used, the output of expert e weighed by p_e · E / k: the mean of k experts where p is
-    uniform, which it nearly is at the start. As p is normalised over all experts, those that are not used learn to be.
+    The router is one linear map from a token's attributes to a softmax distribution p over the E experts. It sees
+    nothing else of the token. A token passes through its k most probable experts, and the output of expert e has the
+    weight p_e · E / k. At the start p is nearly uniform, so the sum is nearly the mean of k experts. The softmax runs
+    over all E experts, so the unused ones get gradients through p and can become used.
 
-    A route belongs to a class of attributes, so that nothing is dispatched token by token: all tokens of a class are
-    one dense product for each layer of its k experts. Their matrices are not joined into one for that, which
-    :meth:`merge` does once: a copy of the weights costs up to half of a forward pass with 300 tokens.
+    All tokens with the same attributes (a class of attributes) have the same experts. Nothing is dispatched token by
+    token: a class is one dense product for each layer of each of its k experts. :meth:`merge` joins the matrices of
+    the k experts once and for all. `forward` does not join them, because copying the weights costs up to half of a
+    forward pass with 300 tokens.
 
     Args:
         dim: d.
-        ffn_dim: width of an expert; k experts cost what a dense network of k times this width costs.
+        ffn_dim: width of an expert. k experts cost as much as a dense network of width k · `ffn_dim`.
         experts: E.
         active: k.
     Raises:
@@ -64,15 +76,14 @@ class ConditionalFeedForward(nn.Module):
             raise ValueError(f"the active experts must be between 1 and {experts}, the number of experts, not {active}")
         self.active = active
         self.router = nn.Linear(Attributes.ENCODING_LENGTH, experts)
-        nn.init.normal_(self.router.weight, std=0.1)  # routes differ from class to class, weights hardly
+        nn.init.normal_(self.router.weight, std=0.1)  # classes get different experts, but nearly equal weights
         nn.init.zeros_(self.router.bias)
         self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
-        self._router_state: list | None = None
-        self._routes: dict[Attributes, Route] = {}
+        self._routes = WeightCache([self.router])
 
-    @torch.compiler.disable  # a graph would hold for one choice of experts alone
+    @torch.compiler.disable  # a compiled graph would be specific to one choice of experts
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L."""
+        """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L."""
         classes = _classes(layout)
         routes = dict(zip(classes, self.route(classes)))
 
@@ -82,31 +93,29 @@ class ConditionalFeedForward(nn.Module):
         return _by_class(hidden, layout, network)
 
     def route(self, classes: Sequence[Attributes]) -> list[Route]:
-        """The k experts of each class of attributes, the likeliest first.
+        """The k experts of each class of attributes, the most probable first.
 
-        Without gradients a route is kept until the router changes: to choose costs a small model's step of generation
-        as much as an expert, and a GPU has to be waited for.
+        Without gradients a route is kept until the router changes. Choosing experts waits for the GPU, and in a small
+        model it costs as much as an expert.
         """
-        if torch.is_grad_enabled():
-            return self._choose(classes)
-        state = [(p.data_ptr(), p._version) for p in self.router.parameters()]
-        if state != self._router_state:
-            self._router_state, self._routes = state, {}
-        new = [attributes for attributes in classes if attributes not in self._routes]
+        routes: dict[Attributes, Route] = self._routes.get("routes", dict)
+        new = [attributes for attributes in classes if attributes not in routes]
         if new:
-            self._routes.update(zip(new, self._choose(new)))
-        return [self._routes[attributes] for attributes in classes]
+            routes.update(zip(new, self._choose(new)))
+        return [routes[attributes] for attributes in classes]
 
     def _choose(self, classes: Sequence[Attributes]) -> list[Route]:
         encodings = self.router.weight.new_tensor([attributes.encoding() for attributes in classes])
-        with torch.autocast(encodings.device.type, enabled=False):  # a choice must not depend on the precision
+        with torch.autocast(
+            encodings.device.type, enabled=False
+        ):  # the choice of experts must not depend on the precision
             shares = self.router(encodings).softmax(dim=-1)
         weights, experts = (shares * (len(self.experts) / self.active)).topk(self.active)
         return [list(zip(*pair)) for pair in zip(experts.tolist(), weights.unbind())]
 
     @torch.no_grad()
     def merge(self, classes: Iterable[Attributes]) -> MergedFeedForward:
-        """The same function for these classes of attributes as one dense network each."""
+        """One dense network for each of these classes of attributes, with the same outputs."""
         networks = {}
         for attributes in classes:
             (weight1, bias1), (weight2, bias2) = self.weights(attributes)
@@ -117,8 +126,10 @@ class ConditionalFeedForward(nn.Module):
 
     @torch.no_grad()
     def weights(self, attributes: Attributes) -> DenseWeights:
-        """Of the dense network that is the same function for these attributes: the experts side by side, their weights
-        in the second layer. Copies."""
+        """Copied weights of the dense network with the same outputs for these attributes.
+
+        Its hidden layer holds the k experts side by side. Its second layer contains the weights p_e · E / k.
+        """
         (route,) = self.route([attributes])
         experts, shares = [self.experts[expert] for expert, _ in route], [weight for _, weight in route]
         first, second = [e.linear1 for e in experts], [e.linear2 for e in experts]
@@ -132,11 +143,10 @@ class ConditionalFeedForward(nn.Module):
 
 
 class MergedFeedForward(nn.Module):
-    """A dense network for each class of attributes, without a router: what a Conditional MoE is deployed as.
+    """A dense network for each class of attributes, without a router: the form of a Conditional MoE for deployment.
 
     Args:
-        networks: by the attributes of the tokens that they are for. In the state they stand under the digits of
-            :meth:`Attributes.encoding`.
+        networks: the network for each class. Its key in the state dict has the digits of :meth:`Attributes.encoding`.
     """
 
     def __init__(self, networks: Mapping[Attributes, DenseFeedForward]):
@@ -145,15 +155,15 @@ class MergedFeedForward(nn.Module):
 
     @torch.compiler.disable
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """[B,L,d] to [B,L,d]; the lengths in `layout` sum to L.
+        """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L.
 
         Raises:
-            ValueError: the experts were not merged for these attributes.
+            ValueError: the layout has attributes for which the experts were not merged.
         """
         return _by_class(hidden, layout, self._network)
 
     def weights(self, attributes: Attributes) -> DenseWeights:
-        """Of the network for these attributes."""
+        """The weights of the network for these attributes."""
         return self._of(attributes).weights()
 
     def _network(self, attributes: Attributes, tokens: Tensor) -> Tensor:
@@ -174,7 +184,7 @@ def _classes(layout: Layout) -> list[Attributes]:
 
 
 def _by_class(hidden: Tensor, layout: Layout, network: Callable[[Attributes, Tensor], Tensor]) -> Tensor:
-    """[B,L,d] through `network`, once for each class of attributes with all tokens of that class."""
+    """Sends tokens [B,L,d] through `network`, with one call for all tokens of a class of attributes."""
     classes = _classes(layout)
     if len(classes) == 1:
         return network(classes[0], hidden)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..layers import CausalLayer, MultiHeadAttention, causal_mask, state_of_weights
+from ..layers import CausalLayer, MultiHeadAttention, WeightCache, autocast_dtype, causal_mask
 from .cache import DecoderCache, KeyValues
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout
 from .segments import Attributes, Segment, SegmentLayout
 
-GRAPHS = 64  # of a layer or a feed-forward network, at most
+GRAPHS = 64  # the most graphs that are compiled for a layer or a feed-forward network
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Representations:
     """The decoder's outputs.
 
     Attributes:
-        spe: [B,d], <SPE>'s, which stands for the whole input.
-        segments: [B,T,d] for each segment of the input.
+        spe: [B,d], the output at <SPE>, which represents the whole sequence.
+        segments: the outputs [B,T,d] at the tokens of each segment.
     """
 
     spe: Tensor
@@ -33,11 +33,11 @@ class Representations:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What merging the experts did to the unified decoder.
+    """The result of `UnifiedDecoder.merge_experts`.
 
     Attributes:
-        parameters_before, parameters_after: of the whole unified decoder.
-        dropped_experts: of each layer, how many experts no class of attributes is routed to.
+        parameters_before, parameters_after: the numbers of parameters of the whole decoder.
+        dropped_experts: for each layer, the number of experts that no class of attributes uses.
     """
 
     parameters_before: int
@@ -46,7 +46,7 @@ class MergeReport:
 
 
 class UnifiedDecoderLayer(nn.Module):
-    """Self-attention and a feed-forward network of BERT's shape, each normalised before it (pre-norm)."""
+    """Self-attention and a feed-forward network, shaped as in BERT but with normalisation before each (pre-norm)."""
 
     def __init__(self, dim: int, heads: int, ffn: nn.Module):
         super().__init__()
@@ -63,28 +63,36 @@ class UnifiedDecoderLayer(nn.Module):
         past: KeyValues | None = None,
         read: Tensor | None = None,
     ) -> tuple[Tensor, KeyValues]:
-        """Tokens that see each other and, before them, the past: their outputs, and keys and values of all.
+        """Passes tokens through the layer.
 
-        With `read`, [B,Q,d] of the tokens, there are outputs of these alone, whose the mask and the layout then are.
+        Args:
+            hidden: [B,L,d]. The tokens see each other and the past.
+            mask: bool, True where attention is allowed, broadcastable to [B,heads,L,past + L]; None allows all.
+            layout: of the tokens.
+            past: keys and values of earlier tokens.
+            read: [B,Q,d], a subset of the tokens. If given, only these are queries and get outputs. `mask` and
+                `layout` then describe these Q tokens, not all L.
+        Returns:
+            the outputs [B,L,d] or [B,Q,d], and the keys and values of the past and of all L tokens.
         """
         normalised = self.attention_norm(hidden)
-        seen = self._project(normalised)
+        keys_values = self._project(normalised)
         if past is not None:
-            seen = past.append(seen)
+            keys_values = past.append(keys_values)
         if read is not None:
             hidden, normalised = read, self.attention_norm(read)
-        hidden = hidden + self.attention.attend(normalised, seen.keys, seen.values, mask)
-        return hidden + self.ffn(self.ffn_norm(hidden), layout), seen
+        hidden = hidden + self.attention.attend(normalised, keys_values.keys, keys_values.values, mask)
+        return hidden + self.ffn(self.ffn_norm(hidden), layout), keys_values
 
     def prepare(self, attributes: Attributes) -> CausalLayer:
-        """The layer for generation's causal tokens, all with these attributes."""
+        """The layer for causal tokens in generation, all with these attributes."""
         attention = self.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         norms = self.attention_norm, self.ffn_norm
         return CausalLayer(attention.heads, projections, self.ffn.weights(attributes), F.gelu, norms, norm_first=True)
 
-    def seen(self, hidden: Tensor) -> KeyValues:
-        """What tokens show to others, for those whose outputs are not wanted."""
+    def keys_values(self, hidden: Tensor) -> KeyValues:
+        """Keys and values of tokens [B,L,d], for a caller that does not need their outputs."""
         return self._project(self.attention_norm(hidden))
 
     def _project(self, normalised: Tensor) -> KeyValues:
@@ -93,7 +101,7 @@ class UnifiedDecoderLayer(nn.Module):
 
 @dataclass
 class _Tokens:
-    """What goes from layer to layer: tokens [B,L,d], their attributes and what they see."""
+    """Tokens [B,L,d] between two layers, with their layout and attention mask."""
 
     hidden: Tensor
     layout: Layout
@@ -105,9 +113,9 @@ class UnifiedDecoder(nn.Module):
 
     Args:
         depth: number of layers, 6 in the paper.
-        dim, heads, ffn_dim: BERT-base's 768, 12 and 3072 in the paper.
-        experts: of each feed-forward network, `ffn_dim` wide each; 0 for dense networks.
-        active_experts: how many of them a token goes through.
+        dim, heads, ffn_dim: 768, 12 and 3072 in the paper, as in BERT-base.
+        experts: number of experts in each feed-forward network, each `ffn_dim` wide; 0 for dense networks.
+        active_experts: number of experts for each token.
     """
 
     @configurable
@@ -124,17 +132,19 @@ class UnifiedDecoder(nn.Module):
         self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward()) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self._backend: str | Callable | None = None
-        self._prepared: tuple[tuple, list[CausalLayer]] | None = None
+        self._prepared = WeightCache([self.layers], capacity=1)  # copies of weights: two would double the memory
         self._start_as_pooling()
 
     def _start_as_pooling(self) -> None:
-        """Each layer starts by adding the mean of what it sees to every token. What image and text encoder have in
-        common is then in common behind the decoder too, and training refines it; from a random start the first steps
-        make all candidates equal (docs/architecture.md)."""
+        """Initialises each layer so that it adds, to every token, the mean of the tokens in its view.
+
+        An image and a text that are alike before the decoder are then alike behind it too, and training refines this.
+        From a random start the first steps make all candidates equal (docs/architecture.md).
+        """
         for layer in self.layers:
             for projection in (layer.attention.v_proj, layer.attention.o_proj):
                 nn.init.eye_(projection.weight)
-            for network in layer.ffn.modules():  # the network itself, or each of its experts
+            for network in layer.ffn.modules():  # the network itself or its experts
                 if isinstance(network, DenseFeedForward):
                     nn.init.zeros_(network.linear2.weight)
                     nn.init.zeros_(network.linear2.bias)
@@ -152,8 +162,10 @@ class UnifiedDecoder(nn.Module):
         }
 
     def forward(self, segments: Sequence[Segment]) -> Representations:
-        """Decodes <SPE> followed by the segments. All tokens see each other, but for those of a causal segment, which
-        stands last: its token t is seen by its tokens from t on and by no others. Padding is seen by none.
+        """Decodes <SPE> followed by the segments.
+
+        Tokens that are not causal see each other. Only the last segment may be causal. Its token t sees all tokens that
+        are not causal and the causal tokens 0..t. No token sees padding.
 
         Raises:
             ValueError: a causal segment is not the last.
@@ -166,8 +178,11 @@ class UnifiedDecoder(nn.Module):
         return Representations(spe[:, 0], outputs)
 
     def read_spe(self, segments: Sequence[Segment]) -> Tensor:
-        """`forward(segments).spe` [B,d] without the work for other outputs: in the last layer the other tokens are
-        seen and nothing more. A causal segment, which <SPE> does not see, is left out."""
+        """`forward(segments).spe` [B,d], without the work for other outputs.
+
+        In the last layer only <SPE> is a query; the other tokens serve as keys and values. A causal segment is left
+        out, as <SPE> does not see it.
+        """
         tokens, _ = self._start(segments)
         self._pass(self.layers[:-1], tokens)
         layout = SegmentLayout([tokens.layout[0]])
@@ -175,13 +190,14 @@ class UnifiedDecoder(nn.Module):
         return self.norm(hidden[:, 0])
 
     def read_last(self, segments: Sequence[Segment], positions: Tensor | None = None) -> Tensor:
-        """`forward(segments).segments[-1]` [B,T,d] without the work for other outputs, as `read_spe`.
+        """`forward(segments).segments[-1]` [B,T,d], without the work for other outputs.
 
         Args:
             segments: as in `forward`.
-            positions: [B,M] of the last segment, which must not be causal then; its outputs there [B,M,d] are returned.
+            positions: [B,M], positions in the last segment. If given, only the outputs [B,M,d] there are returned. The
+                segment must not be causal.
         Raises:
-            ValueError: a causal segment is not the last, or positions of it are asked for.
+            ValueError: a causal segment is not the last, or `positions` are given for a causal segment.
         """
         tokens, causal = self._start(segments)
         self._pass(self.layers[:-1], tokens, causal)
@@ -189,7 +205,7 @@ class UnifiedDecoder(nn.Module):
         if causal is not None:
             if positions is not None:
                 raise ValueError("of a causal segment all positions are read")
-            hidden, _ = last(causal.hidden, causal.mask, causal.layout, past=last.seen(tokens.hidden))
+            hidden, _ = last(causal.hidden, causal.mask, causal.layout, past=last.keys_values(tokens.hidden))
             return self.norm(hidden)
         length, attributes = tokens.layout[-1]
         read = tokens.hidden[:, -length:]
@@ -201,7 +217,7 @@ class UnifiedDecoder(nn.Module):
 
     @torch.no_grad()
     def begin(self, segments: Sequence[Segment]) -> DecoderCache:
-        """The start of generation: what causal tokens after <SPE> and these segments will see.
+        """Starts generation behind <SPE> and these segments: computes their keys and values.
 
         Raises:
             ValueError: a segment is causal.
@@ -209,19 +225,22 @@ class UnifiedDecoder(nn.Module):
         if any(s.attributes.causal for s in segments):
             raise ValueError("generation begins with segments that are not causal")
         hidden, layout, valid = self._open(segments, segments[0])
-        mask, layers = _key_mask(valid), []
+        mask, prefix = _key_mask(valid), []
         for layer in self.layers[:-1]:
-            hidden, seen = layer(hidden, mask, layout)
-            layers.append(seen)
-        layers.append(self.layers[-1].seen(hidden))  # of its own outputs nothing is read
-        return DecoderCache(layers, self.layers[0].attention.heads, valid)
+            hidden, keys_values = layer(hidden, mask, layout)
+            prefix.append(keys_values)
+        prefix.append(self.layers[-1].keys_values(hidden))  # nothing reads the last layer's outputs
+        return DecoderCache(prefix, self.layers[0].attention.heads, valid)
 
     @torch.no_grad()
     def extend(self, cache: DecoderCache, tokens: Tensor, attributes: Attributes) -> Tensor:
-        """Decodes causal tokens [B,T,d] after all that the cache holds, and adds them to it.
+        """Decodes further causal tokens and adds their keys and values to the cache.
 
+        Args:
+            tokens: [B,T,d], behind the cache's tokens.
+            attributes: of all T tokens.
         Returns:
-            [B,T,d], what `forward` gives for them.
+            [B,T,d], equal to `forward` of the whole sequence at these tokens.
         Raises:
             ValueError: the attributes are not causal.
         """
@@ -229,36 +248,37 @@ class UnifiedDecoder(nn.Module):
             raise ValueError(f"only causal tokens extend a sequence, not {attributes}")
         hidden = self._enter(Segment(tokens, None, attributes))
         mask = _causal_mask(hidden, cache.length, cache.valid(tokens.shape[1]))
-        if attributes not in cache.steps:
-            cache.steps[attributes] = self._prepare(attributes)
-        for index, layer in enumerate(cache.steps[attributes]):
+        if attributes not in cache.layers:
+            cache.layers[attributes] = self._prepare(attributes)
+        for index, layer in enumerate(cache.layers[attributes]):
             hidden = layer(hidden, cache.past, index, mask)
         return self.norm(hidden)
 
     def _prepare(self, attributes: Attributes) -> list[CausalLayer]:
-        """The layers for generation, kept until a weight changes: they hold copies of weights, which for a large model
-        cost as much as some words. Training lets go of them."""
-        device = self.spe.device.type
-        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        key = attributes, precision, state_of_weights([self.layers])
-        if self._prepared is None or self._prepared[0] != key:
-            self._prepared = key, [layer.prepare(attributes) for layer in self.layers]
-        return self._prepared[1]
+        """The layers for generation, kept until a weight changes or training begins.
+
+        They hold copies of weights. In a large model, copying takes as long as decoding some words.
+        """
+        key = attributes, autocast_dtype(self.spe.device)
+        return self._prepared.get(key, lambda: [layer.prepare(attributes) for layer in self.layers])
 
     def train(self, mode: bool = True) -> UnifiedDecoder:
         if mode:
-            self._prepared = None
+            self._prepared.clear()
         return super().train(mode)
 
     def merge_experts(self, classes: Iterable[Attributes]) -> MergeReport:
-        """Makes every Conditional MoE a dense network for each of these classes of attributes, in place and for good:
-        the same outputs without router and without experts that none of them is routed to (Uni-Perceiver-MoE).
+        """Replaces each Conditional MoE, in place, by one dense network for each class of attributes
+        (Uni-Perceiver-MoE).
 
-        A merged decoder's weights fit one that was merged for the same classes. Each class has the parameters of k
-        experts, so that only few classes (for one task there are four) make it smaller than it was.
+        The outputs stay the same. The router is dropped, and so are the experts that no class uses. There is no way
+        back, and a state dict fits only a decoder that was merged for the same classes.
+
+        Each class gets the parameters of k experts. The decoder becomes smaller only for few classes; one task has
+        four.
 
         Args:
-            classes: all that will be decoded, see :func:`attribute_classes`.
+            classes: the attributes of all tokens that will be decoded, see :func:`attribute_classes`.
         Raises:
             ValueError: there are no experts to merge.
         """
@@ -274,17 +294,17 @@ class UnifiedDecoder(nn.Module):
         return MergeReport(before, self._parameter_count(), dropped)
 
     def compile_layers(self, backend: str | Callable = "inductor") -> None:
-        """Compiles each layer by torch.compile when it is first used, in place: the names of the parameters stay.
+        """Lets torch.compile compile each layer, in place, on first use. Parameters keep their names.
 
-        Graphs serve all batch sizes and lengths but 1, which has graphs of its own; all layers, and all experts, share
-        theirs. A layer is one graph if its network is dense. With experts there is one up to the choice of experts,
-        which has to be made in Python, and then each expert is one.
+        A graph serves all batch sizes and all lengths, except that a size of 1 needs a graph of its own. All layers
+        share graphs, and so do all experts. A layer with a dense network is one graph. A layer with experts is one
+        graph up to the choice of experts, which runs in Python, and one graph for an expert.
 
         Args:
-            backend: of torch.compile.
+            backend: the argument of torch.compile.
         """
         self._backend = backend
-        # The layers' graphs differ in masks, pasts, gradients and lengths of 1. By default no more than 8 are made.
+        # Graphs differ by mask, past, gradients and sizes of 1. The default limit of 8 graphs is too low for that.
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
         dense = [module for module in self.modules() if isinstance(module, DenseFeedForward)]
         for module in (*self.layers, *dense):
@@ -294,7 +314,7 @@ class UnifiedDecoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _start(self, segments: Sequence[Segment]) -> tuple[_Tokens, _Tokens | None]:
-        """<SPE> and the segments before the first layer, and apart from them the causal segment, if there is one."""
+        """The inputs of the first layer: <SPE> with the segments, and apart from them the causal segment, if any."""
         others, causal = list(segments), None
         if others[-1].attributes.causal:
             causal = others.pop()
@@ -310,14 +330,14 @@ class UnifiedDecoder(nn.Module):
 
     @staticmethod
     def _pass(layers: Iterable[nn.Module], tokens: _Tokens, causal: _Tokens | None = None) -> None:
-        """Takes tokens, and the causal ones that stand behind them, through layers, in place."""
+        """Passes tokens and the causal tokens behind them through layers, in place."""
         for layer in layers:
-            tokens.hidden, seen = layer(tokens.hidden, tokens.mask, tokens.layout)
+            tokens.hidden, keys_values = layer(tokens.hidden, tokens.mask, tokens.layout)
             if causal is not None:
-                causal.hidden, _ = layer(causal.hidden, causal.mask, causal.layout, past=seen)
+                causal.hidden, _ = layer(causal.hidden, causal.mask, causal.layout, past=keys_values)
 
     def _open(self, segments: Sequence[Segment], first: Segment) -> tuple[Tensor, Layout, Tensor | None]:
-        """<SPE>, with the role and task of the `first` segment, and the segments: tokens, layout and validity."""
+        """<SPE>, with the role and task of the segment `first`, and the segments: tokens, layout and `valid`."""
         spe = self.spe.expand(first.tokens.shape[0], 1, -1)
         special = Attributes("special", first.attributes.role, first.attributes.task)
         hidden = torch.cat([spe, *(self._enter(s) for s in segments)], dim=1)
@@ -329,7 +349,7 @@ class UnifiedDecoder(nn.Module):
 
 
 def _join_valid(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
-    """Validity [B,L] of tokens [B,T,d] behind each other, or None where nothing is padding."""
+    """`valid` [B,L] of concatenated tokens [B,T,d], or None if there is no padding."""
     if all(valid is None for _, valid in parts):
         return None
     known = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if v is None else v for tokens, v in parts]
@@ -337,12 +357,12 @@ def _join_valid(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor | None:
 
 
 def _key_mask(valid: Tensor | None) -> Tensor | None:
-    """[B,1,1,L]: every token sees all that is valid."""
+    """The mask [B,1,1,L] that lets every token see all valid tokens."""
     return None if valid is None else valid[:, None, None]
 
 
 def _causal_mask(tokens: Tensor, before: int, valid: Tensor | None) -> Tensor | None:
-    """For causal tokens [B,T,d] after `before` others, [B or 1,1,T,before + T]; None where all see all."""
+    """The mask [B or 1,1,T,before + T] for causal tokens [B,T,d] behind `before` others; None if it allows all."""
     length = tokens.shape[1]
     if length == 1:
         return _key_mask(valid)

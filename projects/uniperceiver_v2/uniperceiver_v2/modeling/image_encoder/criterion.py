@@ -1,4 +1,4 @@
-"""Losses of the region network: objectness, boxes and masks, for all decoder layers and denoising queries at once."""
+"""Losses of the region network on objectness, boxes and masks, for all decoder layers and denoising queries at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
 from .structures import Matches, RegionTargets, on_padded_map
 
-MASK_MARGIN = 1.2  # side of the window in which a mask is learned, in sides of its box
+MASK_MARGIN = 1.2  # a mask is learned in a window with 1.2 times the sides of its box
 OUTSIDE = -8.0  # mask logit outside a query's box
-MATCHED_AT_ONCE = 2**22  # mask logits compared with targets in one go: fewer are slower, more take new memory each time
+MATCHED_AT_ONCE = 2**22  # mask logits compared at once: fewer are slower, more need new memory from the system
 
 
 @dataclass
 class RegionPredictions:
-    """Predictions of all decoder layers (Ly of them) for a set of queries.
+    """Predictions of all Ly decoder layers for a set of queries.
 
     Attributes:
         objectness: [Ly,B,Q] logits.
         boxes: [Ly,B,Q,4].
-        mask_embeddings: [Ly,B,Q,dim]; their products with the pixel embeddings are the mask logits.
+        mask_embeddings: [Ly,B,Q,dim]. Mask logits are their products with the pixel embeddings.
     """
 
     objectness: Tensor
@@ -36,12 +36,12 @@ class RegionPredictions:
     mask_embeddings: Tensor
 
     def queries(self, part: slice) -> RegionPredictions:
-        """The predictions of some of the queries."""
+        """The predictions for a slice of the queries."""
         return RegionPredictions(*(x[:, :, part] for x in (self.objectness, self.boxes, self.mask_embeddings)))
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, weight: Tensor | None, gamma: float = 1.5) -> Tensor:
-    """Cross-entropy to an IoU-aware objectness, easy background counting less, summed.
+    """Sum of cross-entropies with an IoU-aware objectness as target. Easy background counts less.
 
     With p = sigmoid(logits) and q the quality: -Σ weight · c · [q log p + (1 - q) log(1 - p)], c = 1 for foreground
     (q > 0) and p^gamma for background (VarifocalNet, equation 2, without its alpha and factor q).
@@ -58,16 +58,22 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -> Tensor:
-    """Mask logits [K,h,w] of K queries: embeddings [K,dim], the image [K] of each, pixels [B,dim,h,w].
+    """Mask logits [K,h,w] of K queries.
 
-    One batched product over the queries of each image, so that no pixel embedding is copied for each query.
+    It is one batched product, with the queries of each image padded to the same number. Pixel embeddings are not copied
+    for each query.
+
+    Args:
+        mask_embeddings: [K,dim].
+        image: [K] int64, the image of each query.
+        pixel_embeddings: [B,dim,h,w].
     """
     height, width = pixel_embeddings.shape[-2:]
     counts = torch.bincount(image, minlength=len(pixel_embeddings))
     widest = max(1, int(counts.max()))
     order = image.argsort(stable=True)
     starts = torch.arange(len(counts), device=image.device) * widest - (counts.cumsum(0) - counts)
-    place = torch.empty_like(image)  # of each query among `widest` places for every image
+    place = torch.empty_like(image)  # of each query: every image has `widest` places
     place[order] = torch.arange(len(image), device=image.device) + starts[image[order]]
     padded = mask_embeddings.new_zeros(len(counts) * widest, mask_embeddings.shape[-1])
     padded = padded.index_copy(0, place, mask_embeddings).view(len(counts), widest, -1)
@@ -76,16 +82,17 @@ def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -
 
 
 def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
-    """Where the mask of each matched query is learned, boxes [K,4] on the padded map: in its object's box and a margin.
+    """Windows [K,4] on the padded map in which the masks of matched queries are learned: the object's box and a margin.
 
-    A mask ends at its box (YOLACT, section 3.3), so that it need not tell its object from everything else in the image.
+    Masks are cut at their boxes (YOLACT, section 3.3). A mask then separates its object from the surroundings only, not
+    from everything else in the image.
     """
     boxes = on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target]
     return torch.cat((boxes[:, :2], boxes[:, 2:] * MASK_MARGIN), dim=-1)
 
 
 def weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum of values, each times its weight if there are any."""
+    """Sum of values, each multiplied by its weight unless `weight` is None."""
     return values.sum() if weight is None else (values * weight).sum()
 
 
@@ -95,7 +102,7 @@ def detection_losses(
     """Objectness, box and GIoU losses, summed over layers, images and queries.
 
     Args:
-        weight: [B,Q] of the queries; None if all count alike.
+        weight: [B,Q], the weight of each query; None if all have the same.
     """
     place = matches.layer, matches.image, matches.query
     boxes, wanted = predictions.boxes[place].float(), targets.boxes[matches.image, matches.target]
@@ -111,15 +118,15 @@ def detection_losses(
 
 
 class RegionCriterion:
-    """Weighs and sums the region network's losses, each averaged over the objects of the batch.
+    """The region network's losses, each averaged over the objects of the batch and multiplied by its weight.
 
-    What it divides by is given to it, as it depends on the other ranks' shares of the batch.
+    The caller gives the divisors, because they depend on the batches of the other ranks.
 
     Args:
-        weights: of "objectness", "box", "giou", "mask", "dice".
-        costs: of the same names, for matching.
-        num_points, oversampling, uncertain_share: of the mask losses (PointRend).
-        one_to_many: tokens that answer for each object in the encoder.
+        weights: the weights of the losses "objectness", "box", "giou", "mask" and "dice".
+        costs: the weights of the matching costs with the same names.
+        num_points, oversampling, uncertain_share: settings of the points for masks (PointRend), see `uncertain_points`.
+        one_to_many: the number of encoder tokens that are matched with each object.
     """
 
     def __init__(
@@ -137,7 +144,7 @@ class RegionCriterion:
 
     @torch.no_grad()
     def match(self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets) -> Matches:
-        """One-to-one matches of every layer, masks compared at points common to an image's queries."""
+        """One-to-one matches of every layer. All queries of an image compare their masks at the same random points."""
         points = torch.rand(len(targets.valid), self.num_points, 2, device=pixel_embeddings.device)
         masks = self._mask_blocks(predictions, pixel_embeddings.float(), targets, points)
         return hungarian_match(predictions.objectness, predictions.boxes, masks, targets, self.costs)
@@ -145,7 +152,7 @@ class RegionCriterion:
     def _mask_blocks(
         self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets, points: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mask logits [B,Ly·Q,p] and target masks [B,N,p] at the points [B,P,2], some of them at a time."""
+        """Mask logits [B,Ly·Q,p] and target masks [B,N,p] at the points [B,P,2], in blocks of p points."""
         B, N = targets.valid.shape
         embeddings = rows_of_images(predictions.mask_embeddings).float()
         boxes = on_padded_map(rows_of_images(predictions.boxes), targets.extent).unsqueeze(2)
@@ -165,21 +172,23 @@ class RegionCriterion:
         num_objects: Tensor | float,
         denoising: DenoisingQueries | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Losses of matched queries and of background, summed over layers, per object, and those of denoising with the
-        known answers in place of a matching, averaged over its groups: all in one pass.
+        """Losses of the ordinary and of the denoising queries, summed over layers and divided by `num_objects`.
+
+        Ordinary queries learn from their matches, or as background. Denoising queries have known targets instead of
+        matches, and their losses are averaged over the groups. Both are computed in one pass.
 
         Args:
-            predictions: of the denoising queries, if any, and then of the ordinary ones.
-            matches: of the ordinary queries, counted without the others.
-            num_objects: what to divide by.
+            predictions: of the denoising queries, if any, followed by the ordinary queries.
+            matches: of the ordinary queries. Query 0 is the first ordinary one.
+            num_objects: the divisor.
         Returns:
-            the losses, and which of all queries answer for what, the ordinary ones first.
+            the losses, and the matches of all queries, ordinary ones first. Query 0 is the first of `predictions`.
         """
         weight, parts = None, (len(matches.image),)
         if denoising is not None:
             layers, _, queries = predictions.objectness.shape
             ordinary = queries - denoising.boxes.shape[1]
-            weight = F.pad((~denoising.ignored).float() / denoising.num_groups, (0, ordinary), value=1.0)
+            weight = F.pad(denoising.valid.float() / denoising.num_groups, (0, ordinary), value=1.0)
             denoised = denoising.matches(layers)
             matches = Matches.join(matches.shifted(queries - ordinary), denoised)
             parts = (*parts, len(denoised.image))
@@ -198,8 +207,11 @@ class RegionCriterion:
         targets: RegionTargets,
         weight: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Weighted sums over the matches, whose points are drawn part by part: then they are those that two passes,
-        of the ordinary queries and of denoising, would draw."""
+        """Mask losses, weighted and summed over the matches.
+
+        `parts` are the numbers of ordinary and denoising matches. Random points are drawn for one part after the
+        other, so that they equal the points of a separate pass for each part.
+        """
         if len(matches.image) == 0:
             return dict.fromkeys(("mask", "dice"), mask_embeddings.sum() * 0)
         logits = masks_of(mask_embeddings, matches.image, pixel_embeddings).float()
@@ -221,8 +233,10 @@ class RegionCriterion:
         }
 
     def match_dense(self, dense: DensePredictions, targets: RegionTargets) -> tuple[Tensor, Matches]:
-        """The quality [B,S] that the objectness of each of the encoder's tokens should have, and which tokens answer
-        for which objects, those whose quality is positive."""
+        """Target objectness [B,S] of the encoder's tokens, and the matches of tokens with objects.
+
+        A token is matched if its target is positive.
+        """
         quality, target = one_to_many_match(dense, targets, self.one_to_many)
         image, token = (quality > 0).nonzero(as_tuple=True)
         return quality, Matches(torch.zeros_like(image), image, token, target[image, token])
@@ -235,11 +249,11 @@ class RegionCriterion:
         targets: RegionTargets,
         total_quality: Tensor | float,
     ) -> dict[str, Tensor]:
-        """One-to-many losses of the encoder's tokens, each object's tokens weighed by their quality.
+        """One-to-many losses of the encoder's tokens. A matched token has its quality as weight.
 
         Args:
-            quality, matches: of `match_dense`.
-            total_quality: what to divide by.
+            quality, matches: from `match_dense`.
+            total_quality: the divisor.
         """
         weight = quality[matches.image, matches.query]
         boxes = dense.boxes[matches.image, matches.query]

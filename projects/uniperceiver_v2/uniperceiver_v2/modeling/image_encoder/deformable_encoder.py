@@ -10,19 +10,24 @@ from ..layers import DeformableAttention, SpatialShapes
 from .structures import FeatureMaps
 
 
-def grid_centres(spatial_shapes: SpatialShapes, valid_ratios: Tensor) -> Tensor:
-    """Centres (x, y) of all tokens, in 0..1 of each image's own extent: [B,S,2]; above 1 in padding."""
+def grid_centres(spatial_shapes: SpatialShapes, extents: Tensor) -> Tensor:
+    """Centres (x, y) of all tokens in 0..1 of each image's own size, [B,S,2]. In padding they are above 1.
+
+    Args:
+        spatial_shapes: (height, width) of each of the L scales.
+        extents: [B,L,2], see `structures.image_extent`.
+    """
     centres = []
     for level, (height, width) in enumerate(spatial_shapes):
-        ys = (torch.arange(height, device=valid_ratios.device) + 0.5) / height
-        xs = (torch.arange(width, device=valid_ratios.device) + 0.5) / width
+        ys = (torch.arange(height, device=extents.device) + 0.5) / height
+        xs = (torch.arange(width, device=extents.device) + 0.5) / width
         grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).flatten(0, 1)
-        centres.append(grid / valid_ratios[:, None, level])
+        centres.append(grid / extents[:, None, level])
     return torch.cat(centres, dim=1)
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, each normalised after its residual."""
+    """Deformable self-attention and a feed-forward network, with normalisation behind each residual sum (post-norm)."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
         super().__init__()
@@ -34,14 +39,14 @@ class DeformableEncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, features: FeatureMaps, references: Tensor) -> Tensor:
         attended = self.attention(
-            tokens + features.positions, references, tokens, features.spatial_shapes, features.mask
+            tokens + features.positions, references, tokens, features.spatial_shapes, features.valid_or_none
         )
         tokens = self.attention_norm(tokens + attended)
         return self.ffn_norm(tokens + self.linear2(F.relu(self.linear1(tokens))))
 
 
 class DeformableEncoder(nn.Module):
-    """`depth` layers in which each token of each scale looks at all scales around its own place."""
+    """`depth` layers. In each, every token attends to points around its own place in all scales."""
 
     def __init__(self, depth: int, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
         super().__init__()
@@ -49,8 +54,8 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, features: FeatureMaps) -> Tensor:
         """The encoded tokens [B,S,dim]."""
-        centres = grid_centres(features.spatial_shapes, features.valid_ratios)
-        references = centres[:, :, None] * features.valid_ratios[:, None]  # [B,S,L,2], over each padded map
+        centres = grid_centres(features.spatial_shapes, features.extents)
+        references = centres[:, :, None] * features.extents[:, None]  # [B,S,L,2], in 0..1 of the padded maps
         tokens = features.tokens
         for layer in self.layers:
             tokens = layer(tokens, features, references)

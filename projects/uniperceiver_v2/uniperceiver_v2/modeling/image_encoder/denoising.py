@@ -1,7 +1,8 @@
-"""Denoising training: noised ground-truth boxes as extra queries whose answers are known (DN-DETR; DINO, 3.3).
+"""Denoising training: ground-truth boxes with noise as extra queries with known targets (DN-DETR; DINO, 3.3).
 
-Classes are left out: the region network knows foreground and background alone, so a query's content is one learned
-vector. Near misses of a box are to be corrected to it, wider misses to be called background.
+The region network knows foreground and background only. So, unlike in DINO, no class is noised, and the content of all
+denoising queries is one learned vector. A near miss of a box learns to predict the box. A wide miss learns to predict
+background.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from .structures import Matches, RegionTargets
 
 @dataclass
 class DenoisingQueries:
-    """D = groups · 2 · N queries: in each group first the near misses of the N targets, then the wider ones.
+    """D = groups · 2 · N queries. A group has the near misses of the N targets, then their wide misses.
 
     Attributes:
         boxes: [B,D,4].
-        targets: [B,D] int64, the target that a query was made of, for near and wide misses alike.
-        positive: [B,D] bool, near misses of real (not padding) targets.
-        negative: [B,D] bool, wide misses of real targets.
-        num_groups: how many groups there are.
+        targets: [B,D] int64, the target from which each query was made, near or wide.
+        positive: [B,D] bool, near misses of valid targets.
+        negative: [B,D] bool, wide misses of valid targets.
+        num_groups: the number of groups.
     """
 
     boxes: Tensor
@@ -40,12 +41,12 @@ class DenoisingQueries:
         return group.repeat_interleave(self.boxes.shape[1] // self.num_groups)
 
     @property
-    def ignored(self) -> Tensor:
-        """[B,D] bool, queries made of padding."""
-        return ~(self.positive | self.negative)
+    def valid(self) -> Tensor:
+        """[B,D] bool, False where a query was made of a padding target."""
+        return self.positive | self.negative
 
     def matches(self, layers: int) -> Matches:
-        """The near misses with their targets, once for each of `layers` decoder layers."""
+        """The matches of near misses with their targets, repeated for each of `layers` decoder layers."""
         image, query = self.positive.nonzero(as_tuple=True)
         return Matches(
             layer=torch.arange(layers, device=image.device).repeat_interleave(len(image)),
@@ -56,10 +57,11 @@ class DenoisingQueries:
 
 
 def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float) -> DenoisingQueries:
-    """Draws noised boxes from PyTorch's global generator.
+    """Makes boxes with random noise from PyTorch's global generator.
 
-    A side moves by up to `box_noise`/2 of the box's size for a near miss, and by between that and twice that for a
-    wide one.
+    For a near miss, the centre and the size change by up to b = `box_noise`/2 of the box's size along each axis. For a
+    wide miss they change by b to 2b. For example, with `box_noise` 0.4 the centre of a near miss of a box 10 pixels
+    wide is up to 2 pixels to the left or right.
     """
     B, N, _ = targets.boxes.shape
     device = targets.boxes.device
@@ -72,25 +74,27 @@ def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float
     boxes = targets.boxes[:, None, None].expand(shape)
     centre, size = boxes[..., :2], boxes[..., 2:]
     noised = torch.cat((centre + noise[..., :2] * size, size * (1 + noise[..., 2:])), dim=-1)
-    real = targets.valid[:, None].expand(B, groups, N)
-    none = torch.zeros_like(real)
+    valid = targets.valid[:, None].expand(B, groups, N)
+    none = torch.zeros_like(valid)
     return DenoisingQueries(
         boxes=noised.clamp(1e-3, 1).flatten(1, 3),
         targets=torch.arange(N, device=device).expand(B, groups, 2, N).flatten(1),
-        positive=torch.stack((real, none), dim=2).flatten(1),
-        negative=torch.stack((none, real), dim=2).flatten(1),
+        positive=torch.stack((valid, none), dim=2).flatten(1),
+        negative=torch.stack((none, valid), dim=2).flatten(1),
         num_groups=groups,
     )
 
 
 def denoising_attention_mask(denoising: DenoisingQueries, num_queries: int) -> Tensor:
-    """Which queries may attend to which, [B,1,D+O,D+O] bool: those of a group among themselves, the O ordinary queries
-    among themselves, so that no answer leaks into the ordinary ones.
+    """The attention mask [B,1,D+O,D+O] of D denoising and O ordinary queries.
 
-    Queries made of padding are seen by none but themselves (which keeps attention defined): how many an image has
-    follows from its neighbours in the batch, and must not change what it learns.
+    The queries of a group see each other, and the ordinary queries see each other. So ordinary queries do not see the
+    known boxes.
+
+    A query made of padding is seen by itself only; without that, its attention would be undefined. The number of these
+    queries depends on the other images in the batch, so it must not influence what an image learns.
     """
     owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), -1)))
-    real = F.pad(~denoising.ignored, (0, num_queries), value=True)
+    valid = F.pad(denoising.valid, (0, num_queries), value=True)
     itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
-    return ((owner[:, None] == owner) & (real[:, None] | itself))[:, None]
+    return ((owner[:, None] == owner) & (valid[:, None] | itself))[:, None]

@@ -1,4 +1,4 @@
-"""From a backbone's maps to the L scales of the region network, and to the pixel embeddings of its masks."""
+"""Projections of the backbone's maps: to the L scales of the region network and to the pixel embeddings of masks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import group_norm, map_position_encoding
-from .structures import FeatureMaps, covered_share, resize_valid
+from .structures import FeatureMaps, image_extent, resize_valid
 
 
 class FeatureProjection(nn.Module):
-    """Projects backbone maps to one width and adds the last scale by a strided convolution (Deformable DETR, 4.1).
+    """Projects backbone maps to one width and adds a coarser scale by a strided convolution (Deformable DETR, 4.1).
 
     Args:
-        channels: of the backbone maps that become scales, finest first; L is one more.
+        channels: channels of the L - 1 backbone maps that become scales, finest first.
         dim: width of the region network.
     """
 
@@ -28,17 +28,17 @@ class FeatureProjection(nn.Module):
         )
         self.scale_embedding = nn.Parameter(torch.randn(len(channels) + 1, dim) * 0.02)
 
-    def forward(self, maps: list[Tensor], valid: Tensor, padded: bool = True) -> tuple[FeatureMaps, Tensor]:
+    def forward(self, maps: list[Tensor], valid: Tensor, has_padding: bool = True) -> tuple[FeatureMaps, Tensor]:
         """
         Args:
             maps: [B,C_l,h_l,w_l] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
-            padded: False if `valid` is all True; then positions are made once for all images.
+            has_padding: False if `valid` is all True. Positions are then computed once for all images.
         Returns:
-            the L scales, and F_L, the coarsest of them as a map [B,dim,h_L,w_L].
+            the L scales, and the coarsest one, F_L, as a map [B,dim,h_L,w_L].
         """
         batch = len(valid)
-        valid = valid if padded else valid[:1]
+        valid = valid if has_padding else valid[:1]
         scales = [project(x) for project, x in zip(self.projections, [*maps, maps[-1]], strict=True)]
         shapes = [tuple(x.shape[-2:]) for x in scales]
         valids = [resize_valid(valid, shape) for shape in shapes]
@@ -47,24 +47,24 @@ class FeatureProjection(nn.Module):
             map_position_encoding(v, dim).flatten(1, 2) + embedding
             for v, embedding in zip(valids, self.scale_embedding, strict=True)
         ]
-        ratios = [covered_share(v) for v in valids]
+        extents = [image_extent(v) for v in valids]
         features = FeatureMaps(
             tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in scales], dim=1),
             positions=torch.cat(positions, dim=1),
             valid=torch.cat([v.flatten(1) for v in valids], dim=1).expand(batch, -1),
             spatial_shapes=shapes,
-            valid_ratios=torch.stack(ratios, dim=1).expand(batch, -1, -1),
-            padded=padded,
+            extents=torch.stack(extents, dim=1).expand(batch, -1, -1),
+            has_padding=has_padding,
         )
         return features, scales[-1]
 
 
 class PixelEmbedding(nn.Module):
-    """Embeds each pixel of the finest backbone map for the masks: lateral map plus the encoder's finest scale,
-    upsampled, then smoothed (Mask DINO's pixel decoder).
+    """Pixel embeddings for masks: the finest backbone map plus the encoder's finest scale, upsampled, then smoothed
+    (Mask DINO's pixel decoder).
 
     Args:
-        channels: of the finest backbone map.
+        channels: channels of the finest backbone map.
         dim: width of the region network.
         mask_dim: width of the embeddings.
     """
@@ -79,6 +79,12 @@ class PixelEmbedding(nn.Module):
         self.embed = nn.Conv2d(mask_dim, mask_dim, kernel_size=1)
 
     def forward(self, finest: Tensor, encoded: Tensor) -> Tensor:
-        """[B,channels,h,w] backbone map and [B,dim,h',w'] finest encoded scale to [B,mask_dim,h,w]."""
+        """
+        Args:
+            finest: [B,channels,h,w], the finest backbone map.
+            encoded: [B,dim,h',w'], the encoder's finest scale.
+        Returns:
+            [B,mask_dim,h,w]
+        """
         coarse = F.interpolate(self.encoded(encoded), size=finest.shape[-2:], mode="bilinear", align_corners=False)
         return self.embed(self.smooth(self.lateral(finest) + coarse))

@@ -1,4 +1,4 @@
-"""The image encoder: images to the tokens of equation (1), whatever the task."""
+"""The image encoder: from images to the tokens of equation (1), the same for every task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
 from .region_network import RegionNetwork, RegionSupervision
-from .structures import ImageEncoding, RegionTargets, is_padded, mean_of_valid, valid_pixels
+from .structures import ImageEncoding, RegionTargets, has_padding, mean_of_valid, valid_pixels
 from .tokens import GlobalTokens, ProposalFusion
 
 
@@ -18,9 +18,9 @@ class ImageEncoder(nn.Module):
     """f_image of equation (1).
 
     Args:
-        backbone: a Detectron2 backbone; its outputs, finest first, are the maps.
+        backbone: a Detectron2 backbone with at least two output maps.
         regions: the region proposal network.
-        fusion, global_tokens: equations (2) and (3).
+        fusion, global_tokens: the modules of equations (2) and (3).
     """
 
     @configurable
@@ -74,16 +74,16 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
-        """Encodes a batch; with targets, also the region network's losses and matches."""
-        output = self.regions(self.maps(images), valid_pixels(images), targets, is_padded(images))
+        """Encodes a batch. With targets it also returns the region network's losses and matches."""
+        output = self.regions(self.maps(images), valid_pixels(images), targets, has_padding(images))
         proposals = output.proposals()
         global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)
 
     def mean_global_token(self, images: ImageList) -> Tensor:
-        """[B,d], `ImageEncoding.mean_global_token` of the images without the work of the region network."""
-        features, coarsest = self.regions.project(self.maps(images)[1:], valid_pixels(images), is_padded(images))
+        """[B,d], `ImageEncoding.mean_global_token` without a pass through encoder and decoder of the region network."""
+        features, coarsest = self.regions.project(self.maps(images)[1:], valid_pixels(images), has_padding(images))
         return mean_of_valid(
             *self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :])
         )

@@ -1,4 +1,4 @@
-"""Two-stage query selection: every encoded token proposes a box, the most promising ones become queries."""
+"""Two-stage query selection: every encoded token proposes a box, and the tokens with the best scores become queries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .structures import FeatureMaps
 
 @dataclass
 class DensePredictions:
-    """What every encoded token predicts.
+    """Predictions of all encoded tokens.
 
     Attributes:
-        objectness: [B,S] logits, very low where a token lies in padding.
+        objectness: [B,S] logits, -1e4 in padding.
         boxes: [B,S,4].
-        centres: [B,S,2] the tokens' own places.
-        valid: [B,S] bool.
-        tokens: [B,S,dim], what it was predicted from.
+        centres: [B,S,2], (x, y) of the tokens.
+        valid: [B,S] bool, False at padding.
+        tokens: [B,S,dim], the inputs of the prediction heads.
     """
 
     objectness: Tensor
@@ -41,10 +41,11 @@ class Queries:
 
 
 class QuerySelection(nn.Module):
-    """Scores every token as foreground or background, corrects its anchor box, and keeps the best `num_queries`
-    (Deformable DETR, A.4; Mask DINO's classifier made binary, as the paper has it).
+    """Predicts an objectness and a box for every token and keeps the `num_queries` tokens with the highest objectness
+    (Deformable DETR, A.4). The objectness is Mask DINO's classifier with one class, as in the paper.
 
-    A token's anchor is a square around it, `anchor_size`·2^l of the image wide at scale l.
+    A box is predicted as a correction of the token's anchor. The anchor is centred on the token, and its sides are
+    `anchor_size`·2^l of the image's sides at scale l.
     """
 
     def __init__(self, dim: int, num_queries: int, anchor_size: float):
@@ -61,13 +62,16 @@ class QuerySelection(nn.Module):
     def forward(
         self, memory: Tensor, features: FeatureMaps, dense: bool = True
     ) -> tuple[DensePredictions | None, Queries]:
-        """From encoded tokens [B,S,dim]. Gradients of the later layers reach the tokens through the contents only.
+        """Selects queries. Gradients from the decoder reach the tokens through the queries' contents only.
 
         Args:
-            dense: False where no loss reads the dense predictions: None then, and boxes are those of queries alone.
+            memory: [B,S,dim], the encoded tokens.
+            features: the scales from which they were encoded.
+            dense: False if no loss needs the dense predictions. They are then None, and boxes are computed for the
+                queries only.
         """
         tokens = self.project(memory)
-        centres = grid_centres(features.spatial_shapes, features.valid_ratios)
+        centres = grid_centres(features.spatial_shapes, features.extents)
         sizes = torch.cat(
             [
                 centres.new_full((h * w, 2), min(self.anchor_size * 2.0**level, 0.9))

@@ -1,4 +1,4 @@
-"""The region network's decoder: queries become proposals, their boxes refined from layer to layer."""
+"""The region network's decoder. It turns queries into proposals and refines their boxes from layer to layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class RegionDecoderLayer(nn.Module):
-    """Self-attention among the queries, deformable attention to the image, a feed-forward network; post-norm."""
+    """Self-attention among the queries, deformable attention to the image and a feed-forward network (post-norm)."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
         super().__init__()
@@ -40,13 +40,15 @@ class RegionDecoderLayer(nn.Module):
     ) -> Tensor:
         placed = queries + positions
         queries = self.self_attention_norm(queries + self.self_attention(placed, placed, queries, mask))
-        attended = self.cross_attention(queries + positions, references, memory, features.spatial_shapes, features.mask)
+        attended = self.cross_attention(
+            queries + positions, references, memory, features.spatial_shapes, features.valid_or_none
+        )
         queries = self.cross_attention_norm(queries + attended)
         return self.ffn_norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class BoxPosition(nn.Module):
-    """Position of a query from its box: sine encoding and an MLP (DAB-DETR, equation 3)."""
+    """Position encoding of a query: an MLP on the sine encoding of its box (DAB-DETR, equation 3)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -58,10 +60,10 @@ class BoxPosition(nn.Module):
 
 
 class RegionDecoder(nn.Module):
-    """`depth` layers with iterative box refinement (Deformable DETR, A.4), the position of a query following its box.
+    """`depth` layers with iterative box refinement (Deformable DETR, A.4).
 
-    Each layer's box is a correction of the one before; gradients go through one correction back ("look forward
-    twice", DINO 3.5), never further.
+    Each layer corrects the box of the layer before, and a query's position encoding follows its box. The loss of a
+    layer sends gradients to its own correction and to the one before, no further ("look forward twice", DINO 3.5).
     """
 
     def __init__(self, depth: int, dim: int, heads: int, levels: int, points: int, ffn_dim: int):
@@ -82,13 +84,14 @@ class RegionDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            queries: [B,Q,dim] contents; boxes: [B,Q,4] initial boxes.
+            queries: [B,Q,dim], the contents.
+            boxes: [B,Q,4], the initial boxes.
             memory: [B,S,dim] encoded tokens of `features`.
-            mask: bool, True where a query may attend to another, broadcastable to [B,heads,Q,Q].
+            mask: bool, True where attention among queries is allowed, broadcastable to [B,heads,Q,Q].
         Returns:
             hidden states [layers,B,Q,dim] and refined boxes [layers,B,Q,4].
         """
-        scales = features.valid_ratios.repeat(1, 1, 2)[:, None]  # [B,1,L,4]
+        scales = features.extents.repeat(1, 1, 2)[:, None]  # [B,1,L,4]
         hidden, refined = [], []
         reference, undetached = boxes.detach(), boxes
         for layer in self.layers:

@@ -15,22 +15,23 @@ from .denoising import DenoisingQueries, denoising_attention_mask, make_denoisin
 from .feature_maps import FeatureProjection, PixelEmbedding
 from .query_selection import DensePredictions, QuerySelection
 from .region_decoder import RegionDecoder
-from .structures import Matches, Proposals, RegionTargets, covered_share
+from .structures import Matches, Proposals, RegionTargets, image_extent
 
 
 @dataclass
 class RegionOutput:
-    """What one pass of the network leaves for its losses and for the rest of the image encoder.
+    """Output of a forward pass, for the losses and for the rest of the image encoder.
 
     Attributes:
-        coarsest: [B,dim,h_L,w_L], F_L, and coarsest_valid [B,h_L,w_L].
-        hidden: [layers,B,D+O,dim] decoder states, the D denoising queries first; the last layer's alone without
-            targets.
-        predictions: of the same queries.
+        coarsest: [B,dim,h_L,w_L], the map F_L.
+        coarsest_valid: [B,h_L·w_L] bool, False at padding.
+        hidden: [layers,B,D+O,dim], states of the D denoising and the O ordinary queries. Without targets, D is 0 and
+            only the last layer is there.
+        predictions: of the same layers and queries.
         pixel_embeddings: [B,dim,h,w].
-        dense: the encoder's own predictions; None without targets.
-        denoising: the denoising queries, in training with targets.
-        extent: [B,2], the share (x, y) of the padded maps that each image covers.
+        dense: predictions of the encoder's tokens; None without targets.
+        denoising: the denoising queries; None without targets.
+        extent: [B,2], see `structures.image_extent`.
     """
 
     coarsest: Tensor
@@ -47,7 +48,7 @@ class RegionOutput:
         return 0 if self.denoising is None else self.denoising.boxes.shape[1]
 
     def proposals(self) -> Proposals:
-        """The last layer's proposals of the ordinary queries."""
+        """The proposals: the last layer's predictions for the ordinary queries."""
         ordinary = slice(self.num_denoising, None)
         return Proposals(
             semantics=self.hidden[-1][:, ordinary],
@@ -62,14 +63,14 @@ class RegionOutput:
 
 @dataclass
 class RegionSupervision:
-    """What training on boxes and masks gives beside the proposals.
+    """Losses of the region network, and its matches with objects for the losses of the tasks.
 
     Attributes:
         losses: scalars by name.
-        matches: of the last layer; queries index the proposals.
-        states: [K,dim], the state of every token and query, in any layer, that answers for an object: by the encoder's
-            one-to-many assignment, by the decoder's one-to-one matching, or as a denoising query.
-        labels: [K] int64, the category of that object.
+        matches: of the last layer. Query numbers are proposal numbers.
+        states: [K,dim], the states that are matched with an object: encoder tokens by the one-to-many assignment,
+            queries of all decoder layers by the one-to-one matching, and near misses among the denoising queries.
+        labels: [K] int64, the category of each state's object.
     """
 
     losses: dict[str, Tensor]
@@ -82,12 +83,13 @@ class RegionNetwork(nn.Module):
     """Deformable encoder, two-stage query selection, decoder with iterative box refinement and denoising, masks.
 
     Args:
-        channels: of all backbone maps, finest first; the finest serves the masks alone.
-        dim, heads, points, ffn_dim: of both Transformers; mask_dim: width of the pixel and mask embeddings.
-        encoder_layers, decoder_layers: their depths.
+        channels: channels of all backbone maps, finest first. The finest map is used for masks only.
+        dim, heads, points, ffn_dim: sizes of both Transformers.
+        mask_dim: width of the pixel and mask embeddings.
+        encoder_layers, decoder_layers: depths of the two Transformers.
         num_queries: O.
         anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
-        denoising_groups, box_noise: of denoising training; no groups turn it off.
+        denoising_groups, box_noise: settings of denoising training; 0 groups turn it off.
         criterion: the losses.
     """
 
@@ -123,17 +125,17 @@ class RegionNetwork(nn.Module):
         nn.init.constant_(self.objectness.bias, -2.0)
 
     def forward(
-        self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None, padded: bool = True
+        self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None, has_padding: bool = True
     ) -> RegionOutput:
         """
         Args:
             maps: [B,C,h,w] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
-            targets: in training; they add denoising queries. Without them, what only losses read is left out: the
-                dense predictions, and all layers' but the last.
-            padded: False if `valid` is all True.
+            targets: given in training, where they add denoising queries. Without them the output leaves out everything
+                that only losses need: the dense predictions, and all decoder layers except the last.
+            has_padding: False if `valid` is all True.
         """
-        features, coarsest = self.project(maps[1:], valid, padded)
+        features, coarsest = self.project(maps[1:], valid, has_padding)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
@@ -160,11 +162,11 @@ class RegionNetwork(nn.Module):
             pixel_embeddings=pixel_embeddings,
             dense=dense,
             denoising=denoising,
-            extent=covered_share(valid),
+            extent=image_extent(valid),
         )
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
-        """All losses, summed over the encoder, the decoder's layers and denoising."""
+        """The losses by name, each summed over the encoder, the decoder's layers and denoising."""
         ordinary = output.predictions.queries(slice(output.num_denoising, None))
         matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
         quality, dense = self.criterion.match_dense(output.dense, targets)
@@ -178,7 +180,9 @@ class RegionNetwork(nn.Module):
             self.select.content(output.dense.tokens[dense.image, dense.query]),
         ]
         losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
-        last = slice(len(matches.image) * (len(output.hidden) - 1) // len(output.hidden), None)  # as many in each layer
+        last = slice(
+            len(matches.image) * (len(output.hidden) - 1) // len(output.hidden), None
+        )  # every layer has the same number of matches
         return RegionSupervision(
             losses=losses,
             matches=Matches(matches.layer[last], matches.image[last], matches.query[last], matches.target[last]),

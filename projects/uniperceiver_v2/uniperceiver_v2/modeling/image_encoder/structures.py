@@ -1,6 +1,6 @@
-"""What flows out of the image encoder, and the targets it is trained on.
+"""The outputs of the image encoder, and its targets in training.
 
-Boxes are (cx, cy, w, h) in 0..1 of each image's own size throughout, padding not counted.
+All boxes are (cx, cy, w, h) in 0..1 of the image's own size, without padding, unless a name says "on the padded map".
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from .boxes import xyxy_to_cxcywh
 
 @dataclass
 class FeatureMaps:
-    """Several scales of feature maps, flattened row by row, the finest first.
+    """Feature maps of L scales, finest first, each flattened row by row. S is the number of tokens of all scales.
 
     Attributes:
         tokens: [B,S,dim].
-        positions: [B,S,dim], their sine and scale encodings; [1,S,dim] where they are the same for all images.
+        positions: [B,S,dim], sine and scale encodings; [1,S,dim] if they are the same for all images.
         valid: [B,S] bool, False at padding.
         spatial_shapes: (height, width) of each of the L scales.
-        valid_ratios: [B,L,2], the share (x, y) of each padded map that the image covers.
-        padded: False if it is known that `valid` is all True.
+        extents: [B,L,2], `image_extent` of each scale: they differ, as pixels are whole.
+        has_padding: False if `valid` is known to be all True.
     """
 
     tokens: Tensor
     positions: Tensor
     valid: Tensor
     spatial_shapes: list[tuple[int, int]]
-    valid_ratios: Tensor
-    padded: bool = True
+    extents: Tensor
+    has_padding: bool = True
 
     @property
-    def mask(self) -> Tensor | None:
-        """`valid`, for what need not multiply by it where nothing is padded."""
-        return self.valid if self.padded else None
+    def valid_or_none(self) -> Tensor | None:
+        """`valid`, or None where there is no padding, which spares a product with it."""
+        return self.valid if self.has_padding else None
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Proposals:
     Attributes:
         semantics: [B,O,region width].
         boxes: [B,O,4].
-        masks: [B,O,h,w] logits at the stride of the pixel embeddings; padding included.
+        masks: [B,O,h,w] logits on the padded map, at the stride of the pixel embeddings.
         objectness: [B,O] logits.
-        extent: [B,2], the share (x, y) of the padded masks that each image covers; None for all of them.
+        extent: [B,2], `image_extent` of the batch; None if no image is padded.
     """
 
     semantics: Tensor
@@ -62,13 +62,13 @@ class Proposals:
 
 @dataclass
 class ImageEncoding:
-    """f_image(x) of equation (1); a function of the images alone, whatever the task.
+    """f_image(x) of equation (1). It depends on the images only, never on the task.
 
     Attributes:
         global_tokens: [B,M,d].
-        global_valid: [B,M] bool, False where a token of the flattened map lies in padding.
+        global_valid: [B,M] bool, False at tokens of the flattened map that lie in padding.
         proposal_tokens: [B,O,d], q^proposal of equation (2).
-        proposals: what the proposal tokens were made of.
+        proposals: the proposals from which the tokens were made.
     """
 
     global_tokens: Tensor
@@ -77,20 +77,20 @@ class ImageEncoding:
     proposals: Proposals
 
     def mean_global_token(self) -> Tensor:
-        """[B,d], padding left out."""
+        """Mean [B,d] of the global tokens, without padding."""
         return mean_of_valid(self.global_tokens, self.global_valid)
 
 
 @dataclass
 class RegionTargets:
-    """Ground truth of a batch, padded to the largest number N of objects in an image.
+    """Ground truth of a batch. Every image is padded to N objects, the largest number in an image.
 
     Attributes:
         boxes: [B,N,4]; padding boxes are zero.
-        masks: [B,N,H,W] bool, of the padded batch of images.
+        masks: [B,N,H,W] bool, at the size of the padded batch.
         labels: [B,N] int64, indices into the candidates.
-        valid: [B,N] bool, False at padding.
-        extent: [B,2], the share (x, y) of the padded masks that each image covers; None for all of them.
+        valid: [B,N] bool, False at padding objects.
+        extent: [B,2], `image_extent` of the batch; None if no image is padded.
     """
 
     boxes: Tensor
@@ -101,7 +101,7 @@ class RegionTargets:
 
     @classmethod
     def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
-        """Pads Detectron2 `Instances` (gt_boxes, gt_classes, gt_masks as BitMasks) of a batch of images."""
+        """Makes targets from the Detectron2 `Instances` of a batch (gt_boxes, gt_classes, and gt_masks as BitMasks)."""
         device = images.tensor.device
         batch, count = len(instances), max(1, max(len(x) for x in instances))
         padded_size = images.tensor.shape[-2:]
@@ -118,13 +118,13 @@ class RegionTargets:
             masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
             labels[i, :n] = item.gt_classes.cpu()
             valid[i, :n] = True
-        extent = covered_share(valid_pixels(images))
+        extent = image_extent(valid_pixels(images))
         return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device), extent)
 
 
 @dataclass
 class Matches:
-    """K matched pairs, as index tensors [K]: prediction (layer, image, query) answers for target (image, target)."""
+    """K matches as four index tensors [K]: prediction (layer, image, query) is matched with target (image, target)."""
 
     layer: Tensor
     image: Tensor
@@ -132,46 +132,49 @@ class Matches:
     target: Tensor
 
     def shifted(self, queries: int) -> Matches:
-        """The same pairs where so many queries come before those that these are about."""
+        """The same matches, with `queries` further queries counted before these."""
         return replace(self, query=self.query + queries)
 
     @classmethod
     def join(cls, *parts: Matches) -> Matches:
-        """The pairs of all parts, one after another."""
+        """Concatenates matches."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Mean [B,d] of the tokens [B,T,d] that are valid, [B,T] bool."""
+    """Mean [B,d] of the valid ones of tokens [B,T,d]; `valid` is [B,T] bool."""
     weight = valid.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weight).sum(1) / weight.sum(1)
 
 
-def is_padded(images: ImageList) -> bool:
-    """Whether an image of the batch is smaller than it; known without a look at the device."""
+def has_padding(images: ImageList) -> bool:
+    """Whether any image of the batch is smaller than the batch. The answer needs no wait for the device."""
     return any(tuple(size) != tuple(images.tensor.shape[-2:]) for size in images.image_sizes)
 
 
 def valid_pixels(images: ImageList) -> Tensor:
-    """[B,H,W] bool, False at the padding that made a batch of images of different sizes."""
+    """`valid` [B,H,W] of a padded batch: bool, False at padding."""
     valid = torch.zeros(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)
     for i, (height, width) in enumerate(images.image_sizes):
         valid[i, :height, :width] = True
     return valid
 
 
-def covered_share(valid: Tensor) -> Tensor:
-    """[B,2], the share (x, y) of each padded image [B,H,W] that is no padding."""
+def image_extent(valid: Tensor) -> Tensor:
+    """The share (x, y) of the padded width and height that each image covers, [B,2] of `valid` [B,H,W].
+
+    For example, an image of 80×60 pixels (width × height) in a batch of 100×80 has the extent (0.8, 0.75).
+    """
     return torch.stack((valid[:, 0].float().mean(1), valid[:, :, 0].float().mean(1)), dim=-1)
 
 
 def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
-    """Boxes [B,...,4] in 0..1 of each image as boxes in 0..1 of the padded map."""
+    """Converts boxes [B,...,4] from 0..1 of the image's own size to 0..1 of the padded map."""
     if extent is None:
         return boxes
     return boxes * extent.repeat(1, 2).view(len(boxes), *[1] * (boxes.dim() - 2), 4)
 
 
 def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B,H,W] bool to a feature map's size, by nearest neighbour as in DETR."""
+    """Resizes `valid` [B,H,W] to the `size` of a feature map, by nearest neighbour as in DETR."""
     return F.interpolate(valid[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5

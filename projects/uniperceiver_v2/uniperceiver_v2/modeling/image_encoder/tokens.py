@@ -1,4 +1,4 @@
-"""From regions to tokens of the unified decoder: proposal fusion, equation (2), and global tokens, equation (3)."""
+"""The image's tokens for the unified decoder: proposal tokens, equation (2), and global tokens, equation (3)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .structures import Proposals, mean_of_valid, on_padded_map
 
 
 class ProposalFusion(nn.Module):
-    """q^proposal = q^sem + B(q^box) + M(q^mask), equation (2); the semantics are projected to the decoder's width.
+    """q^proposal = q^sem + B(q^box) + M(q^mask), equation (2). A linear map brings q^sem to the decoder's width.
 
-    B is the sine encoding of the box and a linear projection; M the mask probabilities, average-pooled to
-    28×28, and a linear projection.
+    B is the sine encoding of the box followed by a linear map. M is average pooling of the mask probabilities to 28×28
+    followed by a linear map.
     """
 
     MASK_SIZE = 28
@@ -24,21 +24,22 @@ class ProposalFusion(nn.Module):
         self.semantics = nn.Linear(region_dim, dim)
         self.box = nn.Linear(4 * self.BOX_ENCODING, dim)
         self.mask = nn.Linear(self.MASK_SIZE**2, dim)
-        for geometry in (self.box, self.mask):  # a proposal starts as its semantics
+        for geometry in (self.box, self.mask):  # in the beginning a proposal token is its semantics
             nn.init.zeros_(geometry.weight)
             nn.init.zeros_(geometry.bias)
 
     def forward(self, proposals: Proposals) -> Tensor:
-        """[B,O,dim]"""
+        """The proposal tokens [B,O,dim]."""
         box = box_position_encoding(proposals.boxes, self.BOX_ENCODING)
         mask = self._pooled_masks(proposals).flatten(2)
         return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
 
     def _pooled_masks(self, proposals: Proposals) -> Tensor:
-        """Mask probabilities, average-pooled [B,O,28,28], zero outside the boxes, where no mask is learned.
+        """Mask probabilities, average-pooled to [B,O,28,28]. Outside their boxes they are zero, as no mask is learned
+        there.
 
-        Being in a box and pooling are both separable: two products with small matrices, one of each box's rows and one
-        of its columns, in place of passes over all pixels.
+        Pooling and cutting at a box are both separable. So each mask is multiplied by two small matrices, one for its
+        rows and one for its columns, instead of several passes over all pixels.
         """
         boxes = on_padded_map(proposals.boxes.detach(), proposals.extent)
         probability = proposals.masks.sigmoid()
@@ -48,22 +49,26 @@ class ProposalFusion(nn.Module):
         )
         return rows @ (probability @ columns.transpose(-2, -1))
 
-    def _pooling(self, centre: Tensor, extent: Tensor, size: int) -> Tensor:
-        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does, pixels outside the boxes
-        [B,O] counting as zero."""
+    def _pooling(self, centre: Tensor, side: Tensor, size: int) -> Tensor:
+        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does, with zeros outside the box.
+
+        Args:
+            centre, side: [B,O], the box along this axis, in 0..1.
+            size: the number of pixels along this axis.
+        """
         steps = torch.arange(self.MASK_SIZE, device=centre.device)
         first, last = steps * size // self.MASK_SIZE, ((steps + 1) * size + self.MASK_SIZE - 1) // self.MASK_SIZE
         pixels = torch.arange(size, device=centre.device)
         pooled = (pixels >= first[:, None]) & (pixels < last[:, None])
-        low, high = (centre - extent / 2).unsqueeze(-1), (centre + extent / 2).unsqueeze(-1)
+        low, high = (centre - side / 2).unsqueeze(-1), (centre + side / 2).unsqueeze(-1)
         inside = ((pixels + 0.5) / size >= low) & ((pixels + 0.5) / size <= high)
         return pooled / (last - first)[:, None] * inside.unsqueeze(-2)
 
 
 class AttentionPools(nn.Module):
-    """M' attention pools of a map (CLIP's parametrised pooling: the query is the mean of the map plus a learned one).
+    """M' attention pools of a map. As in CLIP's pooling, a query is the mean of the map plus a learned vector.
 
-    All M' pools are one attention with M' queries.
+    The M' pools are computed as one attention with M' queries.
     """
 
     def __init__(self, dim: int, heads: int, count: int):
@@ -72,7 +77,7 @@ class AttentionPools(nn.Module):
         self.attention = MultiHeadAttention(dim, heads)
 
     def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """[B,S,dim] tokens and positions, [B,S] bool valid, to [B,M',dim]."""
+        """Pools [B,M',dim] of tokens [B,S,dim] with positions [B,S,dim]; `valid` is [B,S] bool, False at padding."""
         query = mean_of_valid(tokens, valid).unsqueeze(1) + self.queries
         return self.attention(query, tokens + positions, tokens, valid[:, None, None])
 
@@ -86,7 +91,13 @@ class GlobalTokens(nn.Module):
         self.project = nn.Linear(region_dim, dim)
 
     def forward(self, coarsest: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """F_L [B,region dim,h,w], valid [B,h·w]: tokens [B,M'+h·w,dim] and their validity."""
+        """
+        Args:
+            coarsest: [B,region dim,h,w], the map F_L.
+            valid: [B,h·w] bool, False at padding.
+        Returns:
+            the global tokens [B,M'+h·w,dim], and `valid` [B,M'+h·w] of them.
+        """
         positions = map_position_encoding(valid.unflatten(1, coarsest.shape[-2:]), coarsest.shape[1]).flatten(1, 2)
         tokens = coarsest.flatten(2).transpose(1, 2)
         pooled = self.pools(tokens, positions, valid)

@@ -1,10 +1,11 @@
 from .activation_checkpointing import checkpoint_blocks
 from .attention import MultiHeadAttention
-from .causal_steps import CausalLayer, KeyValueBuffer, causal_mask, normalisation, state_of_weights
 from .deformable_attention import DeformableAttention, SpatialShapes, multi_scale_deformable_attention
+from .incremental import CausalLayer, KeyValueBuffer, autocast_dtype, causal_mask, normalisation
 from .mlp import MLP
 from .normalization import FrozenBatchNorm2d, group_norm, replace_batch_norm
 from .position_encoding import box_position_encoding, map_position_encoding, sine_encoding
+from .weight_cache import WeightCache
 
 __all__ = [
     "MLP",
@@ -14,6 +15,8 @@ __all__ = [
     "KeyValueBuffer",
     "MultiHeadAttention",
     "SpatialShapes",
+    "WeightCache",
+    "autocast_dtype",
     "box_position_encoding",
     "causal_mask",
     "checkpoint_blocks",
@@ -23,5 +26,4 @@ __all__ = [
     "normalisation",
     "replace_batch_norm",
     "sine_encoding",
-    "state_of_weights",
 ]

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: nothing to compile, the same on CPU and GPU.
+"""Multi-scale deformable attention in plain PyTorch, without anything to compile.
 
 Shape suffixes:
     B batch, S tokens of all scales together, Q queries, H heads, D width of a head,
@@ -24,7 +24,7 @@ SpatialShapes = Sequence[tuple[int, int]]  # (height, width) of each scale, fine
 def _sample_by_grid(
     value_BSHD: Tensor, spatial_shapes: SpatialShapes, locations_BQHLPX: Tensor, attention_BQHLP: Tensor
 ) -> Tensor:
-    """One grid_sample a scale: what every device has."""
+    """One `grid_sample` for each scale, which runs on every device."""
     B, _, H, D = value_BSHD.shape
     Q = locations_BQHLPX.shape[1]
     grids = (2 * locations_BQHLPX - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B·H, Q, P, X]
@@ -47,9 +47,9 @@ def multi_scale_deformable_attention(
     """Weighted sum of bilinear samples from several feature maps (Deformable DETR, equation 3).
 
     Args:
-        value_BSHD: the maps' values, flattened row by row, the scales one after another.
-        spatial_shapes: (height, width) of each scale; their areas sum to S.
-        locations_BQHLPX: sampling locations (x, y), 0..1 over each whole map; samples outside it are zero.
+        value_BSHD: the values of the padded maps, flattened row by row, one scale after the other.
+        spatial_shapes: (height, width) of each scale. Their areas sum to S.
+        locations_BQHLPX: sampling locations (x, y) in 0..1 of the padded map. Samples outside the map are zero.
         attention_BQHLP: the weight of each sample.
     Returns:
         [B, Q, H·D]
@@ -62,7 +62,7 @@ def multi_scale_deformable_attention(
         )
     if triton_applies(value_BSHD, locations_BQHLPX, attention_BQHLP):
         return sample_by_triton(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
-    # A compiler fuses what surrounds grid_sample, and would stop at the other.
+    # torch.compile fuses operations around grid_sample, but breaks its graph at a custom autograd function.
     if value_BSHD.device.type == "cpu" and not torch.compiler.is_compiling():
         shapes = tuple((int(h), int(w)) for h, w in spatial_shapes)
         return SparseDeformableAttention.apply(value_BSHD, shapes, locations_BQHLPX, attention_BQHLP)
@@ -71,16 +71,17 @@ def multi_scale_deformable_attention(
 
 @lru_cache(maxsize=256)
 def _pixel_sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Width and height of a pixel in each scale, where a map is 1 wide and high: [L,1,2].
+    """Width and height of a pixel in each scale, as shares of the map: [L,1,2].
 
-    Kept, as a GPU would wait for it in each layer.
+    They are kept because a copy to the GPU would wait for it in each layer.
     """
-    with torch.inference_mode(False):  # else a model that was first evaluated could not be trained
+    with torch.inference_mode(False):  # kept inference tensors could not be used in training later
         return torch.tensor([(1 / w, 1 / h) for h, w in shapes], dtype=dtype, device=device)[:, None]
 
 
-def _may_pad(valid: Tensor) -> bool:
-    """False if nothing is padded. A GPU would have to wait for the answer, and a compiler cannot know it."""
+def _may_have_padding(valid: Tensor) -> bool:
+    """False if there is certainly no padding. On a GPU the question would cost a wait, and torch.compile cannot ask it,
+    so the answer there is True."""
     return valid.device.type != "cpu" or torch.compiler.is_compiling() or not valid.all()
 
 
@@ -88,7 +89,7 @@ class DeformableAttention(nn.Module):
     """Multi-scale deformable attention (Deformable DETR, section 4.1), with Hugging Face's parametrisation.
 
     Args:
-        dim: width of queries and values, a multiple of heads.
+        dim: width of queries and values, a multiple of `heads`.
         heads, levels, points: H, L and P.
     Raises:
         ValueError: dim is not a multiple of heads.
@@ -106,7 +107,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each head starts looking in a direction of its own, point p at p+1 pixels' distance."""
+        """Initialises the parameters: each head samples in a direction of its own, its point p at p + 1 pixels."""
         angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
         directions = torch.stack((angles.cos(), angles.sin()), -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -132,23 +133,23 @@ class DeformableAttention(nn.Module):
         """
         Args:
             queries: [B,Q,dim], position encoding included.
-            references: [B,Q,L,2] points (x,y) or [B,Q,L,4] boxes (cx,cy,w,h), 0..1 over each whole map.
+            references: [B,Q,L,2] points (x, y) or [B,Q,L,4] boxes (cx, cy, w, h), in 0..1 of the padded map.
             memory: [B,S,dim], the flattened maps.
             spatial_shapes: (height, width) of each scale.
-            valid: [B,S] bool, False at padding, which then counts as zero.
+            valid: [B,S] bool, False at padding, where values are set to zero; None if there is no padding.
         Returns:
             [B,Q,dim]
         """
         B, Q, _ = queries.shape
         value = self.value_proj(memory)
-        if valid is not None and _may_pad(valid):
+        if valid is not None and _may_have_padding(valid):
             value = value * valid.unsqueeze(-1)
         offsets = self.sampling_offsets(queries).view(B, Q, self.heads, self.levels, self.points, 2)
         attention = self.attention_weights(queries).view(B, Q, self.heads, -1).softmax(-1)
 
         if references.shape[-1] == 2:  # offsets in pixels of each scale
             unit = _pixel_sizes(tuple(spatial_shapes), references.dtype, references.device)
-        else:  # offsets in half boxes, shared out among the points
+        else:  # offsets in units of half a box, divided by the number of points
             unit = references[:, :, None, :, None, 2:] * (0.5 / self.points)
         locations = torch.addcmul(references[:, :, None, :, None, :2], offsets, unit)
         sampled = multi_scale_deformable_attention(

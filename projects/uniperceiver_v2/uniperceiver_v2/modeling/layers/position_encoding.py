@@ -1,4 +1,4 @@
-"""Sine position encodings: of the pixels of a feature map, and of boxes."""
+"""Sine position encodings of boxes and of the pixels of a feature map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def sine_encoding(coordinates: Tensor, dim: int, temperature: float = 10000.0) -
         coordinates: [..., n], in 0..1.
         dim: width per coordinate, even.
     Returns:
-        [..., n·dim]: per coordinate sin, cos, sin, cos, ... from the highest frequency to the lowest.
+        [..., n·dim]: for each coordinate sin, cos, sin, cos, ... from the highest frequency to the lowest.
     Raises:
         ValueError: dim is odd.
     """
@@ -27,19 +27,19 @@ def sine_encoding(coordinates: Tensor, dim: int, temperature: float = 10000.0) -
 
 
 def map_position_encoding(valid: Tensor, dim: int) -> Tensor:
-    """Position encoding of a feature map's pixels, as DETR's with `normalize=True`.
+    """Position encoding of the pixels of a feature map, as in DETR with `normalize=True`.
 
     Args:
-        valid: [B,h,w] bool, False at padding; positions are normalised by each image's own extent.
+        valid: [B,h,w] bool, False at padding. Positions are shares of each image's own height and width.
         dim: width of the encoding, a multiple of 4.
     Returns:
-        [B,h,w,dim]: y in the first half, x in the second.
+        [B,h,w,dim]: the encoding of y, then that of x.
     """
     counts = torch.stack((valid.cumsum(1), valid.cumsum(2)), dim=-1).float()  # (y, x), 1 at the first pixel
-    extents = torch.stack((counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)), dim=-1)
-    return sine_encoding((counts - 0.5) / (extents + 1e-6), dim // 2)
+    sizes = torch.stack((counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)), dim=-1)
+    return sine_encoding((counts - 0.5) / (sizes + 1e-6), dim // 2)
 
 
 def box_position_encoding(boxes: Tensor, dim: int) -> Tensor:
-    """Sine encoding of boxes [..., 4] in 0..1: [..., 4·dim], `dim` for each of the four coordinates."""
+    """Sine encoding [..., 4·dim] of boxes [..., 4] in 0..1, with width `dim` for each coordinate."""
     return sine_encoding(boxes, dim)

@@ -1,4 +1,4 @@
-"""The text encoder: byte-pair tokens through a RoBERTa, for class names, captions and vocabulary alike (equation 4)."""
+"""The text encoder (equation 4): a RoBERTa over byte-pair tokens of class names, captions and words."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ..layers import KeyValueBuffer, state_of_weights
+from ..layers import KeyValueBuffer, WeightCache, autocast_dtype
 from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, longest_text, resolve_directory
-from .causal_steps import CausalRoberta, reads_causally
+from .causal_roberta import CausalRoberta, reads_causally
 
-TOKENIZED_SETS = 64  # sets of texts whose tokens are kept
+TOKENIZED_SETS = 64  # the most sets of texts with kept token ids
 
 
 class TextCache:
-    """Keys and values of the text encoder's layers for the tokens of B texts so far (`TextEncoder.begin`).
+    """Keys and values of the text encoder's layers for B texts under generation (`TextEncoder.begin`).
 
     Args:
-        causal: the encoder prepared for reading word by word; None for the model's own code and cache.
+        causal: the prepared encoder; None to use Hugging Face's code and its cache.
     """
 
     def __init__(self, causal: CausalRoberta | None):
@@ -35,8 +35,13 @@ class TextCache:
         return self.past.get_seq_length() if self.causal is None else self.past.length
 
     def select(self, indices: Tensor) -> TextCache:
-        """Makes text `indices[i]` the i-th, [B'] of 0..B-1, as often as one likes: beams are reordered, texts
-        multiplied or dropped. Returns itself."""
+        """Reorders, repeats or drops texts, in place: row i becomes the former row `indices[i]`.
+
+        Args:
+            indices: [B'] of 0..B-1.
+        Returns:
+            itself
+        """
         if self.causal is None:
             self.past.reorder_cache(indices)
         else:
@@ -47,14 +52,14 @@ class TextCache:
 class TextEncoder(nn.Module):
     """Texts to tokens [B,T,d].
 
-    A text is read whole, or causally: then a position sees nothing of what follows, so that a caption can be encoded
-    word by word while it is generated. Both are the same weights.
+    A text is read whole or causally, with the same weights. In causal reading a position sees only itself and earlier
+    positions, so that generation can encode a caption word by word.
 
     Args:
-        model: a Hugging Face encoder that returns `last_hidden_state`, RoBERTa in the paper. For causal reading it has
-            to take `past_key_values` and a mask for each pair of positions, as the relatives of BERT and RoBERTa do.
+        model: a Hugging Face encoder with the output `last_hidden_state`, RoBERTa in the paper. Causal reading needs
+            its arguments `past_key_values` and `attention_mask` [B,1,T,K], as in BERT, RoBERTa and their relatives.
         tokenizer: its tokenizer (`pretrained.load_tokenizer`).
-        dim: d, the unified decoder's width; a projection is added where the encoder's differs.
+        dim: d, the unified decoder's width. An encoder of another width gets a projection.
     """
 
     @configurable
@@ -64,8 +69,8 @@ class TextEncoder(nn.Module):
         width = model.config.hidden_size
         self.project = nn.Identity() if width == dim else nn.Linear(width, dim)
         self._tokenized: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor, Tensor]] = {}
-        self._causal: tuple[tuple, CausalRoberta] | None = None
-        self.bos_id, self.eos_id = tokenizer("")["input_ids"]  # <s> and </s>: what stands around every text
+        self._causal = WeightCache([self], capacity=1)  # copies of weights: two would double the memory
+        self.bos_id, self.eos_id = tokenizer("")["input_ids"]  # <s> and </s>, around every text
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -93,9 +98,11 @@ class TextEncoder(nn.Module):
         return longest_text(self.model.config)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [B,T] and their validity [B,T], on the encoder's device; longer texts are cut. A special token that
-        a text spells out, such as "<mask>", is text like any other. The last sets are kept: training asks for the same
-        names in each iteration."""
+        """Token ids [B,T] and `valid` [B,T] of texts, on the encoder's device. Texts beyond `max_length` are cut.
+
+        A text may spell a special token out, such as "<mask>". It is then read as letters. The last sets of texts are
+        kept, as training asks for the same names in each iteration.
+        """
         key = tuple(texts), next(self.parameters()).device
         if key not in self._tokenized:
             while len(self._tokenized) >= TOKENIZED_SETS:
@@ -115,53 +122,59 @@ class TextEncoder(nn.Module):
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
 
     def pad(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Texts of ids [T] as ids [B,T] of one length and their validity [B,T], on the encoder's device."""
+        """Pads texts of ids [T] to one length: ids [B,T] and `valid` [B,T], on the encoder's device."""
         device = next(self.parameters()).device
         lengths = torch.tensor([len(text) for text in texts], device=device)
         token_ids = nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=self.pad_id).to(device)
         return token_ids, torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
 
     def decode(self, token_ids: Tensor | Sequence[Tensor]) -> list[str]:
-        """The text of each row of ids, [B,T] or [T] each, without special tokens and without space around it."""
+        """The texts of rows of ids, without special tokens and without spaces at their ends.
+
+        Args:
+            token_ids: [B,T], or B rows [T].
+        """
         texts = self.tokenizer.batch_decode([row.tolist() for row in token_ids], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def forward(self, token_ids: Tensor, valid: Tensor | None, causal: bool = False) -> Tensor:
-        """[B,T] ids and validity, None if all are valid, to [B,T,d]; `causal`: position t sees positions up to t."""
-        mask = None if valid is None else valid.long()
+        """Tokens [B,T,d] of texts.
+
+        Args:
+            token_ids: [B,T].
+            valid: [B,T] bool, False at padding; None if no text is padded.
+            causal: whether position t sees only positions 0..t.
+        """
+        attention_mask = None if valid is None else valid.long()
         if causal:
-            order = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=token_ids.device).tril()
-            mask = self._attention_mask(order[None, None] if valid is None else order & valid[:, None, None])
-        return self.project(self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state)
+            mask = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=token_ids.device).tril()
+            attention_mask = self._additive(mask[None, None] if valid is None else mask & valid[:, None, None])
+        return self.project(self.model(input_ids=token_ids, attention_mask=attention_mask).last_hidden_state)
 
     def begin(self) -> TextCache:
-        """An empty cache, for texts of which no token has been read.
+        """An empty cache, for the start of generation.
 
-        In evaluation, without gradients, a RoBERTa or BERT is prepared for it, with the weights and the autocast of
-        this moment.
+        In evaluation mode and without gradients, RoBERTa and BERT run as :class:`CausalRoberta`, prepared from the
+        present weights and precision of autocast.
         """
         if self.training or torch.is_grad_enabled() or not reads_causally(self.model):
             return TextCache(None)
-        device = next(self.parameters()).device.type
-        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        key = precision, state_of_weights([self.model])
-        if self._causal is None or self._causal[0] != key:
-            self._causal = key, CausalRoberta(self.model)
-        return TextCache(self._causal[1])
+        precision = autocast_dtype(next(self.parameters()).device)
+        return TextCache(self._causal.get(precision, lambda: CausalRoberta(self.model)))
 
     def train(self, mode: bool = True) -> TextEncoder:
         if mode:
-            self._causal = None  # it holds copies of weights
+            self._causal.clear()
         return super().train(mode)
 
     def extend(self, cache: TextCache, token_ids: Tensor) -> Tensor:
-        """Reads further tokens of the cache's texts and adds them to it.
+        """Reads further tokens of texts and adds their keys and values to the cache.
 
         Args:
-            cache: of B texts, or new.
-            token_ids: [B,T], no padding.
+            cache: of B texts, or a new one.
+            token_ids: [B,T], without padding.
         Returns:
-            [B,T,d], what the causal `forward` gives at these positions of the whole texts.
+            [B,T,d], equal to the causal `forward` of the whole texts at these positions.
         Raises:
             ValueError: the texts would become longer than `max_length`.
         """
@@ -170,34 +183,35 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{past} tokens cannot be followed by {new}: the encoder reads {self.max_length} at most")
         if cache.causal is not None:
             return self.project(cache.causal(token_ids, cache.past))
-        visible = torch.ones(new, past + new, dtype=torch.bool, device=token_ids.device).tril(past)
-        mask = self._attention_mask(visible[None, None])
-        hidden = self.model(input_ids=token_ids, attention_mask=mask, past_key_values=cache.past).last_hidden_state
-        return self.project(hidden)
+        mask = torch.ones(new, past + new, dtype=torch.bool, device=token_ids.device).tril(past)
+        output = self.model(
+            input_ids=token_ids, attention_mask=self._additive(mask[None, None]), past_key_values=cache.past
+        )
+        return self.project(output.last_hidden_state)
 
-    def _attention_mask(self, visible: Tensor) -> Tensor:
-        """The mask [B,1,T,K] to add to attention's scores, which every kernel takes, from where a position sees."""
+    def _additive(self, mask: Tensor) -> Tensor:
+        """A bool mask [B,1,T,K] as numbers to add to attention's scores, a form that every kernel takes."""
         dtype = self.model.dtype
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model (with random weights, if the directory has none) and the tokenizer of a Hugging Face directory.
+    """Loads model and tokenizer of a Hugging Face directory. A model without weight files gets random weights.
 
     Raises:
-        UserError: the directory holds no such model, or the tokenizer is not the model's.
+        UserError: the directory has no text encoder, or its tokenizer has more tokens than the model.
     """
     tokenizer = load_tokenizer(directory)
     try:
         config = AutoConfig.from_pretrained(directory)
-        # Saved as a decoder, it would read everything causally; here the caller says which.
+        # A model saved as a decoder would always read causally.
         config.is_decoder = config.add_cross_attention = False
         if has_weights(directory):
             model = load_weights(AutoModel, directory, config=config, add_pooling_layer=False)
         else:
             model = AutoModel.from_config(config, add_pooling_layer=False)
-            # From BERT's start, where words weigh no more than their positions, all candidates are so alike that the
-            # first steps make them equal, and uniform likelihoods are slow to leave.
+            # With BERT's 0.02 a word weighs no more than its position, and all candidates are nearly alike. The first
+            # steps then make them equal, and training needs long to leave uniform likelihoods.
             nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
     except LOADING_ERRORS as error:
         raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error

@@ -1,31 +1,26 @@
-"""Transformer layers for generation: a word at a time, after keys and values that were computed before."""
+"""Incremental decoding: Transformer layers that compute one word at a time and keep all keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Weights = tuple[Tensor, Tensor]  # of a linear map: matrix and bias
-
-
-def state_of_weights(modules: Iterable[nn.Module]) -> tuple:
-    """What differs after any change of the modules' parameters (an optimizer's step, loaded weights, another device),
-    for those who keep what they made of them."""
-    return tuple((p.data_ptr(), p._version) for module in modules for p in module.parameters())
+Weights = tuple[Tensor, Tensor]  # matrix and bias of a linear map
 
 
 class KeyValueBuffer:
-    """Keys and values of all layers for N sequences, growing in place: a step writes its own tokens and copies no
-    others, and sequences are reordered in all layers at once.
+    """Keys and values of all layers for N sequences, in one buffer with room to grow.
+
+    A step writes its own tokens and copies no others. One operation reorders the sequences in all layers.
 
     Args:
-        layers: their number.
+        layers: number of layers.
     """
 
-    SPARE = 32  # tokens for which room is made at a time
+    SPARE = 32  # the buffer grows by this many tokens
 
     def __init__(self, layers: int):
         self.length = 0
@@ -33,8 +28,15 @@ class KeyValueBuffer:
         self._buffer: Tensor | None = None  # [layers,2,N,heads,tokens,width]
 
     def add(self, layer: int, new: Tensor) -> Sequence[Tensor]:
-        """Adds keys and values [2,N,heads,T,width] of T tokens and returns views of all so far, those [N,heads,L,width]
-        of keys and of values. The layers come in order; behind the last one the tokens count as seen."""
+        """Adds T tokens to a layer and returns the layer's keys and values of all L tokens so far.
+
+        A step calls it once for each layer, in order. The call for the last layer increases `length`.
+
+        Args:
+            new: [2,N,heads,T,width], keys and values.
+        Returns:
+            views of the buffer: keys [N,heads,L,width] and values [N,heads,L,width].
+        """
         end = self.length + new.shape[3]
         if self._buffer is None:
             self._buffer = new.new_empty(self._layers, *new.shape[:3], end + self.SPARE, new.shape[4])
@@ -47,12 +49,12 @@ class KeyValueBuffer:
         return own[:, :, :, :end].unbind()
 
     def select(self, rows: Tensor) -> None:
-        """Sequences `rows` [N'], any number of times each."""
+        """Keeps the sequences `rows` [N'], in this order. A sequence may occur several times."""
         if self._buffer is not None:
             self._resize(rows, self._buffer.shape[4])
 
     def select_from(self, start: int, rows: Tensor) -> None:
-        """As `select`, where all chosen rows are alike in the first `start` tokens and their number stays."""
+        """`select` for N rows that leave the first `start` tokens of each row unchanged. Copies only later tokens."""
         tokens = self._buffer[:, :, :, :, start : self.length]
         tokens.copy_(tokens.index_select(2, rows))
 
@@ -63,19 +65,19 @@ class KeyValueBuffer:
 
 
 class CausalLayer:
-    """A Transformer layer as a step of generation uses it: the same function without gradients and dropout, by as few
-    operations as it takes, since these, and not the arithmetic, are a small model's time.
+    """A Transformer layer for steps of generation, without gradients and dropout.
 
-    Queries, keys and values are one product, of matrices that are copied next to each other for it. Weights have the
-    precision of the autocast in which they were prepared, so that they are not cast in each step.
+    It computes the same function as the layer in training, with as few operations as possible: in a small model the
+    number of operations decides the time of a step, not the arithmetic. Queries, keys and values are one product with a
+    copy of the three matrices side by side. Under autocast the weights are cast here, once, and not in each step.
 
     Args:
-        heads: of attention.
-        projections: of queries, keys, values and of what was attended to.
-        ffn: the feed-forward network's two linear maps.
-        activation: between these.
-        norms: of attention and of the feed-forward network.
-        norm_first: whether these stand before the two, or behind the sums with what went in.
+        heads: number of attention heads.
+        projections: the linear maps for queries, keys, values and output of attention.
+        ffn: the two linear maps of the feed-forward network.
+        activation: between the two.
+        norms: for attention and for the feed-forward network.
+        norm_first: True if a norm is applied to the part's input (pre-norm), False if to the residual sum (post-norm).
     """
 
     def __init__(
@@ -95,11 +97,15 @@ class CausalLayer:
         self._norms = [normalisation(norm) for norm in norms]
 
     def __call__(self, hidden: Tensor, past: KeyValueBuffer, layer: int, mask: Tensor | None) -> Tensor:
-        """[N,T,d] to [N,T,d], after the past, to which the tokens are added.
+        """Passes T further tokens through the layer and adds their keys and values to `past`.
 
         Args:
-            layer: which of the buffer's this is.
+            hidden: [N,T,d].
+            past: keys and values of the L tokens so far.
+            layer: this layer's number in the buffer.
             mask: bool, True where attention is allowed, broadcastable to [N,heads,T,L+T].
+        Returns:
+            [N,T,d]
         """
         attention_norm, ffn_norm = self._norms
         if self._norm_first:
@@ -120,20 +126,24 @@ class CausalLayer:
 
 
 def normalisation(norm: nn.LayerNorm) -> tuple:
-    """What `F.layer_norm` takes beside its input."""
+    """The arguments of `F.layer_norm` behind its input."""
     return norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
 
 def causal_mask(new: int, before: int, device: torch.device) -> Tensor | None:
-    """[T,L+T] bool for T causal tokens after L others; None where they see everything."""
+    """The mask [T,L+T] bool of T = `new` causal tokens behind L = `before` others; None if it allows everything."""
     if new == 1:
         return None
     return torch.ones(new, before + new, dtype=torch.bool, device=device).tril(before)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision of matrix products under the autocast in force, or None outside autocast."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 def _ready(weight: Tensor, bias: Tensor) -> Weights:
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype == torch.float32:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(weight.device)
+    if dtype is not None and weight.dtype == torch.float32:
         return weight.detach().to(dtype), bias.detach().to(dtype)
     return weight.detach(), bias.detach()

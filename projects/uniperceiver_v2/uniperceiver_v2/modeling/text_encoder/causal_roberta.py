@@ -1,4 +1,8 @@
-"""RoBERTa word by word, without the rounds through Hugging Face's modules that cost a small model half of its time."""
+"""RoBERTa word by word, for generation.
+
+Hugging Face's modules spend half of a small model's time outside arithmetic. This module uses their weights without
+their code.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,29 @@ FIRST_POSITIONS = {"bert": lambda config: 0, **dict.fromkeys(("roberta", "xlm-ro
 
 
 class CausalRoberta:
-    """A Hugging Face RoBERTa or BERT as one that reads causally, with the same weights, for evaluation.
+    """A Hugging Face RoBERTa or BERT with causal attention, for evaluation. It shares or copies the model's weights.
 
     Args:
-        model: of which :func:`reads_causally` holds.
+        model: a model that passes :func:`reads_causally`.
     """
 
     def __init__(self, model: nn.Module):
         embeddings, config = model.embeddings, model.config
         first = FIRST_POSITIONS[config.model_type](config)
         self._words = embeddings.word_embeddings.weight.detach()
-        # Tokens are all of the first type.
+        # All tokens have token type 0.
         added = embeddings.position_embeddings.weight[first:] + embeddings.token_type_embeddings.weight[0]
         self._positions = added.detach()
         self._norm = normalisation(embeddings.LayerNorm)
         self.layers = [_prepare(layer, config.num_attention_heads) for layer in model.encoder.layer]
 
     def __call__(self, token_ids: Tensor, past: KeyValueBuffer) -> Tensor:
-        """[B,T] ids without padding, which follow those in `past` and are added to it, to the last hidden states."""
+        """The last hidden states [B,T,width] of further tokens.
+
+        Args:
+            token_ids: [B,T], without padding, behind the tokens in `past`.
+            past: keys and values of the tokens so far; those of the new tokens are added.
+        """
         start, new = past.length, token_ids.shape[1]
         hidden = F.embedding(token_ids, self._words) + self._positions[start : start + new]
         hidden = F.layer_norm(hidden, *self._norm)
@@ -39,9 +48,9 @@ class CausalRoberta:
 
 
 def reads_causally(model: nn.Module) -> bool:
-    """Whether :class:`CausalRoberta` does what this Hugging Face model does."""
+    """Whether :class:`CausalRoberta` computes the same function as this Hugging Face model with a causal mask."""
     config = model.config
-    positions = getattr(config, "position_embedding_type", "absolute")  # of older versions
+    positions = getattr(config, "position_embedding_type", "absolute")  # a field of older versions
     return config.model_type in FIRST_POSITIONS and positions == "absolute" and not config.add_cross_attention
 
 

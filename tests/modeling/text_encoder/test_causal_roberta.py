@@ -59,8 +59,9 @@ def test_generation_is_prepared_once_and_again_when_a_weight_changes():
         encoder.model.encoder.layer[1].attention.self.key.weight.mul_(2)
         found = encoder.extend(encoder.begin(), ids)
         torch.testing.assert_close(found, encoder(ids, None, causal=True), atol=1e-5, rtol=1e-5)
+        assert len(encoder._causal) == 1
         encoder.train().eval()
-        assert encoder._causal is None
+        assert len(encoder._causal) == 0
 
 
 @torch.no_grad()
