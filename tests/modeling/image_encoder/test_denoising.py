@@ -67,8 +67,8 @@ def test_boxes_stay_in_the_image(targets):
 
 
 def test_mask_separates_groups_and_ordinary_queries():
-    """One object in one image, none in the other, two groups of a near and a wide miss: what is made of padding is seen
-    by nobody but itself."""
+    """One object in one image, none in the other, two groups of a near and a wide miss. A query made of padding is seen
+    by itself only."""
     valid = torch.tensor([[True], [False]])
     targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
     mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)

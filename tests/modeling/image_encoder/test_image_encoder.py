@@ -97,7 +97,7 @@ def test_the_mean_global_token_needs_no_region_network(encoder):
     torch.testing.assert_close(encoder.mean_global_token(images), expected)
 
 
-def test_images_without_padding_are_encoded_as_if_it_had_to_be_looked_for(encoder, monkeypatch):
+def test_images_without_padding_are_encoded_alike_with_and_without_the_flag(encoder, monkeypatch):
     images = batch_of(torch.randn(3, 64, 96), torch.randn(3, 64, 96))
     found, _ = encoder(images)
     monkeypatch.setattr("uniperceiver_v2.modeling.image_encoder.image_encoder.has_padding", lambda images: True)

@@ -1,4 +1,4 @@
-"""Targets and masks of padding."""
+"""Targets, valid pixels and padding."""
 
 import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances

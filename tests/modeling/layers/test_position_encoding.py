@@ -38,7 +38,7 @@ def test_boxes_are_encoded_coordinate_by_coordinate():
         torch.testing.assert_close(part, sine_encoding(boxes[..., i : i + 1], 8))
 
 
-def padded_masks() -> torch.Tensor:
+def valid_maps() -> torch.Tensor:
     valid = torch.zeros(3, 5, 7, dtype=torch.bool)
     valid[0] = True
     valid[1, :3, :7] = True
@@ -48,14 +48,14 @@ def padded_masks() -> torch.Tensor:
 
 def test_maps_equal_hugging_faces_at_valid_pixels():
     """The conventions agree: y before x, pixel centres, normalised by each image's own extent."""
-    valid = padded_masks()
+    valid = valid_maps()
     theirs = DeformableDetrSinePositionEmbedding(num_position_features=8, normalize=True)
     expected = theirs((3, 16, 5, 7), "cpu", torch.float32, valid).permute(0, 2, 3, 1)
     torch.testing.assert_close(map_position_encoding(valid, 16)[valid], expected[valid], atol=2e-6, rtol=1e-5)
 
 
 def test_maps_do_not_depend_on_padding():
-    valid = padded_masks()
+    valid = valid_maps()
     found = map_position_encoding(valid, 16)
     alone = map_position_encoding(torch.ones(1, 3, 7, dtype=torch.bool), 16)
     torch.testing.assert_close(found[1:2, :3], alone)

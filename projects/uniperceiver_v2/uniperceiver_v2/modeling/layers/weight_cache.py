@@ -15,18 +15,20 @@ class WeightCache:
     """Keeps values that were computed from modules' parameters until a parameter changes.
 
     For example, the representations of 80 category names are the same for every test image, so one pass of the text
-    encoder serves all images. An optimizer's step then empties the cache.
+    encoder serves all images. The next step of the optimizer empties the cache.
 
-    A change is a new value, loaded weights, another precision or device, a parameter in place of another, or another
-    mode (`train()`, `eval()`), as dropout may make the values random. Buffers are not looked at. While gradients are
-    enabled nothing is kept: each value is computed anew, with gradients.
+    These changes empty the cache: a parameter gets new values (a step, a checkpoint, weight averaging), another
+    precision or device, or is replaced; a module changes its mode (`train()`, `eval()`), because dropout makes values
+    random. Changes of buffers do not.
 
-    Each call of `get` reads the state of all parameters, some 0.5 µs for each of them. A loop over words therefore asks
-    once before it starts, and not for each word.
+    While gradients are enabled nothing is kept, and each value is computed anew.
+
+    Each call of `get` reads the state of all parameters, which takes some 0.5 µs for each. A loop over words should
+    therefore call it once, before the loop.
 
     Args:
-        modules: all modules that a value depends on.
-        capacity: the most values that are kept; the oldest goes first.
+        modules: all modules on which a value depends.
+        capacity: the largest number of values; the oldest makes room for a new one.
     """
 
     def __init__(self, modules: Sequence[nn.Module], capacity: int = 64):
@@ -35,7 +37,7 @@ class WeightCache:
         self._values: dict[Hashable, object] = {}
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of `key`, which `make` computes if it is not there."""
+        """The value of `key`. `make` computes it if it is not kept."""
         if torch.is_grad_enabled():
             return make()
         state = self._current_state()
@@ -49,19 +51,21 @@ class WeightCache:
         return self._values[key]
 
     def clear(self) -> None:
-        """Lets go of all values and their memory."""
+        """Drops all values, which frees their memory."""
         self._values.clear()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def _current_state(self) -> list:
-        """Differs after a change. The walk is our own because `Module.parameters()`, which also makes names and looks
-        for duplicates, takes three times as long."""
+        """Numbers that differ after any change.
+
+        `Module.parameters()` takes three times as long as this loop, because it also makes names and finds duplicates.
+        """
         state, modules = [], list(self._modules)
         while modules:
             module = modules.pop()
-            if module is None:  # as `register_module` may leave
+            if module is None:  # register_module allows it
                 continue
             state.append(module.training)
             for parameter in module._parameters.values():
