@@ -20,7 +20,7 @@ from .layers import WeightCache, checkpoint_blocks
 from .likelihood import Likelihood, directions
 from .text_encoder import TextEncoder
 
-VOCABULARY_CHUNK = 8192  # words encoded at once, for the memory of a whole vocabulary
+VOCABULARY_CHUNK = 8192  # the most words that are encoded at once, which bounds the memory
 
 
 class UniPerceiver(nn.Module):
