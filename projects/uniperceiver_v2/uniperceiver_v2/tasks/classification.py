@@ -41,7 +41,9 @@ class ClassificationTask(Task):
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(candidate_texts(self.settings.prompt, inputs))
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
+            candidate_texts(self.settings.prompt, inputs)
+        )
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         hits = (logits.argmax(-1) == labels).sum()

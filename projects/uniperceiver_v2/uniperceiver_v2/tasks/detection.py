@@ -61,7 +61,9 @@ class DetectionTask(Task):
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(candidate_texts(self.settings.prompt, inputs))
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
+            candidate_texts(self.settings.prompt, inputs)
+        )
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
