@@ -1,4 +1,4 @@
-"""The table of issue 5's targets: every program in a process of its own, one after another, as one table.
+"""The table of times beside their targets: every program in a process of its own, one after another, as one table.
 
     python projects/uniperceiver_v2/benchmarks/bench.py [--only optimizer criterion] [--quick] [--device cuda]
 

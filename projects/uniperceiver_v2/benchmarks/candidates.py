@@ -16,14 +16,14 @@ from detectron2.modeling import build_model
 
 import uniperceiver_v2  # noqa: F401  (fills the registries)
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import TINY_CONFIG
 
-CONFIG = "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
 NAMES = 1000
 
 
 def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
     torch.manual_seed(0)
-    model = build_model(load_config(CONFIG, ["MODEL.DEVICE", args.device], training=False)).eval()
+    model = build_model(load_config(str(TINY_CONFIG), ["MODEL.DEVICE", args.device], training=False)).eval()
     for batch, side in ((1, 96), (16, 32), (16, 96)):
         # New strings in each batch, as those are that a worker of the data loader sends.
         images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)

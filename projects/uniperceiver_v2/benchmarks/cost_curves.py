@@ -45,12 +45,11 @@ from torch import nn
 
 import uniperceiver_v2  # noqa: F401  (registers the model)
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 from uniperceiver_v2.solver import TaskBalancedAdamW
 from uniperceiver_v2.tasks.captioning import next_words
 
-ROOT = Path(__file__).resolve().parents[3]
-CONFIG = ROOT / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
-PLOTS = ROOT / "output" / "cost_curves"
+PLOTS = REPOSITORY / "output" / "cost_curves"
 DEVICE = "cpu"
 
 
@@ -108,7 +107,7 @@ def fit(sizes: Sequence[int], costs: Sequence[float], powers: tuple[int, ...]) -
 def text_encoder_of_long_texts() -> str:
     """The tiny text encoder's directory with positions for 512 tokens."""
     folder = Path(tempfile.mkdtemp()) / "text_encoder"
-    shutil.copytree(ROOT / "configs" / "digit_scenes" / "text_encoder", folder)
+    shutil.copytree(REPOSITORY / "configs" / "digit_scenes" / "text_encoder", folder)
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 514}))
     return str(folder)
@@ -121,7 +120,7 @@ def build(**settings: Any) -> nn.Module:
         x for key, value in pairs.items() for x in (f"MODEL.UNIPERCEIVER_V2.{key.replace('__', '.')}", str(value))
     ]
     torch.manual_seed(0)
-    return build_model(load_config(str(CONFIG), ["MODEL.DEVICE", DEVICE, *options]))
+    return build_model(load_config(str(TINY_CONFIG), ["MODEL.DEVICE", DEVICE, *options]))
 
 
 def pictures(count: int, side: int) -> list[dict]:

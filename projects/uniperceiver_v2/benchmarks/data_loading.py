@@ -34,9 +34,9 @@ from PIL import Image
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
 from uniperceiver_v2.data.loading.build import TRAINING_DATA
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver.build import build_optimizer
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 PHOTOS = "benchmark_photos"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 AHEAD = 8  # batches that workers may have ready: these are not counted
@@ -79,7 +79,7 @@ def settings(photos: bool, device: str) -> CfgNode:
     if photos:
         options += ["TASKS.scenes.DATASETS", f"['{PHOTOS}']", "TASKS.scenes.IMS_PER_BATCH", "2"]
         options += ["INPUT.MIN_SIZE_TRAIN", "(640,672,704,736,768,800)", "INPUT.RANDOM_FLIP", "horizontal"]
-    return load_config(str(CONFIG), options)
+    return load_config(str(TINY_CONFIG), options)
 
 
 def mapping(mapper: Callable[[dict], object], records: list[dict]) -> Callable[[], object]:

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,8 +28,7 @@ from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.engine.gradients import GradientAverager
-
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
+from uniperceiver_v2.files import TINY_CONFIG
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def measure(rank: int, ranks: int, repeats: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=ranks)
     comm.create_local_process_group(ranks)
-    cfg = load_config(str(CONFIG), ["MODEL.DEVICE", "cpu"], training=True, world_size=ranks)
+    cfg = load_config(str(TINY_CONFIG), ["MODEL.DEVICE", "cpu"], training=True, world_size=ranks)
     torch.manual_seed(0)
     model = UniPerceiverTrainer.build_model(cfg).train()
     ways = {"ours": ours(model), "DDP": ddp(model)}

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import harness
 import torch
@@ -30,11 +29,11 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 
 import uniperceiver_v2  # noqa: F401  (registers the backbone)
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.modeling.image_encoder import ImageEncoder
 from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, has_padding, valid_pixels
 from uniperceiver_v2.modeling.layers import replace_batch_norm
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 PEER = "Deformable DETR"
 RESNET_50 = {"embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3]}
 RESNET_TINY = {
@@ -75,7 +74,7 @@ def build_ours(shape: Shape, device: str) -> ImageEncoder:
         "REGION.NUM_QUERIES": shape.queries,
     }
     overrides = [text for key, value in sizes.items() for text in (f"MODEL.UNIPERCEIVER_V2.{key}", str(value))]
-    cfg = load_config(str(CONFIG), overrides)
+    cfg = load_config(str(TINY_CONFIG), overrides)
     cfg.defrost()
     cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = CfgNode({"model_type": "resnet", **shape.backbone})
     encoder = ImageEncoder(cfg).to(device)

@@ -27,8 +27,8 @@ import uniperceiver_v2  # noqa: F401  (registers datasets and model)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader, load_dataset, register_image_text_shards
 from uniperceiver_v2.engine import UniPerceiverTrainer
+from uniperceiver_v2.files import TINY_CONFIG
 
-CONFIG = Path(__file__).parents[3] / "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
 SHARD_SIZE = 1000
 KINDS = {"captioning": "scene_captions", "retrieval": "scene_pairs"}  # the tiny configuration's tasks
 NAME = "generated_pairs"
@@ -53,7 +53,7 @@ def write_shards(folder: str, count: int) -> None:
 def configuration(workers: int) -> CfgNode:
     tasks = [part for task in KINDS.values() for part in (f"TASKS.{task}.DATASETS", f"['{NAME}']")]
     workers_and_tests = ["DATALOADER.NUM_WORKERS", str(workers), "DATASETS.TEST", "()"]
-    return load_config(str(CONFIG), ["TASKS.NAMES", str(list(KINDS.values())), *workers_and_tests, *tasks])
+    return load_config(str(TINY_CONFIG), ["TASKS.NAMES", str(list(KINDS.values())), *workers_and_tests, *tasks])
 
 
 def read_rate(task: str, workers: int, pairs: int) -> float:

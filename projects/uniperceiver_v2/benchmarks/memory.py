@@ -30,8 +30,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import TINY_CONFIG
 
-CONFIG = Path(__file__).parents[3] / "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
 PARTS = ("backbone", "region_network", "decoder")
 NODE = "MODEL.UNIPERCEIVER_V2"
 SETTINGS = {
@@ -67,7 +67,7 @@ def config(size: str, device: str, checkpointing: list[str], compiled: bool) -> 
     keys = {**(MEDIUM if size == "medium" else {}), "ACTIVATION_CHECKPOINTING": list(checkpointing)}
     keys["DECODER.COMPILE"] = compiled
     overrides = [text for key, value in keys.items() for text in (f"{NODE}.{key}", str(value))]
-    cfg = load_config(str(CONFIG), [*overrides, "MODEL.DEVICE", device])
+    cfg = load_config(str(TINY_CONFIG), [*overrides, "MODEL.DEVICE", device])
     if size == "medium":
         cfg.defrost()
         cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = CfgNode(SWIN_TINY)

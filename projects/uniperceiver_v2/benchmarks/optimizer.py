@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -23,10 +22,10 @@ from torch import nn
 
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import TaskBalancedAdamW
 from uniperceiver_v2.solver.build import parameter_groups
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 # What language modelling reaches of the tiny model, and an upper half of the large one.
 REACHED = {"tiny": ("text_encoder", "decoder", "likelihood"), "100M": tuple(f"layers.{i}." for i in range(6, 12))}
 
@@ -77,7 +76,7 @@ def row(name: str, cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], dev
 
 
 def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
-    cfg = load_config(str(CONFIG), ["MODEL.DEVICE", args.device])
+    cfg = load_config(str(TINY_CONFIG), ["MODEL.DEVICE", args.device])
     for name, build in (("tiny", lambda: build_model(cfg)), ("100M", large_model)):
         model = build()
         for reached in (("",), REACHED[name]):

@@ -18,7 +18,6 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import build_optimizer
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 PARTS = {  # by the methods that do it; what is inside another counts there no more
     "backbone": ("image_encoder.backbone", "forward"),
     "scale projection": ("image_encoder.regions.project", "forward"),
@@ -192,7 +191,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    cfg = load_config(str(CONFIG), [])
+    cfg = load_config(str(TINY_CONFIG), [])
     model = build_model(cfg).train()
     optimizer, clock = build_optimizer(cfg, model), Clock(model)
     found = {}

@@ -6,7 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
+
+# The checkout that runs: what is committed in it is found from any folder.
+REPOSITORY = Path(__file__).resolve().parents[3]
+TINY_CONFIG = REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"  # the small generalist's
 
 
 def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:

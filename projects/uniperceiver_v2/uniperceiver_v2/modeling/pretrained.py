@@ -12,8 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[4]
+from ..files import REPOSITORY
 
 # The exceptions of transformers for bad fields or files. For example, a list with too few stages raises IndexError,
 # sizes that do not fit together raise RuntimeError, and a truncated weight file raises SafetensorError.

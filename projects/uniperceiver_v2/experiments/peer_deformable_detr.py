@@ -1,19 +1,18 @@
 """A peer for detection: Hugging Face's Deformable DETR, as large as our small model, on the same scenes and clock.
 
-    python projects/uniperceiver_v2/benchmarks/peer_deformable_detr.py [--minutes 9] [--lr 5e-4] [--seed 0]
+    python projects/uniperceiver_v2/experiments/peer_deformable_detr.py [--minutes 9] [--lr 5e-4] [--seed 0]
 
 It has our small model's backbone, widths and numbers of layers and queries, wider feed-forward networks to make up for
 the parameters, and its authors' training (AdamW, gradients clipped at 0.1, two-stage, box refinement, all auxiliary
-losses) with our one-cycle rate. Trains on digit_scenes_train through this project's loader for the given time,
+losses) with a one-cycle rate. Trains on digit_scenes_train through this project's loader for the given time,
 and evaluates on digit_scenes_test through the same evaluator; with DETECTRON2_DATASETS=datasets/development without a
-look at test handwriting. Prints iterations, parameters and box AP, and writes them to
-output/peer_deformable_detr/results.json.
+look at test handwriting. Each run has a folder of its own below output/peer_deformable_detr/ and is not repeated.
+Prints a table of all runs that are there: parameters, iterations and box AP.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -22,17 +21,17 @@ import torch
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
+from study import claimed, keep_report, report_of
 from torch import nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
-import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader, build_test_loader
 from uniperceiver_v2.evaluation import build_evaluator
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.modeling.image_encoder.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from uniperceiver_v2.modeling.layers import replace_batch_norm
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"
 TASK, TEST_SET = "scenes", "digit_scenes_test"
 NUM_CLASSES = 10
 
@@ -122,27 +121,62 @@ def train(model: Peer, loader, minutes: float, peak_rate: float) -> int:
     return iteration
 
 
-def main() -> None:
+def run(folder: Path, minutes: float, peak_rate: float, seed: int) -> None:
+    """Trains and tests one model and leaves its report in the folder, unless there is one or another process is at it.
+
+    A run is measured by the clock, so one that was interrupted begins anew.
+    """
+    with claimed(folder) as ours:
+        if not ours or report_of(folder) is not None:
+            return
+        torch.manual_seed(seed)
+        cfg = load_config(str(TINY_CONFIG), ["MODEL.MASK_ON", "False", "SEED", str(seed)])
+        parameters = sum(p.numel() for p in build_model(cfg).parameters())
+        model = Peer(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+        size = sum(p.numel() for p in model.parameters())
+        share = size / parameters
+        print(f"Deformable DETR {size / 1e6:.2f}M parameters, ours {parameters / 1e6:.2f}M ({share:.2f} x)", flush=True)
+
+        model.train()
+        iterations = train(model, build_task_train_loader(cfg, TASK), minutes, peak_rate)
+        evaluator = build_evaluator(cfg, TEST_SET, str(folder))
+        box = inference_on_dataset(model, build_test_loader(cfg, TEST_SET), evaluator)["bbox"]
+        keep_report(
+            folder,
+            {
+                "parameters": size,
+                "minutes": minutes,
+                "lr": peak_rate,
+                "seed": seed,
+                "iterations": iterations,
+                "results": {TEST_SET: {"bbox": box}},
+            },
+        )
+
+
+def markdown(output: Path) -> str:
+    """A row for each finished run below the folder."""
+    lines = ["| minutes | rate | seed | parameters | iterations | box AP | AP50 | finished |", "|---:" * 7 + "|---|"]
+    for folder in sorted(output.glob("*_*_*")):
+        if (report := report_of(folder)) is not None:
+            box = report["results"][TEST_SET]["bbox"]
+            lines.append(
+                f"| {report['minutes']:g} | {report['lr']:g} | {report['seed']} | {report['parameters'] / 1e6:.2f}M "
+                f"| {report['iterations']:,} | {box['AP']:.1f} | {box['AP50']:.1f} | {report['date']} |"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The program: trains what is not there yet, and prints the table of all that is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("output/peer_deformable_detr"))
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    cfg = load_config(str(CONFIG), ["MODEL.MASK_ON", "False", "SEED", str(args.seed)])
-    ours = sum(p.numel() for p in build_model(cfg).parameters())
-    model = Peer(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"Deformable DETR {size / 1e6:.2f}M parameters, ours {ours / 1e6:.2f}M ({size / ours:.2f} x)", flush=True)
-
-    model.train()
-    iterations = train(model, build_task_train_loader(cfg, TASK), args.minutes, args.lr)
-    evaluator = build_evaluator(cfg, TEST_SET, str(args.output))
-    box = inference_on_dataset(model, build_test_loader(cfg, TEST_SET), evaluator)["bbox"]
-    figures = {"parameters": size, "minutes": args.minutes, "lr": args.lr, "iterations": iterations, "box": box}
-    (args.output / "results.json").write_text(json.dumps(figures, indent=1))
-    print(f"{iterations} iterations in {args.minutes} minutes: box AP {box['AP']:.1f}, AP50 {box['AP50']:.1f}")
+    args = parser.parse_args(arguments)
+    run(args.output / f"{args.minutes:g}_{args.lr:g}_{args.seed}", args.minutes, args.lr, args.seed)
+    print(markdown(args.output))
 
 
 if __name__ == "__main__":

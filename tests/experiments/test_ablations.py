@@ -1,30 +1,26 @@
-"""The study of ablations: what its variants replace, how its runs are set up and shared out, and its arithmetic."""
+"""The study of ablations: what its arms replace, how its runs are set up, and its table."""
 
-import importlib.util
+import contextlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 
+from uniperceiver_v2.config import load_config
 from uniperceiver_v2.modeling.decoder import IMAGE_TO_TEXT
 from uniperceiver_v2.tasks import RetrievalTask
 
-PROGRAM = Path(__file__).parents[1] / "projects" / "uniperceiver_v2" / "benchmarks" / "ablations.py"
-
 
 @pytest.fixture
-def ablations(monkeypatch, tmp_path):
-    """The program as a module, its runs in a folder of their own."""
-    spec = importlib.util.spec_from_file_location("ablations", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ablations", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "OUTPUT", tmp_path)
+def ablations(imported, monkeypatch, tmp_path):
+    """The program as a module, its runs and its document in a folder of their own."""
+    module = imported("ablations")
+    monkeypatch.setattr(module.STUDY, "output", tmp_path)
+    monkeypatch.setattr(module.STUDY, "document", tmp_path / "ablations.md")
+    first, last = module.STUDY.marks
+    module.STUDY.document.write_text(f"before\n{first}old\n{last}after\n")
     return module
 
 
@@ -66,26 +62,60 @@ def test_without_gathering_each_part_of_the_batch_is_contrasted_alone(ablations,
     assert not torch.isclose(separate, whole)
 
 
-def test_every_variant_has_settings_that_hold(ablations):
-    for name in ablations.VARIANTS:
-        cfg = ablations.configuration(name, seed=3, iterations=800)
+def test_every_arm_has_settings_that_hold(ablations, imported):
+    configuration = ablations.STUDY.configuration
+    for name, arm in ablations.ARMS.items():
+        cfg = configuration(name, seed=3, iterations=800)
         assert cfg.SEED == 3
-        assert list(cfg.TASKS.NAMES) == list(ablations.VARIANTS[name].tasks)
-    assert ablations.configuration("whole", 0, 800).SOLVER.MAX_ITER == 800
-    singles = [ablations.configuration(f"single {task}", 0, 800).SOLVER for task in ablations.TESTS]
+        assert list(cfg.TASKS.NAMES) == list(arm.tasks or ablations.TESTS)
+    assert configuration("whole", 0, 800).SOLVER.MAX_ITER == 800
+    singles = [configuration(f"single {task}", 0, 800).SOLVER for task in ablations.TESTS]
     assert sum(solver.MAX_ITER for solver in singles) == 800
-    whole = ablations.load_config(str(ablations.CONFIG)).SOLVER
+    whole = load_config(str(imported("study").CONFIG)).SOLVER
     for solver in singles:
         assert abs(solver.DECODER_DELAY / solver.MAX_ITER - whole.DECODER_DELAY / 800) < 0.01
         (step,) = solver.STEPS
         assert abs(step / solver.MAX_ITER - whole.STEPS[0] / whole.MAX_ITER) < 0.01
 
 
+def test_every_arm_is_another_training(ablations, changed_settings):
+    whole = ablations.STUDY.configuration("whole", 0, 700)
+    for name, arm in list(ablations.ARMS.items())[1:]:
+        changed = changed_settings(whole, ablations.STUDY.configuration(name, 0, 700))
+        assert changed >= set(arm.settings), name
+        assert ("TASKS.NAMES" in changed) == bool(arm.tasks)
+        assert changed or arm.replaced is not contextlib.nullcontext, name
+
+
 def test_mixed_sampling_sees_as_many_samples_of_each_task(ablations):
-    mixed, whole = (ablations.configuration(name, 0, 800) for name in ("mixed", "whole"))
+    mixed, whole = (ablations.STUDY.configuration(name, 0, 800) for name in ("mixed", "whole"))
     for task in ablations.TESTS:
         wanted = whole.TASKS[task].IMS_PER_BATCH * whole.TASKS[task].SAMPLING_RATIO
         assert abs(mixed.TASKS[task].IMS_PER_BATCH - wanted) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arm", "tasks", "uses"),
+    [
+        ("global", 4, "image_segments"),
+        ("single scenes", 1, None),
+        ("mixed", 5, None),
+        ("unmixed", 5, "losses"),
+    ],
+)
+def test_an_arm_trains_and_stands_in_the_table(
+    ablations, small_data, small_config, replaced, monkeypatch, tmp_path, arm, tasks, uses
+):
+    monkeypatch.setattr(ablations.STUDY, "output", tmp_path / "runs")
+    options = ["--iterations", "10", "--output", str(tmp_path / "runs")]
+    ablations.main([*options, "--run", arm, "0"])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(json.loads((folder / "run.json").read_text())["results"]) == tasks
+    assert not list(folder.glob("model_*.pth")), "a finished run needs no checkpoint"
+    assert set(replaced) == ({uses} if uses else set()) and all(replaced.values())
+    ablations.main([*options, "--jobs", "0"])
+    rows = [line for line in ablations.STUDY.document.read_text().splitlines() if "| 1 |" in line]
+    assert len(rows) == 1 and rows[0].count(" - ") == {4: 2, 1: 6, 5: 0}[tasks]
 
 
 def leave_run(ablations, name: str, seed: int, value: float, iterations: int = 800) -> None:
@@ -101,51 +131,35 @@ def leave_run(ablations, name: str, seed: int, value: float, iterations: int = 8
         }
         for dataset in ablations.TESTS.values()
     }
-    folder = ablations.folder_of(name, seed)
+    folder = ablations.STUDY.folder_of(name, seed, iterations)
     folder.mkdir()
-    (folder / "ablation.json").write_text(json.dumps({"iterations": iterations, "results": results}))
+    (folder / "run.json").write_text(json.dumps({"minutes": 30.0, "date": f"2025-03-1{seed}", "results": results}))
 
 
 def test_table_gives_means_and_spreads_of_the_runs_that_are_there(ablations):
     leave_run(ablations, "whole", 0, 10.0)
     leave_run(ablations, "whole", 1, 13.0)
     leave_run(ablations, "single digits", 0, 7.0)
-    rows = ablations.markdown(seeds=3, iterations=800).splitlines()
+    rows = ablations.STUDY.markdown(seeds=3, iterations=800).splitlines()
     assert "| all tasks, Conditional MoE | 2 |" + " 11.5 ± 2.1 |" * 8 in rows
     assert "| single task | 1 | - | - | 7.0 | - | - | - | - | - |" in rows
     assert "| mixed |  |" + " - |" * 8 in rows
-    assert len({row.count("|") for row in rows}) == 1, "one table"
+    assert len({row.count("|") for row in rows if row.startswith("|")}) == 1, "one table"
+    assert (
+        rows[-1] == "3 runs with --iterations 800 and seed 0, 1, finished 2025-03-10 to 2025-03-11; 1.5 hours together."
+    )
 
 
-def test_runs_of_another_length_are_refused(ablations):
+def test_runs_of_another_length_stand_apart(ablations):
     leave_run(ablations, "whole", 0, 10.0, iterations=20)
-    with pytest.raises(ValueError, match=r"whole_0.*20 iterations, not 800"):
-        ablations.markdown(seeds=1, iterations=800)
+    assert ablations.STUDY.markdown(seeds=1, iterations=800).endswith("No run is finished.\n")
+    assert "| + TBGN | 1 |" + " 10.0 |" * 8 in ablations.STUDY.markdown(seeds=1, iterations=20)
 
 
-def test_document_keeps_what_was_written_by_hand(ablations, monkeypatch, tmp_path):
-    document = tmp_path / "ablations.md"
-    first, last = ablations.TABLE_MARKS
-    document.write_text(f"before\n{first}old\n{last}after\n")
-    monkeypatch.setattr(ablations, "DOCUMENT", document)
+def test_document_keeps_what_was_written_by_hand(ablations):
     leave_run(ablations, "whole", 0, 10.0)
-    ablations.write_document(seeds=1, iterations=800)
-    text = document.read_text()
+    ablations.main(["--jobs", "0", "--iterations", "800", "--output", str(ablations.STUDY.output)])
+    text = ablations.STUDY.document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "10.0" in text and "old" not in text
-    assert (tmp_path / "ablations.png").stat().st_size > 10_000
-
-
-def test_a_run_has_one_owner_until_it_ends(ablations, tmp_path):
-    folder = tmp_path / "whole_0"
-    attempt = [
-        sys.executable,
-        "-c",
-        f"import fcntl; fcntl.flock(open({str(folder / 'claim')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)",
-    ]
-    with ablations.claimed(folder) as ours:
-        assert ours
-        with ablations.claimed(folder) as again:
-            assert not again
-        assert subprocess.run(attempt, stderr=subprocess.DEVNULL).returncode != 0
-    assert subprocess.run(attempt).returncode == 0
+    assert ablations.STUDY.document.with_suffix(".png").stat().st_size > 10_000

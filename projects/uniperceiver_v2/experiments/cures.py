@@ -1,0 +1,128 @@
+"""What each cure for DETR's slow start gives: detection and classification without it, everything else alike.
+
+    python datasets/prepare_digit_scenes.py --development
+    python projects/uniperceiver_v2/experiments/cures.py [--iterations 700] [--seeds 1] [--jobs 2] [--only ARM ...]
+
+Trains on the development tree, where scenes for testing show held out training handwriting: nothing is chosen by the
+test set. The schedule is the small generalist's: warm-up and the decoder's delay are as long as there, and the step of
+the rate comes after the same share of the run. Writes its table into docs/architecture.md; study.py says how runs are
+kept, taken up again and divided among processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from detectron2.data import DatasetCatalog
+from study import Arm, Study
+
+from uniperceiver_v2.data import register_digit_scenes
+from uniperceiver_v2.data.datasets.builtin import datasets_root
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.decoder import UnifiedDecoder
+from uniperceiver_v2.modeling.image_encoder import criterion
+from uniperceiver_v2.modeling.image_encoder.tokens import ProposalFusion
+from uniperceiver_v2.tasks import detection
+
+PREFIX = "development_"
+TESTS = {"scenes": f"{PREFIX}digit_scenes_test", "digits": f"{PREFIX}digits_test"}
+METRICS = {
+    "box AP": ("scenes", "bbox", "AP"),
+    "AP50": ("scenes", "bbox", "AP50"),
+    "mask AP": ("scenes", "segm", "AP"),
+    "digit top-1": ("digits", "classification", "top1"),
+}
+
+
+# What a model without a cure does instead. No user needs these as settings, so they live here. `mock.patch.object`
+# raises AttributeError for a name that is gone, and tests/experiments/test_cures.py trains every arm.
+
+
+@contextlib.contextmanager
+def objectness_without_quality() -> Iterator[None]:
+    """A matched query's target is 1, whatever its box is worth."""
+    with_quality = criterion.quality_focal_loss
+
+    def loss(logits: torch.Tensor, quality: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        return with_quality(logits, (quality > 0).float(), weight)
+
+    with mock.patch.object(criterion, "quality_focal_loss", loss):
+        yield
+
+
+@contextlib.contextmanager
+def masks_everywhere() -> Iterator[None]:
+    """Masks are learned, compared, fused and predicted over the whole image."""
+    whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    pooling = ProposalFusion._pooling
+
+    def pooling_of_all(self: ProposalFusion, centre: torch.Tensor, extent: torch.Tensor, size: int) -> torch.Tensor:
+        return pooling(self, torch.full_like(centre, 0.5), torch.ones_like(extent), size)
+
+    with contextlib.ExitStack() as stack:
+        for place, name, replacement in (
+            (criterion, "mask_windows", lambda matches, targets: whole.expand(len(matches.image), 4)),
+            (criterion, "contains", lambda boxes, points: torch.ones((), dtype=torch.bool)),
+            (ProposalFusion, "_pooling", pooling_of_all),
+            (detection, "box_interiors", lambda boxes, size: torch.ones(len(boxes), *size, dtype=torch.bool)),
+        ):
+            stack.enter_context(mock.patch.object(place, name, replacement))
+        yield
+
+
+def decoder_from_random() -> contextlib.AbstractContextManager:
+    """The unified decoder keeps its random start."""
+    return mock.patch.object(UnifiedDecoder, "_start_as_pooling", lambda self: None)
+
+
+NODE = "MODEL.UNIPERCEIVER_V2"
+ARMS = {
+    "none": Arm(),
+    "alignment": Arm(settings={f"TASKS.{task}.ALIGNMENT_WEIGHT": 0.0 for task in TESTS}),
+    "denoising": Arm(settings={f"{NODE}.REGION.DENOISING_GROUPS": 0}),
+    "delay": Arm(settings={"SOLVER.DECODER_DELAY": 0}),
+    "masks in boxes": Arm(replaced=masks_everywhere),
+    "quality": Arm(replaced=objectness_without_quality),
+    "averaging": Arm(settings={"SOLVER.WEIGHT_AVERAGING": 0.0}),
+    "pooling": Arm(replaced=decoder_from_random),
+    "one-to-many": Arm(settings={f"{NODE}.CRITERION.ONE_TO_MANY": 1}),
+    "constant rate": Arm(settings={"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
+}
+ROWS = {
+    "none": "none",
+    "alignment loss": "alignment",
+    "denoising": "denoising",
+    "decoder's delay": "delay",
+    "masks in boxes": "masks in boxes",
+    "IoU-aware objectness": "quality",
+    "weight averaging": "averaging",
+    "decoder as pooling (random start)": "pooling",
+    "one-to-many (one token an object)": "one-to-many",
+    "constant rate with one step (half a cosine instead)": "constant rate",
+}
+STUDY = Study(
+    __file__,
+    arms=ARMS,
+    tests=TESTS,
+    metrics=METRICS,
+    tables={"": {row: (arm,) for row, arm in ROWS.items()}},
+    document=REPOSITORY / "docs" / "architecture.md",
+    first_column="left out",
+    prefix=PREFIX,
+)
+
+
+def register_development() -> None:
+    """The development tree's datasets, by names of their own, unless they are registered already."""
+    if TESTS["scenes"] not in DatasetCatalog.list():
+        root = os.path.join(datasets_root(), "development", "digit_scenes")
+        register_digit_scenes(root, prefix=PREFIX)
+
+
+if __name__ == "__main__":
+    register_development()
+    STUDY.main()

@@ -1,0 +1,111 @@
+"""What the studies share: who does a run, where it goes on, and which processes are started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def study(imported):
+    return imported("study")
+
+
+@pytest.fixture
+def two_arms(study, monkeypatch, tmp_path):
+    """A study of one task with an arm of another rate."""
+    document = tmp_path / "study.md"
+    two_arms = study.Study(
+        str(tmp_path / "rates.py"),
+        arms={"usual": study.Arm(), "ten times": study.Arm(settings={"SOLVER.BASE_LR": 0.05})},
+        tests={"digits": "digits_test"},
+        metrics={"top-1": ("digits", "classification", "top1")},
+        tables={"": {"usual rate": ("usual",), "ten times the rate": ("ten times",)}},
+        document=document,
+        first_column="rate",
+    )
+    two_arms.output = tmp_path / "runs"
+    document.write_text("".join(two_arms.marks))
+    return two_arms
+
+
+def test_a_run_has_one_owner_until_it_ends(study, tmp_path):
+    folder = tmp_path / "whole_0"
+    attempt = [
+        sys.executable,
+        "-c",
+        f"import fcntl; fcntl.flock(open({str(folder / 'claim')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    ]
+    with study.claimed(folder) as ours:
+        assert ours
+        with study.claimed(folder) as again:
+            assert not again
+        assert subprocess.run(attempt, stderr=subprocess.DEVNULL).returncode != 0
+    assert subprocess.run(attempt).returncode == 0
+
+
+def test_a_run_of_another_process_is_left_to_it(study, two_arms):
+    folder = two_arms.folder_of("usual", 0, 2)
+    with study.claimed(folder):
+        two_arms.train("usual", 0, 2)
+    assert [path.name for path in folder.iterdir()] == ["claim"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    study, two_arms, small_data, small_config, delivered, monkeypatch, tmp_path
+):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    two_arms.arms["usual"].settings["SOLVER.CHECKPOINT_PERIOD"] = 3
+    two_arms.train("usual", 0, 5)
+    whole = dict(delivered)
+    two_arms.output = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(study.Study, "_test", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            two_arms.train("usual", 0, 5)
+    folder = two_arms.folder_of("usual", 0, 5)
+    assert study.report_of(folder) is None
+    (folder / "last_checkpoint").write_text("model_0000002.pth")
+    delivered.clear()
+    two_arms.train("usual", 0, 5)
+    assert "Starting training from iteration 3" in (folder / "log.txt").read_text()
+    assert delivered.keys() == whole.keys() and all(torch.equal(whole[key], delivered[key]) for key in whole)
+    assert not list(folder.glob("model_*.pth"))
+
+
+def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, monkeypatch):
+    commands = []
+
+    def call(command, env, stdout):
+        commands.append((command, env))
+        return int(command[-2:] == ["ten times", "0"])
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(subprocess, "call", call)
+    with pytest.raises(SystemExit, match=r"failed: ten times 0$"):
+        two_arms.main(["--seeds", "2", "--jobs", "1", "--iterations", "7", "--output", "elsewhere"])
+    assert [command[-3:] for command, _ in commands] == [
+        ["--run", name, seed] for seed in ("0", "1") for name in two_arms.arms
+    ]
+    assert {tuple(command[:6]) for command, _ in commands} == {
+        (sys.executable, two_arms.program, "--iterations", "7", "--output", "elsewhere")
+    }
+    assert all(environment["OMP_NUM_THREADS"] == "3" for _, environment in commands)
+    assert "| usual rate |  | - |" in two_arms.document.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arm", "iterations"), [("ablations", "single digits", 110), ("cures", "denoising", 101)]
+)
+def test_program_runs_by_itself(name, arm, iterations, small_tree, monkeypatch, tmp_path):
+    """A run in its own process, of the small generalist itself, little longer than its rates warm up."""
+    program = Path(__file__).parents[2] / "projects" / "uniperceiver_v2" / "experiments" / f"{name}.py"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_tree))
+    options = ["--iterations", str(iterations), "--output", str(tmp_path / "runs"), "--run", arm, "0"]
+    subprocess.run([sys.executable, str(program), *options], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "runs" / f"{arm.replace(' ', '_')}_{iterations}_0" / "run.json").exists()
