@@ -1,4 +1,4 @@
-"""Which evaluator a dataset gets."""
+"""The evaluator of a dataset."""
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,8 +12,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
 
     Args:
         cfg: the run's settings.
-        dataset_name: with "evaluator_type" in its metadata, which a kind of task knows.
-        output_folder: made if need be.
+        dataset_name: the dataset. A kind of task must list the "evaluator_type" of its metadata.
+        output_folder: created if it does not exist.
 
     Raises:
         UserError: no kind of task evaluates the dataset.

@@ -26,15 +26,16 @@ def caption_metrics(
 ) -> dict[str, dict[str, float]]:
     """All metrics of several sets of captions of the same images, in percent.
 
-    Without Java, METEOR and SPICE are missing and words are those of :func:`~.caption_tokens.tokenize_plainly`.
-    SPICE is missing too without its models, which pycocoevalcap does not bring along. Both are logged.
+    Without Java, METEOR and SPICE cannot be computed, and :func:`~.caption_tokens.tokenize_plainly` splits captions
+    into words. SPICE also needs models that do not come with pycocoevalcap. The log says which metrics are missing and
+    why.
 
     Args:
-        references: by image id, at least one.
-        rows: {name: {image id: caption}}, each with all images.
+        references: {image id: captions}, at least one caption for each image.
+        rows: {name: {image id: caption}}, each with a caption for every image.
 
     Returns:
-        {name: {metric: value}}, NaN for what is missing; all of it if no reference has a word.
+        {name: {metric: value}}. A missing metric is NaN. If no reference contains a word, all metrics are NaN.
     """
     texts = {text for captions in references.values() for text in captions}
     texts |= {text for row in rows.values() for text in row.values()}
@@ -64,7 +65,7 @@ def caption_metrics(
 
 
 def _plain_metrics(references: Captions, candidates: Captions) -> dict[str, float]:
-    """What is computed in Python, in 0..1."""
+    """The metrics that are computed in Python, in 0..1."""
     bleu, _ = Bleu(4).compute_score(references, candidates, verbose=0)
     rouge, _ = Rouge().compute_score(references, candidates)
     cider, _ = Cider().compute_score(references, candidates)
@@ -72,9 +73,9 @@ def _plain_metrics(references: Captions, candidates: Captions) -> dict[str, floa
 
 
 def _spice_scores(references: Captions, rows: Mapping[str, Captions]) -> dict[str, float]:
-    """SPICE in 0..1 by name; nothing, with a line in the log, if its models are missing or it fails."""
+    """SPICE in 0..1 by name. If its models are missing or it fails, the result is empty and the log says why."""
     folder = os.path.join(os.path.dirname(spice.__file__), "lib")
-    # pycocoevalcap would download them, in the middle of an evaluation.
+    # Without this check pycocoevalcap would download the models in the middle of an evaluation.
     missing = [name for name in _SPICE_MODELS if not os.path.exists(os.path.join(folder, name))]
     if missing:
         logger.info("no SPICE: %s not found in %s", " and ".join(missing), folder)

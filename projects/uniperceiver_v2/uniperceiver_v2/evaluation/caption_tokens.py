@@ -1,15 +1,15 @@
-"""Captions as the words that caption metrics compare: the Penn Treebank's, lower case, without punctuation.
+"""Splits captions into the words that caption metrics compare: Penn Treebank words in lower case, without punctuation.
 
-The reference is Stanford's PTBTokenizer, a Java program that comes with pycocoevalcap, which every published
-figure was made with. Without Java, :func:`tokenize_plainly` follows the same rules as far as captions need them:
+The reference is Stanford's PTBTokenizer, a Java program that comes with pycocoevalcap. All published figures use it.
+Without Java, :func:`tokenize_plainly` follows the rules that matter for captions:
 
 - numbers ("3.5", "1,000"), initials ("u.s.") and words joined by "-" or "/" ("black-and-white") stay whole;
-- "n't" and what follows an apostrophe ("'s", "'re", ...) are words of their own;
-- every other sign is a word of its own, brackets under their Treebank names ("-lrb-");
-- quotation marks and then pycocoevalcap's list of punctuation are left out.
+- "n't" and the endings after an apostrophe ("'s", "'re", ...) are words of their own;
+- every other sign is a word of its own; brackets get their Treebank names ("-lrb-");
+- quotation marks and the signs of pycocoevalcap's list of punctuation are left out.
 
-It knows no other abbreviation ("mr.", "e.g."), no split word ("cannot" is "can not" to the Treebank) and no web
-address. On the captions of digit_scenes, 15,069 different ones, the two agree word for word.
+It does not know other abbreviations ("mr.", "e.g."), words that the Treebank splits ("cannot" is "can not" there) or
+web addresses. On the 15,069 different captions of digit_scenes, both tokenizers give the same words.
 """
 
 import logging
@@ -39,17 +39,17 @@ _WORDS = re.compile(
 
 
 def has_java() -> bool:
-    """Whether there is a Java program to start."""
+    """Whether a ``java`` program is on the path."""
     return shutil.which("java") is not None
 
 
 def tokenize(captions: Sequence[str]) -> tuple[list[str], bool]:
-    """Words of each caption, joined by single spaces.
+    """The words of each caption, joined by single spaces. One process tokenises all captions.
 
     Returns:
-        (tokenised captions, whether they are PTBTokenizer's own). All are tokenised in one process.
+        (tokenised captions, whether PTBTokenizer made them)
     """
-    lines = [" ".join(caption.split()) for caption in captions]  # a line each, whatever is in them
+    lines = [" ".join(caption.split()) for caption in captions]  # one line each, even if a caption has line breaks
     tokenized = _tokenize_by_java(lines) if has_java() else None
     if tokenized is not None:
         return [_without_punctuation(line.split()) for line in tokenized], True
@@ -57,7 +57,7 @@ def tokenize(captions: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def tokenize_plainly(caption: str) -> str:
-    """Words of a caption without Java, by the rules above."""
+    """The words of a caption without Java, by the rules at the top of this file."""
     text = _CLITICS.sub(r" \1", caption.lower().translate(_QUOTES))
     return _without_punctuation([_BRACKETS.get(word, word) for word in _WORDS.findall(text)])
 
@@ -67,10 +67,10 @@ def _without_punctuation(words: Sequence[str]) -> str:
 
 
 def _tokenize_by_java(lines: Sequence[str]) -> list[str] | None:
-    """PTBTokenizer's lines, or None if it fails.
+    """The lines that PTBTokenizer returns, or None if it fails.
 
-    pycocoevalcap's own caller writes into the installed package, reads non-ASCII captions by the locale's
-    encoding and loses empty captions at the end; hence one of our own.
+    This replaces pycocoevalcap's own call of the program, which writes into the installed package, decodes non-ASCII
+    captions with the locale's encoding and loses empty captions at the end.
     """
     jar = os.path.join(os.path.dirname(ptbtokenizer.__file__), ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]

@@ -1,4 +1,4 @@
-"""Captions, beside what can be had without looking closely."""
+"""Caption metrics of a model, beside those of two baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ _NEAREST = "caption (nearest training image)"
 
 @dataclass(frozen=True)
 class CaptionBaselines:
-    """Captions of the training set, for the two rows that a model has to beat.
+    """Captions of the training set, for two baselines: a random caption, and a caption of the nearest image.
 
     Attributes:
-        features: [N, d] of the training images, of any length.
-        captions: of each of them, at least one.
-        seed: of what is drawn.
+        features: [N, d], one feature for each training image, of any length.
+        captions: the captions of each training image, at least one.
+        seed: seed of the random draws.
 
     Raises:
-        ValueError: there are no images, as many features as lists of captions, or captions of an image.
+        ValueError: there are no images, an image has no caption, or the numbers of features and caption lists differ.
     """
 
     features: Tensor
@@ -43,13 +43,14 @@ class CaptionBaselines:
             raise ValueError(f"training image {empty[0]} has no caption; expected at least one")
 
     def random(self, count: int) -> list[str]:
-        """``count`` captions drawn from all of the training set."""
+        """``count`` captions, drawn from all captions of the training set."""
         everything = [caption for captions in self.captions for caption in captions]
         chosen = np.random.default_rng(self.seed).integers(len(everything), size=count)
         return [everything[index] for index in chosen]
 
     def nearest(self, features: Tensor) -> list[str]:
-        """One of the nearest training image's captions, drawn, for each of features [Q, d]; nearest by cosine."""
+        """For each of the features [Q, d], a random caption of the training image with the highest cosine
+        similarity."""
         known = F.normalize(self.features.float().cpu(), dim=1)
         parts = F.normalize(features.float().cpu(), dim=1).split(1024)
         images = [index for part in parts for index in (part @ known.T).argmax(dim=1).tolist()]
@@ -62,10 +63,10 @@ class CaptionEvaluator(GatheringEvaluator):
 
     Args:
         dataset_name: a registered dataset of captions.
-        output_folder: for ``results.json``, ``coco_captions_results.json`` in COCO's results format and
-            ``predictions.json``, which has references and baselines beside each caption; None writes none.
-        baselines: adds a row for a caption drawn from the training set and one for a caption of the nearest
-            training image. May be given later, before there are predictions.
+        output_folder: for ``results.json``, for ``coco_captions_results.json`` in COCO's results format, and for
+            ``predictions.json``, which lists each caption with its references and baselines. None writes no files.
+        baselines: adds two rows to the results, for the random caption and for the nearest image's caption. The
+            attribute may also be set later, before the first prediction.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None, baselines: CaptionBaselines | None = None):
@@ -75,8 +76,8 @@ class CaptionEvaluator(GatheringEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with "image_id", "file_name" and "captions", the references.
-            outputs: with "caption", "log_likelihood" and, for baselines, "image_feature" [d].
+            inputs: samples with "image_id", "file_name" and "captions" (the references).
+            outputs: predictions with "caption" and "log_likelihood". Baselines also need "image_feature" [d].
 
         Raises:
             ValueError: an image has no reference.

@@ -5,23 +5,24 @@ from detectron2.data import MetadataCatalog
 
 from .gathering import GatheringEvaluator
 
-_KEPT = 5  # best candidates of an image
+_KEPT = 5  # candidates of an image in predictions.json, best first
 
 
 class ClassificationEvaluator(GatheringEvaluator):
     """Top-1 and top-5 accuracy in percent, over the images of all ranks.
 
     Args:
-        dataset_name: with ``thing_classes`` in its metadata.
-        output_folder: for ``results.json`` and ``predictions.json``, which has the five best classes of every
-            image; None writes neither.
+        dataset_name: a registered dataset whose metadata has ``thing_classes``.
+        output_folder: for ``results.json`` and ``predictions.json``, which lists the five best classes of every image.
+            None writes no files.
     """
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with "label", "image_id" and "file_name".
-            outputs: with "scores" [C], the higher the likelier, in the order of the dataset's classes.
+            inputs: samples with "label", "image_id" and "file_name".
+            outputs: predictions with "scores" [C], in the order of the dataset's classes. The highest score is the most
+                likely class.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             scores, classes = output["scores"].float().topk(min(_KEPT, len(output["scores"])))

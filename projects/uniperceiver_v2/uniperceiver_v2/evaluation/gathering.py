@@ -1,4 +1,4 @@
-"""What our evaluators share: a record of each sample, those of all ranks together, JSON files."""
+"""The base of this project's evaluators: records of samples, gathered from all ranks, and JSON files."""
 
 import itertools
 import logging
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 class GatheringEvaluator(DatasetEvaluator):
-    """Keeps a record of every sample in ``process`` and evaluates those of all ranks on the first.
+    """Keeps a record of every sample in ``process``. The main process computes metrics from the records of all ranks.
 
     A subclass appends to ``_records`` and computes metrics in :meth:`_metrics`.
 
     Args:
         dataset_name: a registered dataset.
-        output_folder: for ``results.json`` and the subclass's predictions; None writes nothing.
+        output_folder: for ``results.json`` and the subclass's predictions. None writes no files.
     """
 
-    _ORDER = "image_id"  # the key by which records are put in an order that no number of ranks changes
+    _ORDER = "image_id"  # records are sorted by this key, so that their order does not depend on the number of ranks
 
     def __init__(self, dataset_name: str, output_folder: str | None = None):
         self._dataset_name = dataset_name
@@ -31,14 +31,14 @@ class GatheringEvaluator(DatasetEvaluator):
         self._records: list[dict] = []
 
     def reset(self) -> None:
-        """Forget all predictions."""
+        """Forget all records."""
         self._records = []
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """
         Returns:
-            {task: {metric: value}}, NaN for what cannot be computed; empty without predictions and on other
-            ranks than the first.
+            {task: {metric: value}}, with NaN for a metric that cannot be computed. Empty if there are no predictions,
+            and on all ranks but the first.
         """
         gathered = comm.gather(self._records)
         if not comm.is_main_process():
@@ -52,7 +52,7 @@ class GatheringEvaluator(DatasetEvaluator):
         return results
 
     def _metrics(self, records: list[dict]) -> dict[str, dict[str, float]]:
-        """Results from the records of all ranks, at least one."""
+        """Results from the records of all ranks. There is at least one record."""
         raise NotImplementedError
 
     def _write(self, file_name: str, content: Any) -> None:

@@ -11,8 +11,8 @@ class LanguageModellingEvaluator(GatheringEvaluator):
 
     Args:
         dataset_name: a registered corpus.
-        output_folder: for ``results.json`` and ``predictions.json``, which has the number of tokens, their
-            log-likelihood and how many were right for every text; None writes neither.
+        output_folder: for ``results.json`` and ``predictions.json``, which gives for every text the number of masked
+            tokens, their log-likelihood and how many were predicted correctly. None writes no files.
     """
 
     _ORDER = "text_id"
@@ -20,8 +20,8 @@ class LanguageModellingEvaluator(GatheringEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with "text_id"; a text may come several times, with other tokens masked.
-            outputs: with "log_likelihoods" [M] and "correct" [M] bool, of its M masked tokens.
+            inputs: samples with "text_id". A text may occur several times, with different tokens masked.
+            outputs: predictions with "log_likelihoods" [M] and "correct" [M] bool for the sample's M masked tokens.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             self._records.append(
@@ -29,7 +29,7 @@ class LanguageModellingEvaluator(GatheringEvaluator):
                     "text_id": sample["text_id"],
                     "tokens": len(output["log_likelihoods"]),
                     "correct": int(output["correct"].sum()),
-                    # In float64: a corpus has more tokens than float32 can add up.
+                    # In float64: float32 loses digits in the sum over a corpus.
                     "log_likelihood": output["log_likelihoods"].double().sum().item(),
                 }
             )
@@ -52,6 +52,6 @@ def _sum(text_id: int | None, records: list[dict]) -> dict:
         "text_id": text_id,
         "tokens": sum(record["tokens"] for record in records),
         "correct": sum(record["correct"] for record in records),
-        # fsum gives one sum for any order, and so for any number of ranks.
+        # fsum is exact, so that the sum does not depend on the order of records or the number of ranks.
         "log_likelihood": math.fsum(record["log_likelihood"] for record in records),
     }

@@ -1,4 +1,4 @@
-"""Lets lvis 0.5.3 run on today's NumPy, under any Detectron2."""
+"""Lets lvis 0.5.3 run with NumPy 1.24 and later, with any version of Detectron2."""
 
 import importlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class _NumpyWithFloat:
-    """NumPy, with the ``np.float`` that it had until 1.24."""
+    """NumPy with the name ``np.float``, which NumPy 1.24 removed."""
 
     float = float
 

@@ -1,4 +1,4 @@
-"""METEOR by the Java program that comes with pycocoevalcap, without its long start."""
+"""METEOR by the Java program that comes with pycocoevalcap, started with the needed part of its data only."""
 
 import contextlib
 import gzip
@@ -25,14 +25,14 @@ _BLOCK = 2**22  # bytes of paraphrases read at a time
 
 
 def meteor_scores(references: Captions, rows: Mapping[str, Captions]) -> dict[str, float]:
-    """METEOR in 0..1 of several sets of candidates against the same references, by one process.
+    """METEOR in 0..1 of several sets of candidates against the same references. One process computes them all.
 
     Args:
-        references: at least one for each image.
-        rows: by name, one candidate for each image.
+        references: {image id: captions}, at least one caption for each image.
+        rows: {name: {image id: [caption]}}, one candidate for each image.
 
     Returns:
-        the scores by name; nothing, with a warning, if the program fails.
+        {name: score}. If the program fails, the result is empty and the log has a warning.
     """
     captions = itertools.chain(references.values(), *(row.values() for row in rows.values()))
     words = _words(itertools.chain.from_iterable(captions))
@@ -42,7 +42,7 @@ def meteor_scores(references: Captions, rows: Mapping[str, Captions]) -> dict[st
         with contextlib.closing(_Meteor(paraphrases, errors)) as scorer:
             try:
                 return {name: scorer.compute_score(references, row)[0] for name, row in rows.items()}
-            except (OSError, ValueError):  # it has gone: a broken pipe, or no number where one is expected
+            except (OSError, ValueError):  # the process has ended: a broken pipe, or text in place of a number
                 pass
         errors.seek(0)
         logger.warning("METEOR failed: %s", errors.read().decode(errors="replace").strip()[-500:])
@@ -50,9 +50,9 @@ def meteor_scores(references: Captions, rows: Mapping[str, Captions]) -> dict[st
 
 
 class _Meteor(meteor.Meteor):
-    """pycocoevalcap's METEOR with a paraphrase table of its own, the same text encoding everywhere and an end.
+    """pycocoevalcap's METEOR with its own paraphrase table, UTF-8 on every machine, and a :meth:`close`.
 
-    The original keeps its lock when its process dies, and then waits for it for ever.
+    The original keeps its lock when its process dies, and then waits for the lock for ever.
     """
 
     def __init__(self, paraphrases: str, errors: IO[bytes]):
@@ -67,20 +67,23 @@ class _Meteor(meteor.Meteor):
         self.lock = threading.Lock()
 
     def close(self) -> None:
-        """End the process; nothing is left of it."""
+        """End the process and close its pipes."""
         self.meteor_p.kill()
-        with contextlib.suppress(OSError):  # what a dead process did not read is of no interest
+        with contextlib.suppress(OSError):  # a dead process cannot read the rest
             self.meteor_p.stdin.close()
         self.meteor_p.stdout.close()
         self.meteor_p.wait()
 
     def __del__(self):
-        """Nothing: :meth:`close` has done it."""
+        """Replaces the original's, which would close the process a second time."""
 
 
 def _words(captions: Iterable[str]) -> set[bytes]:
-    """All that METEOR can see as a word of the captions: it cuts words before and after signs and characters such as
-    Chinese ones, but never between two letters or digits of ASCII."""
+    """All words that METEOR may find in the captions.
+
+    METEOR splits words before and after signs, and before and after characters such as Chinese ones. It never splits
+    between two letters or digits of ASCII.
+    """
     words = set()
     for word in set(itertools.chain.from_iterable(caption.split() for caption in captions)):
         parts = re.findall(r"[A-Za-z0-9]+|.", word)
@@ -90,15 +93,16 @@ def _words(captions: Iterable[str]) -> set[bytes]:
 
 
 def _keep_paraphrases(words: set[bytes], path: str) -> None:
-    """Write METEOR's paraphrases that consist of the given words alone; no other can match.
+    """Write the paraphrases of METEOR that consist of the given words only. No other paraphrase can match.
 
-    Of five million the captions at hand need a few thousand, with which it starts in half a second and 100 MB
-    instead of ten seconds and 2 GB. In the file a paraphrase is three lines: probability, phrase, phrase.
+    METEOR has five million paraphrases, of which these captions need a few thousand. With these alone it starts in half
+    a second and 100 MB, instead of ten seconds and 2 GB. In the file a paraphrase is three lines: probability, phrase,
+    phrase.
     """
     with gzip.open(_PARAPHRASES) as source, gzip.open(path, "wb", compresslevel=1) as kept:
         lines = _lines(source)
         for probability, phrase, other in zip(lines, lines, lines):
-            # The first word alone turns down most, at half the price.
+            # Testing the first word first rejects most paraphrases, at half the cost.
             if (
                 phrase.partition(b" ")[0] in words
                 and words.issuperset(phrase.split())
@@ -108,7 +112,7 @@ def _keep_paraphrases(words: set[bytes], path: str) -> None:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines without their ends, twice as fast as a gzip file gives them."""
+    """Lines without their line ends, twice as fast as iterating over a gzip file."""
     rest = b""
     while block := file.read(_BLOCK):
         *lines, rest = (rest + block).split(b"\n")

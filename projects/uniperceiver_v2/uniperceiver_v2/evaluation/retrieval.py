@@ -10,35 +10,38 @@ _RANKS = (1, 5, 10)
 
 
 class RetrievalEvaluator(GatheringEvaluator):
-    """R@1, R@5 and R@10 in percent, over the whole split of all ranks, and the same at chance.
+    """R@1, R@5 and R@10 in percent, over the whole split of all ranks, and the values at chance.
 
-    An image has found its captions if one of them is among the k most similar of all captions; a caption its
-    image, if it is among the k most similar images. Candidates of equal similarity stand in random order: what
-    is counted is the probability of success. So a model that finds everything alike is at chance, and images
-    that share a caption word for word share its hits.
+    A query image counts as found at k if one of its captions is among the k most similar of all captions. A query
+    caption counts as found at k if its image is among the k most similar of all images.
+
+    Candidates of equal similarity stand in random order, and the metric is the expected recall over these orders. So a
+    model that gives all candidates the same similarity gets the values at chance. If several images have the same
+    caption, word for word, a query with this caption counts as a fraction of a hit.
 
     Args:
         dataset_name: a registered dataset of captions.
-        output_folder: for ``results.json`` and ``predictions.json``, which has the ten best captions of each
-            image and the ten best images of each caption; None writes neither.
+        output_folder: for ``results.json`` and ``predictions.json``, which lists the ten best captions of each image
+            and the ten best images of each caption. None writes no files.
     """
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with "image_id", "file_name" and "captions".
-            outputs: with "image_feature" [d] and "text_features" [captions, d], all of length 1.
+            inputs: samples with "image_id", "file_name" and "captions".
+            outputs: predictions with "image_feature" [d] and "text_features" [captions, d], all normalised to length 1.
 
         Raises:
             FloatingPointError: features are not finite.
-            ValueError: there are no captions, or not as many features.
+            ValueError: a sample has no captions, or the number of its text features differs from that of its captions.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             record = {
                 "image_id": sample["image_id"],
                 "file_name": sample["file_name"],
                 "captions": list(sample["captions"]),
-                "image_feature": output["image_feature"].float().cpu().clone(),  # a view would carry its batch along
+                # Copies, as views would keep the whole batch in memory.
+                "image_feature": output["image_feature"].float().cpu().clone(),
                 "text_features": output["text_features"].float().cpu().clone(),
             }
             if not record["captions"] or len(record["captions"]) != len(record["text_features"]):
@@ -46,7 +49,7 @@ class RetrievalEvaluator(GatheringEvaluator):
                     f"image {record['image_id']} has {len(record['captions'])} captions and "
                     f"{len(record['text_features'])} features of them; expected as many, at least one"
                 )
-            # NaN is greater than nothing: unseen, it would count as found.
+            # Comparisons with NaN are false: no candidate would rank before it, and it would count as found.
             if not (record["image_feature"].isfinite().all() and record["text_features"].isfinite().all()):
                 raise FloatingPointError(f"the features of image {record['image_id']} are not finite")
             self._records.append(record)
@@ -67,13 +70,13 @@ class RetrievalEvaluator(GatheringEvaluator):
 
 
 def _chance(candidates: int, right: Tensor) -> dict[str, float]:
-    """Recall if all candidates were alike, from how many are right for each query."""
+    """Recall if all candidates were equally similar. ``right`` [Q] is the number of right candidates of each query."""
     nothing = torch.zeros_like(right)
     return {f"R@{k}": 100 * hit_probability(k, nothing, candidates - right, right).mean().item() for k in _RANKS}
 
 
 def _predictions(records: list[dict], image_of: Tensor, captions: Retrieval, images: Retrieval) -> dict:
-    """Readable lists; a caption's "id" is its place in the list of captions, from 0."""
+    """Lists for ``predictions.json``. A caption's "id" is its index in the list of all captions, from 0."""
     image_ids = [record["image_id"] for record in records]
     texts = [caption for record in records for caption in record["captions"]]
     return {

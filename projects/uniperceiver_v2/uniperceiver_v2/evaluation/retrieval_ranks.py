@@ -1,6 +1,8 @@
-"""Whether the right captions of an image, and the right image of a caption, are among the k most similar.
+"""Recall at k: whether a right candidate is among the k most similar ones.
 
-Shapes: N images, M captions, d dimensions, Q queries (one or the other), K ranks.
+Queries are images that search captions, or captions that search images.
+
+Shapes: N images, M captions, d dimensions, Q queries (N or M), K ranks.
 """
 
 from collections.abc import Sequence
@@ -10,21 +12,21 @@ import torch
 from torch import Tensor
 
 TIE = 1e-6
-"""Cosines this near are equal: rounding alone moves float32's as far, also between two copies of one caption."""
+"""Cosines that differ by less count as equal. Rounding in float32 alone can make those of equal captions differ so."""
 
 _CHUNK_ELEMENTS = 40 * 2**20  # similarities held at a time: 160 MiB
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What one kind of query found.
+    """The result of all queries in one direction.
 
     Attributes:
-        best: [Q, up to ``keep``] the most similar candidates' indices, best first.
-        similarities: the same shape, their cosines.
-        greater: [Q] how many candidates are more similar than the best right one, counted to ``keep`` at most.
-        equal: [Q] how many wrong candidates are as similar as it.
-        right: [Q] how many right ones are, itself included.
+        best: [Q, up to ``keep``] indices of the most similar candidates, best first.
+        similarities: [Q, up to ``keep``] their cosines.
+        greater: [Q] the number of candidates that are more similar than the best right candidate, ``keep`` at most.
+        equal: [Q] the number of wrong candidates that are as similar as the best right candidate.
+        right: [Q] the number of right candidates that are as similar as the best one, which is counted too.
     """
 
     best: Tensor
@@ -34,24 +36,25 @@ class Retrieval:
     right: Tensor
 
     def recall(self, k: int) -> float:
-        """R@k in percent: the probability that a right candidate is among the k best, equals in random order."""
+        """R@k in percent: the mean probability that a right candidate is among the k best, with random order of
+        ties."""
         return 100 * hit_probability(k, self.greater, self.equal, self.right).mean().item()
 
 
 def hit_probability(k: int, greater: Tensor, equal: Tensor, right: Tensor) -> Tensor:
-    """The probability of a right candidate among the first k, if equals stand in random order.
+    """The probability that a right candidate is among the first k, if ties are broken at random.
 
     Args:
-        k: ranks that count.
-        greater, equal, right: integers [Q], see :class:`Retrieval`.
+        k: the number of ranks.
+        greater, equal, right: integers [Q], g, e and r in the formula; see :class:`Retrieval`.
 
     Returns:
-        float64 [Q]: 1 - C(e, m) / C(e + r, m), m = k - g the ranks left to e + r equals. With r = 1 that is
-        clamp((k - g) / (e + 1), 0, 1).
+        float64 [Q]: 1 - C(e, m) / C(e + r, m), where m = k - g is the number of ranks that the e + r ties share. With r
+        = 1 this is clamp((k - g) / (e + 1), 0, 1).
     """
     ranks = (k - greater).clamp(min=0)
     miss = torch.ones(len(greater), dtype=torch.float64)
-    for i in range(k):  # all of the first i + 1 equals are wrong
+    for i in range(k):  # the probability that the first i + 1 of the ties are all wrong
         wrong = (equal - i).clamp(min=0) / (equal + right - i).clamp(min=1)
         miss = torch.where(i < ranks, miss * wrong, miss)
     return 1 - miss
@@ -62,14 +65,14 @@ def retrieve(
 ) -> tuple[Retrieval, Retrieval]:
     """Search every image's captions among all captions, and every caption's image among all images.
 
-    One matrix product of all images with all captions, a chunk of images at a time: both directions read the
-    same similarities.
+    Both directions use the same matrix of similarities between images and captions, which is computed for a chunk of
+    images at a time.
 
     Args:
         images_ND, captions_MD: float32 features of length 1, on the CPU.
-        image_of: [M] the index of each caption's image; every image has at least one.
-        keep: candidates kept for a query; ranks up to it are right.
-        chunk: images whose similarities are held at a time; by default as many as fit 160 MiB.
+        image_of: [M] the index of each caption's image; every image has at least one caption.
+        keep: the number of candidates kept for a query. Recall is right for k up to ``keep``.
+        chunk: the number of images in a chunk; by default as many as fit into 160 MiB of similarities.
 
     Returns:
         (captions found by images, images found by captions).
@@ -81,7 +84,7 @@ def retrieve(
     right_N = torch.zeros_like(best_own_N, dtype=torch.long).scatter_add(0, image_of, tied)
 
     by_image, by_caption = [], None
-    # Made once: new memory for every chunk would cost a fifth of the product.
+    # Allocated once: new memory for every chunk would cost a fifth of the matrix product's time.
     buffer = images_ND.new_empty(min(chunk, len(images_ND)), len(captions_MD))
     for start in range(0, len(images_ND), chunk):
         part = images_ND[start : start + chunk]
@@ -103,7 +106,7 @@ def _own_similarities(images_ND: Tensor, captions_MD: Tensor, image_of: Tensor, 
 
 
 def _best(known: Sequence[Tensor], found: Sequence[Tensor], keep: int) -> tuple[Tensor, Tensor]:
-    """The best of two lists of (values, indices), each [Q, up to ``keep``]."""
+    """The best of two lists of (values, indices), each [Q, up to ``keep``]; the result has at most ``keep``."""
     values, indices = (torch.cat(pair, dim=1) for pair in zip(known, found))
     values, places = values.topk(min(keep, values.shape[1]), dim=1)
     return values, indices.gather(1, places)
@@ -112,10 +115,11 @@ def _best(known: Sequence[Tensor], found: Sequence[Tensor], keep: int) -> tuple[
 def _compare(
     queries: Tensor, candidates: Tensor, values_QK: Tensor, best_QK: Tensor, own_Q: Tensor, right_Q: Tensor, chunk: int
 ) -> Retrieval:
-    """Count the candidates above and beside the best right one, whose similarity is ``own_Q``."""
+    """Count the candidates that are more similar than the best right one, and those that are as similar. ``own_Q`` is
+    the similarity of the best right one."""
     greater = (values_QK > own_Q[:, None] + TIE).sum(dim=1)
     near = (values_QK >= own_Q[:, None] - TIE).sum(dim=1)  # greater or equal
-    # All of them are in the list, unless it ends with one: then all candidates have to be counted.
+    # If the kept list ends with a tie, more ties may follow after it. Then all candidates have to be counted.
     beyond = (greater < near) & (near == values_QK.shape[1]) & (near < len(candidates))
     for some in beyond.nonzero()[:, 0].split(chunk):
         similarities = queries[some] @ candidates.T

@@ -1,4 +1,4 @@
-"""All results of an evaluation in one table."""
+"""A table of all results of an evaluation."""
 
 import math
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # {dataset: {r
 
 
 def format_results_table(results: Results) -> str:
-    """The main metrics of all datasets and tasks as one Markdown table, a row for each task of each dataset.
+    """The main metrics of all datasets and tasks as one Markdown table, with a row for each task of each dataset.
 
-    Kinds of task follow each other; each but the first begins with a row that names its columns. Which metrics are
-    shown, a kind says; results.json and the log have all of them.
+    Rows of one kind of task stand together. Before every kind but the first, a row names the kind's columns. The kind's
+    descriptor lists the metrics that are shown; results.json and the log have all metrics.
 
     Args:
-        results: {dataset: {task: {metric: value}}}. A value that could not be computed, NaN, None or below 0,
-            is "n/a".
+        results: {dataset: {task: {metric: value}}}. A value that could not be computed (NaN, None or below 0) is shown
+            as "n/a".
     """
     sections = [section for kind in KINDS.values() if (section := _section(results, kind))]
     columns = max((len(row) for section in sections for row in section), default=2)
@@ -31,7 +31,7 @@ def format_results_table(results: Results) -> str:
 
 
 def _section(results: Results, kind: TaskKind) -> list[list[str]]:
-    """Cells of a kind's rows, below a row of their metrics' names; empty without rows."""
+    """Cells of a kind's rows, below a row with the names of their metrics. Empty if the kind has no rows."""
     rows = [
         (dataset, kind.titles.get(row, row.replace("_", " ")), metrics)
         for dataset, of_dataset in results.items()
@@ -47,7 +47,7 @@ def _section(results: Results, kind: TaskKind) -> list[list[str]]:
 
 
 def _kind_of(metrics: Mapping[str, float | None]) -> TaskKind | None:
-    """The kind that has most of a row's metrics as columns."""
+    """The kind whose columns contain the most of a row's metrics. None if no kind has any of them."""
     kind = max(KINDS.values(), key=lambda kind: len(kind.columns.keys() & metrics.keys()), default=None)
     return kind if kind is not None and kind.columns.keys() & metrics.keys() else None
 

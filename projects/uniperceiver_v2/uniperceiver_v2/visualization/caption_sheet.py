@@ -1,4 +1,4 @@
-"""Scenes with the captions and the detections that a model gave them, on one sheet."""
+"""A sheet of test images, each with the caption and the detections that the model predicted."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from detectron2.data import detection_utils as utils
 from PIL import Image, ImageDraw, ImageFont
 
 # All lengths are in pixels.
-_PICTURE = 360  # a scene's width and height at the most
+_PICTURE = 360  # largest width and height of a scene
 _GAP = 24
 _TEXT_HEIGHT = 112
 _TITLE_HEIGHT = 52
@@ -31,21 +31,21 @@ def draw_caption_sheet(
     columns: int = 4,
     score_threshold: float = 0.3,
 ) -> bool:
-    """Draw the first scenes that have both captions and detections, with a reference caption below.
+    """Draw the first scenes that have both captions and detections, each with a reference caption below.
 
-    Detections are boxes with names: a mask would hide the colours that captions tell of.
+    Detections are drawn as boxes with names. Masks would hide the colours that captions name.
 
     Args:
-        path: of the PNG; its folder is made if need be.
-        dataset_name: the registered detection dataset, for its categories' names.
+        path: the PNG file. Its folder is created if it does not exist.
+        dataset_name: the registered detection dataset, for the names of its categories.
         captions_json: ``predictions.json`` of a :class:`~uniperceiver_v2.evaluation.CaptionEvaluator`.
-        detections_json: ``coco_instances_results.json`` of a ``COCOEvaluator``, image ids being the same.
-        count: of scenes, at the most.
-        columns: of the sheet.
-        score_threshold: of the detections drawn.
+        detections_json: ``coco_instances_results.json`` of a ``COCOEvaluator``, with the same image ids.
+        count: the largest number of scenes.
+        columns: the number of columns of the sheet.
+        score_threshold: detections with a lower score are not drawn.
 
     Returns:
-        whether there was a scene with both; without one, nothing is written.
+        whether a file was written. None is written if no scene has both captions and detections.
     """
     with open(detections_json, encoding="utf-8") as file:
         detections = defaultdict(list)
@@ -75,17 +75,17 @@ def draw_caption_sheet(
 
 
 def _names_by_id(dataset_name: str) -> dict[int, str]:
-    """The categories' names by their ids in results files."""
+    """The names of categories by their ids in results files."""
     DatasetCatalog.get(dataset_name)  # fills the metadata
     metadata = MetadataCatalog.get(dataset_name)
     to_index = metadata.get("thing_dataset_id_to_contiguous_id")
-    if to_index is None:  # COCOEvaluator then writes indices
+    if to_index is None:  # then COCOEvaluator writes indices instead of ids
         return dict(enumerate(metadata.thing_classes))
     return {category: metadata.thing_classes[index] for category, index in to_index.items()}
 
 
 def _picture(image: np.ndarray, detections: Sequence[dict], names: dict[int, str]) -> Image.Image:
-    """An image [H,W,3] with its detections, in the middle of a square."""
+    """An image [H,W,3] with its detections, centred in a square."""
     height, width = image.shape[:2]
     scale = _PICTURE / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -107,17 +107,17 @@ def _picture(image: np.ndarray, detections: Sequence[dict], names: dict[int, str
 
 
 def _outline(draw: ImageDraw.ImageDraw, x0: float, y0: float, x1: float, y1: float) -> None:
-    # White between dark lines is seen on any ground.
+    # A white line between dark ones is visible on any background.
     for inset, color in ((-2, _INK), (1, _INK), (-1, _LINE), (0, _LINE)):
         left, top = x0 + inset, y0 + inset
         draw.rectangle((left, top, max(x1 - inset, left), max(y1 - inset, top)), None, color)
 
 
 def _label(draw: ImageDraw.ImageDraw, text: str, box: Box, taken: Sequence[Box]) -> Box:
-    """Write a name at its box, where no other name stands if there is such a place, and return what it covers."""
+    """Write a name at its box and return the area that it covers. Prefers a place that covers no other name."""
     width, height = draw.textlength(text, _font(_LABEL_SIZE)) + 8, _LABEL_SIZE + 5
     x0, y0, x1, y1 = box
-    # Above the box, below, inside at its top and at its bottom; at its left and at its right end.
+    # Places by preference: above the box, below, inside at the top, inside at the bottom; each at the left, then right.
     corners = [(x, y) for y in (y0 - height - 2, y1 + 2, y0, y1 - height) for x in (x0 - 2, x1 - width + 2)]
     inside = [(min(max(x, 0), _PICTURE - width), y) for x, y in corners if 0 <= y <= _PICTURE - height]
     places = [(x, y, x + width, y + height) for x, y in inside] or [(0, 0, width, height)]
@@ -144,7 +144,7 @@ def _write_captions(draw: ImageDraw.ImageDraw, left: int, top: int, caption: str
 
 
 def text_block(text: str, width: int, lines: int = 2) -> np.ndarray:
-    """A text on white in ``lines`` lines, cut with an ellipsis where more would follow: uint8 [H, width, 3]."""
+    """A text on white in ``lines`` lines: uint8 [H, width, 3]. A longer text ends with an ellipsis."""
     spacing = round(1.25 * _CAPTION_SIZE)
     block = Image.new("RGB", (width, lines * spacing + 8), _PAPER)
     draw = ImageDraw.Draw(block)
@@ -154,7 +154,7 @@ def text_block(text: str, width: int, lines: int = 2) -> np.ndarray:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, most: int, width: int = _PICTURE) -> list[str]:
-    """A text's first ``most`` lines of a width in pixels, with an ellipsis where more would follow."""
+    """The first ``most`` lines of a text, broken at ``width`` pixels. A longer text ends with an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -168,7 +168,7 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, size: int, most: int, width: int
 
 
 def _fit(draw: ImageDraw.ImageDraw, line: str, size: int, width: int) -> str:
-    """A line cut to a width: a word may be longer."""
+    """A line, cut with an ellipsis if it is wider than ``width`` pixels, as a single long word may be."""
     while draw.textlength(line, _font(size)) > width:
         line = line.rstrip("…")[:-1] + "…"
     return line
@@ -176,7 +176,7 @@ def _fit(draw: ImageDraw.ImageDraw, line: str, size: int, width: int) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which has Latin, Greek and Cyrillic letters; Pillow's own font ends with ASCII."""
-    from matplotlib import get_data_path  # a fifth of a second, for those who draw
+    """DejaVu Sans, which has Latin, Greek and Cyrillic letters. Pillow's own font has ASCII only."""
+    from matplotlib import get_data_path  # imported here, as it takes a fifth of a second
 
     return ImageFont.truetype(os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)

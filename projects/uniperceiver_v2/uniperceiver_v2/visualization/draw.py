@@ -1,4 +1,4 @@
-"""Detections and annotations drawn on an image, large enough to be read."""
+"""Draws detections and annotations on an image that is enlarged until they are legible."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-# Names and scores need room: images are scaled up by a whole number to at least this many pixels a side.
+# Images are scaled up by a whole number until their shorter side has this many pixels, so that names are legible.
 LEGIBLE_SIZE = 384
 
 
@@ -19,13 +19,13 @@ def draw_detections(
 
     Args:
         image: uint8 [H,W,3], RGB.
-        instances: ``pred_boxes``, ``pred_classes``, ``scores`` and, if there are any, ``pred_masks``, in the
-            image's pixels and on any device.
-        names: of the categories that ``pred_classes`` counts.
+        instances: ``pred_boxes``, ``pred_classes``, ``scores`` and optionally ``pred_masks``, in pixels of the image,
+            on any device.
+        names: the names of the categories; ``pred_classes`` are indices into it.
         score_threshold: detections with a lower score are left out.
 
     Returns:
-        uint8 [s·H, s·W, 3], RGB, s the whole number that makes the picture legible.
+        uint8 [s·H, s·W, 3], RGB. s is the whole number that makes the shorter side at least ``LEGIBLE_SIZE`` pixels.
     """
     kept = instances.to("cpu")
     kept = kept[kept.scores >= score_threshold]
@@ -39,7 +39,7 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], names: Sequence[
     Args:
         image: uint8 [H,W,3], RGB.
         record: the image's dict in Detectron2's dataset format.
-        names: of the categories that ``category_id`` counts.
+        names: the names of the categories; ``category_id`` is an index into it.
 
     Returns:
         as :func:`draw_detections`.
@@ -48,7 +48,7 @@ def draw_annotations(image: np.ndarray, record: dict[str, Any], names: Sequence[
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """An image with nothing drawn on it, in the size of one with detections: uint8 [H,W,3] to [s·H, s·W, 3]."""
+    """An image with nothing drawn on it, as large as one with detections: uint8 [H,W,3] to [s·H, s·W, 3]."""
     scale = _scale(image)
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 

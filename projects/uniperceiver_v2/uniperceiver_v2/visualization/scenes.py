@@ -1,4 +1,4 @@
-"""A few test images with their predictions beside their annotations, as PNG files."""
+"""Writes PNG files of test images with predictions beside annotations."""
 
 import itertools
 import os
@@ -28,18 +28,18 @@ def draw_test_scenes(
     count: int = 8,
     score_threshold: float = 0.3,
 ) -> list[str]:
-    """Detect in the first images of a test dataset and write one picture of each.
+    """Predict on the first images of a test dataset and write a picture of each.
 
     Args:
-        model: batch -> list of {"instances": Instances}.
+        model: maps a batch to a list of {"instances": Instances}.
         loader: the dataset's test loader.
         dataset_name: a registered detection dataset.
-        folder: where the pictures go; made if need be.
-        count: of pictures.
-        score_threshold: of the detections drawn.
+        folder: the pictures' folder, created if it does not exist.
+        count: the number of pictures.
+        score_threshold: detections with a lower score are not drawn.
 
     Returns:
-        the files written: prediction on the left, annotations on the right.
+        the paths of the pictures. Each has the prediction on the left and the annotations on the right.
     """
     names = MetadataCatalog.get(dataset_name).thing_classes
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
@@ -66,10 +66,10 @@ def scene_picture(
 
     Args:
         record: the image's dict in Detectron2's dataset format.
-        instances: detections, as :func:`draw_detections` takes them; None: the image alone is shown.
-        names: of the categories.
-        score_threshold: of the detections drawn.
-        caption: that the model gave the image, if it gave one.
+        instances: detections, as :func:`draw_detections` takes them. With None, the picture shows the image alone.
+        names: the names of the categories.
+        score_threshold: detections with a lower score are not drawn.
+        caption: the predicted caption, if there is one.
 
     Returns:
         uint8 [H', W', 3], RGB.
