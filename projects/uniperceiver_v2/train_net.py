@@ -4,11 +4,11 @@
         [--num-gpus N] [KEY VALUE ...]
     torchrun --nproc_per_node N train_net.py --config-file ... [KEY VALUE ...]
 
-The second form runs on CPUs as well, and starts a run anew from its last checkpoint if a process dies
-(--max-restarts). docs/training.md has more on several machines, signals and exit codes.
+The second form also runs on CPUs. With torchrun's option --max-restarts, a run continues from its last checkpoint after
+a process has died. docs/training.md describes runs on several machines, signals and exit codes.
 
-Results go to OUTPUT_DIR: model_final.pth, metrics.json (the course of training), results.json (the last
-evaluation), inference/<dataset>/ (each evaluator's files) and visualization/ (detections and captions, drawn).
+Results go to OUTPUT_DIR: model_final.pth, metrics.json (scalars during training), results.json (the last evaluation),
+inference/<dataset>/ (files of the evaluators) and visualization/ (pictures of detections and captions).
 """
 
 import os
@@ -30,7 +30,7 @@ from uniperceiver_v2.kinds import kind_of_dataset
 
 
 def main(args: Namespace) -> None:
-    """One process of a run."""
+    """The program of one process of a run."""
     cfg = configuration(args)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="uniperceiver_v2")
@@ -52,7 +52,7 @@ def configuration(args: Namespace) -> CfgNode:
 
 
 def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
-    """MODEL.WEIGHTS, or with --resume the last checkpoint of OUTPUT_DIR."""
+    """Load MODEL.WEIGHTS, or with --resume the last checkpoint of OUTPUT_DIR."""
     checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
     if resume and not checkpointer.has_checkpoint():
         raise UserError(f"--resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
@@ -65,7 +65,7 @@ def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
 
 
 def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> None:
-    """Print and keep the last evaluation's figures, and draw what the model sees and says."""
+    """Print the figures of the last evaluation, write them to results.json, and draw predictions."""
     if not results or not comm.is_main_process():
         return
     write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
@@ -76,10 +76,10 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
 
 
 def run() -> int:
-    """The program: the exit code."""
+    """Run the program and return its exit code."""
     args = default_argument_parser().parse_args()
     try:
-        cfg = configuration(args)  # here, so that a mistake is told before any process is started
+        cfg = configuration(args)  # reports a wrong setting before any process is started
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,27 +1,27 @@
-"""What a user can put right: settings, data, weights; and images that training can do without."""
+"""Errors that a user can correct, and images that training can skip."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A setting, a dataset or a file of weights that cannot be used.
+    """A setting, a dataset or a file of weights cannot be used.
 
-    The message stands alone: it names what is wrong and, where there is one, the way out. ``train_net.py``
-    prints it as ``error: <message>`` and exits with code 1, without a traceback.
+    The message says all that the user needs: what is wrong and, if possible, how to correct it. ``train_net.py`` prints
+    it as ``error: <message>`` and exits with code 1, without a traceback.
     """
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """How to end a message about an unknown name.
+    """The end of a message about an unknown name.
 
     Args:
-        name: what the user wrote.
-        valid: what could have been written.
+        name: the name that the user wrote.
+        valid: the names that are valid.
 
     Returns:
-        ``"; did you mean 'X'?"`` with the closest valid name, the valid names where none comes close, or
-        ``""`` where there are none.
+        ``"; did you mean 'X'?"`` with the closest valid name. If none is close, the list of the valid names. ``""`` if
+        there are no valid names.
     """
     candidates = sorted(set(valid))
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}
@@ -32,4 +32,4 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be read, or whose size is not the annotations'; the message names it."""
+    """An image file cannot be read, or its size differs from the annotation's. The message names the file."""

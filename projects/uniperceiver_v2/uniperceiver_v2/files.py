@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that every reader takes."""
+"""Files that are written completely or not at all, and JSON that every parser accepts."""
 
 import contextlib
 import glob
@@ -15,14 +15,14 @@ TINY_CONFIG = REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.ya
 
 
 def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a file that appears under ``path`` whole, or not at all.
+    """Write a file under a temporary name with ``write``, and rename it to ``path`` when it is complete.
 
     Raises:
-        OSError: or whatever ``write`` raises; then ``path`` is as it was.
+        OSError: writing failed. After this or any exception of ``write``, ``path`` is unchanged.
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    # A name of its own for each process: one that was left behind by a killed launcher may still be writing.
+    # A separate name for each process: a process of an earlier run whose launcher was killed may still be writing.
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
     for left in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(os.path.basename(path))}.*.tmp")):
         with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # The rename itself is on disk only once the folder is.
+    # The rename is on the disk only after the folder is synced.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +46,7 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_json(path: str, content: Any) -> None:
-    """Write JSON that every reader takes: null for NaN and infinity, which JSON does not know."""
+    """Write JSON that every parser accepts: NaN and infinity, which JSON does not have, become null."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         json.dump(_finite(content), file, ensure_ascii=False, allow_nan=False)

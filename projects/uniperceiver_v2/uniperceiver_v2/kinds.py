@@ -1,7 +1,8 @@
-"""What a kind of task is: one descriptor, of which settings, model, data, evaluation and pictures each take their part.
+"""Kinds of task, each described by one descriptor: its settings, model's side, data, evaluators, columns and pictures.
 
-A kind's descriptor stands in its file in `tasks/`. `KINDS` has all of them by name. Here are also the two questions
-that several parts ask: which task of a configuration bears a name, and which one evaluates a dataset.
+A kind's descriptor is in its file in ``tasks/``. ``KINDS`` has all descriptors by name. This file also answers two
+questions that several packages have: which task of a configuration has a given name, and which task evaluates a given
+dataset.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from .errors import UserError, nearest
 
-KINDS: dict[str, TaskKind] = {}  # in the order in which tables and documents list them
+KINDS: dict[str, TaskKind] = {}  # tables and documents list them in this order
 
 
 def setting(
@@ -32,9 +33,9 @@ def setting(
     """A field of a :class:`TaskSettings`.
 
     Args:
-        default: its value where a configuration has none.
-        meaning: one line for the documentation.
-        above, at_least, at_most: the range of its value, or of each value of a list.
+        default: its value if a configuration does not give one.
+        meaning: a line for the documentation.
+        above, at_least, at_most: the range of its value, or of each value in a list.
     """
     metadata = {"meaning": meaning, "range": (above, at_least, at_most)}
     if isinstance(default, list):
@@ -44,9 +45,9 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What a node of ``TASKS`` may hold, whatever its kind. In YAML the names are in capitals.
+    """The settings that a node of ``TASKS`` may hold, for every kind. In YAML the names are in capitals.
 
-    A kind's own settings are a subclass with more fields.
+    A kind's own settings are further fields in a subclass.
     """
 
     kind: str = setting("", "one of the kinds below")
@@ -63,19 +64,20 @@ class TaskSettings:
 
     @classmethod
     def defaults(cls, kind: str) -> dict[str, Any]:
-        """A fresh node: every key in capitals with its default."""
+        """A new node of this kind: every key in capitals, with its default."""
         return {f.name.upper(): kind if f.name == "kind" else _default(f) for f in fields(cls)}
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> TaskSettings:
-        """The settings that a whole node of ``TASKS`` holds."""
+        """The settings in a complete node of ``TASKS``."""
         return cls(**{f.name: copy.copy(node[f.name.upper()]) for f in fields(cls)})
 
     @classmethod
     def check(cls, node: Mapping[str, Any], prefix: str) -> None:
-        """
+        """Check the values of a node.
+
         Raises:
-            UserError: a value is outside its range; the message begins with ``prefix``, its node.
+            UserError: a value is out of its range. The message begins with ``prefix``, the path of the node.
         """
         for f in fields(cls):
             value, limits = node[f.name.upper()], f.metadata["range"]
@@ -85,13 +87,13 @@ class TaskSettings:
 
 
 def shown_default(f: Field) -> str:
-    """A setting's default as the documentation shows it; nothing, where a configuration has to give one."""
+    """A setting's default as the documentation shows it. Empty if a configuration has to give the value."""
     default = _default(f)
     return f"`{default!r}`".replace("'", '"') if default != "" else ""
 
 
 def shown_range(f: Field) -> str:
-    """A setting's range in words, as in "above 0 and at most 1"."""
+    """A setting's range in words, for example "above 0 and at most 1"."""
     limits = zip(("above", "at least", "at most"), f.metadata["range"])
     return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
 
@@ -111,9 +113,10 @@ def _within(value: float, above: float | None, at_least: float | None, at_most: 
 
 @dataclass(frozen=True)
 class ConfiguredTask:
-    """A task of a configuration: its name under ``TASKS``, its kind, and its kind's settings.
+    """A task of a configuration: its name under ``TASKS``, its kind, and its settings.
 
-    A kind that a configuration has no task of stands for itself, under its own name and with its defaults.
+    If a configuration has no task of a kind, the kind itself takes the place of a task: with the kind's name and
+    default settings.
     """
 
     name: str
@@ -122,7 +125,7 @@ class ConfiguredTask:
 
 
 def _nothing(*_: Any) -> None:
-    """What a kind does that has nothing to do."""
+    """The default of a kind's optional functions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +133,19 @@ class TaskKind:
     """A kind of task.
 
     Attributes:
-        name: of the kind, as a node's ``KIND`` has it.
-        settings: what a node may hold.
-        task: the model's side, a subclass of :class:`~uniperceiver_v2.tasks.Task`.
-        training_data: (cfg, task) -> the records that a task trains on, and the mapper that makes samples of them.
-        test_data: (cfg, dataset, task) -> the same of a test dataset that the task evaluates.
-        evaluators: by a dataset's ``evaluator_type``, (dataset, folder for files) -> its evaluator. No two kinds share
-            a type: it tells which kind a dataset is evaluated by.
-        columns: the metrics that the table of results shows, each with its number of decimals.
-        titles: how the table names a row, where that is not the name in an evaluator's results.
+        name: the value of ``KIND`` in a task's node.
+        settings: the class of the settings in a task's node.
+        task: the model's side of the task, a subclass of :class:`~uniperceiver_v2.tasks.Task`.
+        training_data: (cfg, task) -> the records to train on, and the mapper that turns a record into a sample.
+        test_data: (cfg, dataset, task) -> the same for a test dataset that the task evaluates.
+        evaluators: {``evaluator_type`` of a dataset: (dataset, folder for files) -> evaluator}. Two kinds must not have
+            the same type, since it decides which kind evaluates a dataset.
+        columns: {metric in the table of results: its number of decimals}.
+        titles: {name of a row in an evaluator's results: its title in the table}, for titles that differ from the name.
         before_evaluation: (cfg, model, evaluators of this kind) -> None, called on all ranks before an evaluation.
         draw: (cfg, model, dataset) -> None, called on the main process after a run's last evaluation.
-        picture: (dataset, prediction) -> arguments of :func:`~uniperceiver_v2.visualization.scene_picture` that show a
-            prediction in TensorBoard's pictures; None where a prediction has nothing to show in an image.
+        picture: (dataset, prediction) -> arguments with which :func:`~uniperceiver_v2.visualization.scene_picture`
+            shows a prediction in TensorBoard's pictures. None if predictions of this kind cannot be drawn on an image.
     """
 
     name: str
@@ -158,15 +161,15 @@ class TaskKind:
     picture: Callable[[str, dict], dict[str, Any]] | None = None
 
     def task_of(self, name: str, node: Mapping[str, Any] | None = None) -> ConfiguredTask:
-        """A task of this kind with the settings of a whole node, or with the kind's defaults."""
+        """A task of this kind with the settings of a complete node. Without a node it has the kind's defaults."""
         return ConfiguredTask(name, self, self.settings.of(self.settings.defaults(self.name) if node is None else node))
 
 
 def register_kind(kind: TaskKind) -> TaskKind:
-    """Make a kind of task known.
+    """Add a kind of task to ``KINDS``.
 
     Raises:
-        ValueError: there is one of its name, or one that evaluates datasets of one of its types.
+        ValueError: another kind has the same name, or evaluates datasets of the same type.
     """
     if kind.name in KINDS:
         raise ValueError(f"there is a kind of task {kind.name!r} already")
@@ -184,13 +187,14 @@ def configured_task(cfg: CfgNode, name: str) -> ConfiguredTask:
 
 
 def kind_of_dataset(dataset_name: str) -> TaskKind | None:
-    """The kind of task that evaluates a registered dataset, by the ``evaluator_type`` in its metadata, if one does."""
+    """The kind of task that evaluates a registered dataset, by the ``evaluator_type`` in its metadata. None if there
+    is none."""
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     return next((kind for kind in KINDS.values() if evaluator_type in kind.evaluators), None)
 
 
 def evaluated_kind(dataset_name: str) -> TaskKind:
-    """As :func:`kind_of_dataset`.
+    """The kind of task that evaluates a registered dataset, see :func:`kind_of_dataset`.
 
     Raises:
         UserError: no kind evaluates the dataset.
@@ -206,13 +210,18 @@ def evaluated_kind(dataset_name: str) -> TaskKind:
 
 
 def evaluating_task(cfg: CfgNode, dataset_name: str) -> ConfiguredTask:
-    """The task that evaluates a dataset: its settings, such as the prompt and the image size, are those of evaluation.
+    """The task that evaluates a dataset. It gives the settings of the evaluation, such as the prompt and the image
+    size.
 
-    It is the task whose ``EVALUATES`` names the dataset, be it trained or not; else the only task of ``TASKS.NAMES``
-    that is of the dataset's kind; else, without any, the kind itself with its defaults.
+    The first of these rules that gives a task decides:
+
+    1. The task with the dataset in its ``EVALUATES``. It need not be trained.
+    2. The only task of the dataset's kind in ``TASKS.NAMES``.
+    3. The kind itself with its defaults, if ``TASKS.NAMES`` has no task of the kind.
 
     Raises:
-        UserError: no kind evaluates the dataset, several tasks might, or one that is of another kind is to.
+        UserError: no kind evaluates the dataset, several tasks may evaluate it, or the task with the dataset in its
+            ``EVALUATES`` is of another kind.
     """
     kind = evaluated_kind(dataset_name)
     said = [name for name, node in cfg.TASKS.items() if name != "NAMES" and dataset_name in node.EVALUATES]

@@ -1,4 +1,4 @@
-"""UniPerceiverV2, as Detectron2 builds it: the model, and the tasks that each batch is handed to."""
+"""UniPerceiverV2 as Detectron2 builds it: the model and its tasks, one of which handles each batch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .tasks import Task
 class UniPerceiverV2(UniPerceiver):
     """A generalist model without task heads (Li et al., CVPR 2023).
 
-    `model(inputs)` takes Detectron2's list of dicts. In training mode it returns the losses of the batch's task, in
-    evaluation mode a list of predictions. Each input's "task" names a task of the configuration or a kind of task;
-    without it, detection is meant.
+    ``model(inputs)`` takes Detectron2's list of dicts. In training mode it returns the losses of the batch's task. In
+    evaluation mode it returns a list of predictions. "task" in the inputs names a task of the configuration or a kind
+    of task. The default is "detection".
 
     Args:
-        tasks: by name and by kind.
-        parts: of :class:`~uniperceiver_v2.modeling.model.UniPerceiver`.
+        tasks: all tasks by name, and a task for each kind by the kind's name.
+        parts: the arguments of :class:`~uniperceiver_v2.modeling.model.UniPerceiver`.
     """
 
     @configurable
@@ -39,7 +39,7 @@ class UniPerceiverV2(UniPerceiver):
             if name != "NAMES":
                 task = configured_task(cfg, name)
                 tasks[name] = task.kind.task.from_config(cfg, task.settings)
-        for name in reversed(cfg.TASKS.NAMES):  # who asks for a kind gets its first trained task
+        for name in reversed(cfg.TASKS.NAMES):  # a kind's name stands for its first trained task
             tasks[cfg.TASKS[name].KIND] = tasks[name]
         return {**super().from_config(cfg), "tasks": tasks}
 
@@ -51,7 +51,7 @@ class UniPerceiverV2(UniPerceiver):
             return task.predict(self, inputs)
 
     def loss_count(self, inputs: list[dict]) -> int:
-        """How many things the losses of a batch are means over, see `Task.loss_count`."""
+        """The number of things over which the losses of a batch are means, see ``Task.loss_count``."""
         return self._task_of(inputs).loss_count(inputs)
 
     def _task_of(self, inputs: list[dict]) -> Task:

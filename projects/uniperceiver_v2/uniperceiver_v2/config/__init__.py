@@ -1,6 +1,6 @@
-"""Settings: what this project adds to Detectron2's, how a run's are read, and how they are checked."""
+"""The settings of a run: this project's keys beside Detectron2's, how they are read, and how they are checked."""
 
-from .. import tasks  # noqa: F401  (they register the kinds of task, whose settings these are)
+from .. import tasks  # noqa: F401  (registers the kinds of task with their settings)
 from ..solver.build import sampling_ratios
 from .defaults import add_uniperceiver_v2_config
 from .load import load_config, task_defaults

@@ -1,4 +1,4 @@
-"""What can be known of a run's settings before any work: names that have to exist, numbers that have to make sense."""
+"""Checks of a run's settings before any work: names must exist, and numbers must be in their ranges."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,15 @@ CHECKPOINTED_PARTS = ("backbone", "region_network", "decoder")
 
 
 def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
-    """Check what can be known before any work: names that have to exist and numbers that have to make sense.
+    """Check settings before any work: names must exist, and numbers must be in their ranges.
+
+    Args:
+        cfg: the settings.
+        training: whether the tasks will be trained.
+        world_size: the number of processes, which must divide each task's batch.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: for the first setting that is wrong.
     """
     from detectron2.modeling import META_ARCH_REGISTRY
 
@@ -70,7 +75,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
         if name != "NAMES":
             _check_datasets(f"TASKS.{name}.EVALUATES", task.EVALUATES)
     for name in cfg.DATASETS.TEST:
-        if kind_of_dataset(name) is not None:  # a trainer may have evaluators of its own for others
+        if kind_of_dataset(name) is not None:  # a subclass of the trainer may evaluate the others
             evaluating_task(cfg, name)
 
 

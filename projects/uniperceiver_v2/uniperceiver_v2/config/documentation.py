@@ -1,8 +1,9 @@
 """The documentation's tables of task settings, made from the kinds' descriptors.
 
-    python -m uniperceiver_v2.config.documentation README.md
+This command writes them into a Markdown file, between its lines ``<!-- task settings -->`` and ``<!-- /task settings
+-->``:
 
-writes them into a Markdown file, between the lines ``<!-- task settings -->`` and ``<!-- /task settings -->``.
+    python -m uniperceiver_v2.config.documentation README.md
 """
 
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import Field, fields
 from pathlib import Path
 
-from .. import tasks  # noqa: F401  (they register the kinds)
+from .. import tasks  # noqa: F401  (registers the kinds)
 from ..files import write_atomically
 from ..kinds import KINDS, TaskSettings, shown_default, shown_range
 
@@ -18,7 +19,7 @@ BEGIN, END = "<!-- task settings -->", "<!-- /task settings -->"
 
 
 def task_settings_tables() -> str:
-    """A table of what all kinds of task share, and one of each kind's own settings, in Markdown."""
+    """Markdown tables: one of the settings that all kinds of task share, and one of each kind's own settings."""
     shared = fields(TaskSettings)
     names = {field.name for field in shared}
     parts = [_table(shared)]
@@ -29,10 +30,10 @@ def task_settings_tables() -> str:
 
 
 def with_tables(document: str) -> str:
-    """A document with today's tables in the place of those that it has.
+    """A document with its tables replaced by the present ones.
 
     Raises:
-        ValueError: the document has no place for them.
+        ValueError: the document lacks one of the two marker lines.
     """
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,8 +1,7 @@
-"""How a run's settings are read.
+"""Reads a run's settings.
 
-A run is described by a YAML file (with ``_BASE_`` as in Detectron2) and ``KEY VALUE`` pairs. Both are
-checked key by key as they are merged, so that a slip of the pen ends the run at once and names the key
-that was meant.
+A YAML file (with ``_BASE_`` as in Detectron2) and ``KEY VALUE`` pairs describe a run. Each key is checked when it is
+merged. A misspelled key ends the run at once, with a message that suggests the right key.
 """
 
 import contextlib
@@ -32,22 +31,22 @@ def load_config(
     """Read, merge and check the settings of a run.
 
     Args:
-        config_file: YAML file, may name another one as ``_BASE_``; empty for the defaults.
+        config_file: a YAML file, which may name another one as ``_BASE_``. Empty for the defaults.
         overrides: ``["KEY", "VALUE", ...]`` as on the command line.
-        training: whether the tasks will be trained, so that there has to be one.
-        world_size: the number of processes among which a task's batch is divided.
+        training: whether the tasks will be trained. Then there must be at least one task.
+        world_size: the number of processes that share a task's batch.
 
     Returns:
-        the frozen configuration, each node of ``TASKS`` filled up with its kind's defaults.
+        the frozen configuration. Each node of ``TASKS`` has the defaults of its kind for keys that are not given.
 
     Raises:
-        UserError: unknown key, task, kind or dataset, a value of the wrong type or outside its range.
+        UserError: a key, task, kind or dataset is unknown, or a value has the wrong type or is out of its range.
     """
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
     from_file = _read_yaml(config_file) if config_file else {}
     from_command_line = _nest(overrides)
-    # A task's kind decides which keys it may have, wherever they are given.
+    # A task's kind decides which keys it may have, in the file and on the command line. So kinds are found first.
     kinds = _task_kinds(_overlay(from_file, from_command_line).get("TASKS"))
     for name, kind in kinds.items():
         cfg.TASKS[name] = CN(task_defaults(name, kind))
@@ -64,7 +63,7 @@ def task_defaults(name: str, kind: str) -> dict[str, Any]:
     """All settings of a task of this kind with their defaults.
 
     Raises:
-        UserError: no such kind.
+        UserError: there is no such kind.
     """
     if kind not in KINDS:
         raise UserError(f"TASKS.{name}.KIND: unknown kind of task '{kind}'{nearest(kind, KINDS)}")
@@ -75,7 +74,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not PathManager.isfile(path):
         raise UserError(f"configuration file not found: {path}")
     try:
-        # Without unsafe tags: a configuration from elsewhere must not be able to run code.
+        # Without unsafe tags, so that a configuration file from elsewhere cannot run code.
         settings = CN.load_yaml_with_base(path, allow_unsafe=False)
     except (yaml.YAMLError, OSError, AttributeError, TypeError, AssertionError) as error:
         raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
@@ -110,7 +109,7 @@ def _overlay(base: Any, top: Any) -> Any:
 
 
 def _task_kinds(tasks: Any) -> dict[str, str]:
-    """KIND of each task node."""
+    """The KIND of each task's node."""
     if not isinstance(tasks, dict):
         return {}
     kinds = {}
@@ -118,7 +117,7 @@ def _task_kinds(tasks: Any) -> dict[str, str]:
         if name == "NAMES" or not isinstance(node, dict):
             continue
         if "KIND" not in node:
-            # Either a task without a kind, or the name of one that exists with a slip in it.
+            # Either a new task without a kind, or a misspelled name of an existing task.
             with_kind = [other for other, value in tasks.items() if isinstance(value, dict) and "KIND" in value]
             raise UserError(f"the task 'TASKS.{name}' has no KIND{nearest(name, with_kind)}")
         kinds[name] = str(node["KIND"])
@@ -143,7 +142,8 @@ def _merge(settings: dict[str, Any], node: CN, path: tuple[str, ...], where: str
 
 
 def _nearest_key(key: str, node: CN, path: tuple[str, ...]) -> str:
-    """The closest key of the same section; else where in the whole configuration that very name stands."""
+    """A hint with the closest key of the same section. Without a close one, a hint with the same name in another
+    section."""
     hint = nearest(key, [str(name) for name in node])
     if "did you mean" in hint:
         prefix = "".join(f"{part}." for part in path)
@@ -162,8 +162,8 @@ def _leaves(node: CN, path: str = "") -> Iterator[str]:
 
 
 def _coerce(value: Any, default: Any, full_key: str, where: str) -> Any:
-    """``value`` as the type of ``default``, by yacs' rules and two more: an integer will do for a float, and
-    a text stays one where a text is expected, even if it looks like a number."""
+    """``value`` as the type of ``default``. Follows yacs, with two more rules: an integer is accepted where a float
+    is expected, and a text that looks like a number stays a text where a text is expected."""
     if isinstance(value, str) and not isinstance(default, str):
         with contextlib.suppress(ValueError, SyntaxError):
             value = literal_eval(value)

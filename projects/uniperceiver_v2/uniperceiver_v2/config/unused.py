@@ -1,6 +1,6 @@
-"""Detectron2's settings that nothing here reads: a user who gives one is told so, and what to use instead.
+"""Refuses settings of Detectron2 that this project does not read, and says what to use instead.
 
-A value that is the default's passes, so that the ``config.yaml`` that a run leaves, which holds every key, can be given
+A key may be given with its default value. The ``config.yaml`` that a run writes holds every key, and it must be usable
 as a configuration file.
 """
 
@@ -13,7 +13,7 @@ from ..errors import UserError
 _OWN_ORDER = "each task goes through all of its data again and again, in an order that follows from SEED"
 _OWN_PROPOSALS = "proposals are the model's own"
 
-# By key, or by section: why it is not read, or what is read instead.
+# By key or section: the reason why it is not read, or the key to use instead.
 UNUSED = {
     "DATASETS.TRAIN": "each task names its own data: TASKS.<name>.DATASETS",
     "DATASETS.PROPOSAL_FILES_TRAIN": _OWN_PROPOSALS,
@@ -37,7 +37,7 @@ UNUSED = {
     "TEST.KEYPOINT_OKS_SIGMAS": "there are no keypoints",
 }
 
-# What our model reads below MODEL; the rest is of upstream's models.
+# Keys of MODEL that UniPerceiverV2 reads. The others belong to upstream's models.
 _READ_OF_MODEL = {
     *("META_ARCHITECTURE", "DEVICE", "WEIGHTS", "MASK_ON", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE.NAME"),
 }
@@ -49,9 +49,10 @@ _MODEL_REASONS = {
 
 
 def refuse_unused(cfg: CfgNode) -> None:
-    """
+    """Refuse settings that nothing reads.
+
     Raises:
-        UserError: a setting that nothing reads differs from its default; the message says what to use instead.
+        UserError: such a setting differs from its default. The message says what to use instead.
     """
     for key, value, default in _pairs(cfg, get_cfg()):
         if value != default and (reason := _reason(cfg, key)):
@@ -61,7 +62,7 @@ def refuse_unused(cfg: CfgNode) -> None:
 def _reason(cfg: CfgNode, key: str) -> str | None:
     section, _, rest = key.partition(".")
     if section == "MODEL":
-        # Another architecture, or a backbone of Detectron2's own, may read any of them.
+        # Another architecture, or one of Detectron2's backbones, may read any key of MODEL.
         if cfg.MODEL.META_ARCHITECTURE != "UniPerceiverV2" or cfg.MODEL.BACKBONE.NAME != "build_huggingface_backbone":
             return None
         if rest in _READ_OF_MODEL:
@@ -73,7 +74,7 @@ def _reason(cfg: CfgNode, key: str) -> str | None:
 
 
 def _pairs(node: CfgNode, defaults: CfgNode, path: str = "") -> Iterator[tuple[str, object, object]]:
-    """Each key of Detectron2's defaults, with its value and its default."""
+    """Each key of Detectron2's defaults, with its value in ``node`` and its default."""
     for name, default in defaults.items():
         if isinstance(default, CfgNode):
             yield from _pairs(node[name], default, f"{path}{name}.")

@@ -1,15 +1,16 @@
-"""Parameter groups that begin to learn later than the rest."""
+"""A hook that lets parameter groups begin to learn later than the rest."""
 
 from detectron2.engine import HookBase
 
 
 class DelayedStart(HookBase):
-    """Holds the learning rate of a parameter group at zero before its ``delay``-th iteration.
+    """Sets the learning rate of a parameter group to zero in the iterations before its ``delay``-th.
 
-    While region and image features tell nothing apart, the likeliest answer is the same for every input, and a decoder
-    that learns from it maps all candidates to one direction, where gradients vanish. It has to wait for features.
+    At the start of training, region and image features are nearly the same for every input. The best answer is then the
+    same for every input, too. A decoder that learns from such features maps all candidates to one direction, where
+    gradients vanish. Therefore it has to wait until the features differ.
 
-    To be registered after Detectron2's ``hooks.LRScheduler``, which sets the rates anew after every iteration.
+    Register this hook after Detectron2's ``hooks.LRScheduler``, which sets the rates after every iteration.
     """
 
     def before_step(self) -> None:

@@ -1,4 +1,4 @@
-"""One gradient on all ranks: parameters that start equal, gradients averaged once the backward pass is over."""
+"""The same gradient on all ranks: parameters start equal, and gradients are averaged after the backward pass."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-BUCKET_BYTES = 32 * 2**20  # gradients that travel together: large enough for bandwidth, small enough to overlap
+BUCKET_BYTES = 32 * 2**20  # gradients in one message: large enough for bandwidth, small enough to overlap
 
 
 @torch.no_grad()
 def broadcast_state(model: nn.Module) -> None:
-    """Give all ranks the parameters and buffers of the first."""
+    """Copy the first rank's parameters and buffers to all ranks."""
     if comm.get_world_size() == 1:
         return
     for tensor in (*model.parameters(), *model.buffers()):
@@ -24,14 +24,16 @@ def broadcast_state(model: nn.Module) -> None:
 class GradientAverager:
     """Averages the gradients of all ranks.
 
-    Tasks reach different parts of the model. DistributedDataParallel would search the graph of each step for what is
-    not reached and send zeros for it. Here nothing is searched: after the backward pass a parameter has a gradient or
-    has none. Only what some rank reached travels, any number of backward passes may come before, and a parameter that
-    no rank reached keeps no gradient. The price is that communication begins when the backward pass is over
-    (docs/reports/2026-11-24-training.md has the measurement).
+    Each task uses a different part of the model. DistributedDataParallel would search the graph of each step for unused
+    parameters, and send zeros for them. This class searches nothing: after the backward pass a parameter has a gradient
+    or has none. A gradient is sent if at least one rank has it. A parameter without a gradient on all ranks keeps none.
+    Any number of backward passes may precede an average.
+
+    The price is that communication begins only when the backward pass is over (docs/reports/2026-11-24-training.md has
+    the measurement).
 
     Args:
-        parameters: the same on all ranks, in the same order.
+        parameters: the parameters of the model, the same on all ranks and in the same order.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
@@ -39,13 +41,13 @@ class GradientAverager:
 
     @torch.no_grad()
     def average(self, numbers: Sequence[Tensor | float]) -> list[float]:
-        """Average the gradients in place, and ``numbers`` along with them.
+        """Average the gradients in place, and average ``numbers`` in the same message.
 
         Args:
-            numbers: scalars, as many on every rank.
+            numbers: scalars, the same number of them on every rank.
 
         Returns:
-            their means over the ranks, in float64, for which the device is waited for.
+            the mean of each number over the ranks, in float64. Reading them waits for the device.
         """
         device = self._parameters[0].device
         means = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().to(device) for x in numbers])
@@ -78,7 +80,7 @@ def _average(gradients: list[Tensor]) -> None:
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive gradients of one dtype, BUCKET_BYTES of them or one that is larger."""
+    """Consecutive gradients of one dtype, up to BUCKET_BYTES, or a single gradient that is larger."""
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""metrics.json: one row of scalars every so many iterations, the same however often a run was interrupted."""
+"""Scalars of a run: metrics.json, TensorBoard's events, and scalars about the process."""
 
 from __future__ import annotations
 
@@ -23,41 +23,44 @@ from ..files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# The last parts of the names of scalars that are measured on the machine: no two runs have the same.
+# Scalars with these last parts of their names are measured on the machine and differ between equal runs.
 MEASURED = frozenset({"time", "data_time", "eta_seconds", "images_per_second", "peak_memory_mib"})
 
 
 def reproducible(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics.json, or anything else by scalars' names, without what depends on machine and hour."""
+    """A row of metrics.json, or another dict by names of scalars, without the scalars that depend on the machine and
+    the time."""
     return {name: value for name, value in row.items() if name.rsplit("/", 1)[-1] not in MEASURED}
 
 
 class MetricsFile(HookBase):
-    """Writes a row, a line of JSON with its "iteration", every ``period`` iterations, after an evaluation, and in the
-    end.
+    """Writes a row to metrics.json every ``period`` iterations, after an evaluation and at the end of training.
 
-    A row has the scalars that were put since the row before: the mean of each, or the latest value of those put with
-    ``smoothing_hint=False``, such as results of an evaluation. What is not finite is written as Python does (NaN,
-    Infinity).
+    A row is a line of JSON with "iteration" and the scalars that were put since the row before. A scalar's value is the
+    mean since then, or the latest value if it was put with ``smoothing_hint=False``, as results of an evaluation are.
+    Values that are not finite are written as Python writes them (NaN, Infinity).
 
-    What is pending at a checkpoint is kept in it. A resumed run drops all that was written after the checkpoint, so
-    that in the end the file is that of a run that was never interrupted, measured times aside. An evaluation of the
-    very iteration of the checkpoint that the run did not come to record is done anew. A run that starts from the
-    beginning moves a file that it finds to ``metrics.previous.json``; a run that is cut short writes no last row, as
-    the resumed one will.
+    The file of an interrupted and resumed run equals the file of an uninterrupted run, apart from measured times:
 
-    To be registered on all ranks, after all hooks that put scalars; the main process alone writes. Scalars that are put
-    by a hook between the checkpoint's and this one, other than the ``EvalHook``, may be lost from one row of a resumed
-    run. The trainer needs an ``evaluate()``, which returns results as the ``EvalHook`` wants them, if there is an
-    ``eval_period``.
+    - a checkpoint contains the scalars that have not been written to a row yet;
+    - a resumed run drops all rows that were written after the checkpoint;
+    - if the run ended before it recorded the evaluation of the checkpoint's iteration, that evaluation is repeated;
+    - a run that is interrupted writes no last row, as the resumed run will write it.
+
+    A run that starts from the beginning moves an existing file to ``metrics.previous.json``.
+
+    Register this hook on all ranks, after all hooks that put scalars. Only the main process writes. The scalars of a
+    hook that stands between the checkpointer and this hook may be missing in one row of a resumed run; the ``EvalHook``
+    is an exception. With an ``eval_period``, the trainer needs a method ``evaluate()`` that returns results in the form
+    that the ``EvalHook`` wants.
 
     Args:
-        path: of the file.
+        path: the file.
         period: iterations between two rows.
-        eval_period: of the ``EvalHook`` before this one, 0 where there is none.
+        eval_period: the period of the ``EvalHook`` before this hook, or 0 without one.
 
     Raises:
-        OSError: the file cannot be read or written; it names the file.
+        OSError: the file cannot be read or written. The error names the file.
     """
 
     def __init__(self, path: str, period: int, eval_period: int = 0):
@@ -65,8 +68,8 @@ class MetricsFile(HookBase):
         self._period = period
         self._eval_period = eval_period
         self._is_open = False
-        self._last_row = -1  # the iteration up to which all scalars are in the file
-        # From a checkpoint, of iterations before this process: values by name, and the latest ones.
+        self._last_row = -1  # all scalars up to this iteration are in the file
+        # Scalars of the iterations before this process, from a checkpoint: values to be averaged, and latest values.
         self._state: dict[str, Any] | None = None
         self._means: dict[str, list[float]] = {}
         self._latest: dict[str, float] = {}
@@ -85,13 +88,13 @@ class MetricsFile(HookBase):
             self._write_row(self.trainer.iter)
 
     def after_train(self) -> None:
-        last = self.trainer.max_iter  # Detectron2 counts one further where there was nothing left to do
+        last = self.trainer.max_iter  # Detectron2's iteration is one higher if no iteration was left to do
         if self._is_open and self.trainer.iter >= last and comm.is_main_process():
             self._write_row(last)  # the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next row will be made of, plain numbers in lists and dicts; what is measured would make checkpoints
-        of the same training differ."""
+        """The scalars of the next row, as plain numbers in lists and dicts. Measured times are left out, so that
+        equal runs have equal checkpoints."""
         if not self._is_open:
             return self._state or {}
         means, latest = map(reproducible, self._pending())
@@ -116,11 +119,11 @@ class MetricsFile(HookBase):
             logger.info("the metrics of an earlier run are now in %s.previous%s", stem, extension)
 
     def _go_on(self, start: int) -> None:
-        """Bring the file to where it was at the checkpoint of iteration ``start - 1``."""
+        """Restore the file's state at the checkpoint of iteration ``start - 1``."""
         state = self._state or {"row": start - 1, "max_iter": 0, "means": {}, "latest": {}}
         self._last_row = min(state["row"], start - 1)
-        # The checkpoint is written before an evaluation and a row of its iteration. A row that is there is whole,
-        # unless that iteration was the last one of its run, which evaluates only after training.
+        # A checkpoint is written before the evaluation and the row of its iteration. An existing row of that iteration
+        # is complete, unless the iteration was the last of its run: then the evaluation came after training.
         newest = start - 1 if self._is_due(start - 1) and state["max_iter"] != start else self._last_row
         if os.path.exists(self._path):
             with open(self._path, "rb") as file:
@@ -135,9 +138,9 @@ class MetricsFile(HookBase):
             self._latest = dict(state["latest"])
 
     def _catch_up(self, iteration: int) -> None:
-        """Write the row of the checkpoint's iteration, if the run did not come to it."""
+        """Write the row of the checkpoint's iteration if the run ended before it was written."""
         is_missing = self._last_row < iteration
-        if self._evaluates(iteration) and comm.all_gather(is_missing)[0]:  # the main process knows
+        if self._evaluates(iteration) and comm.all_gather(is_missing)[0]:  # only the main process knows the file
             self._evaluate_again(iteration)
         if is_missing and comm.is_main_process():
             self._write_row(iteration)
@@ -152,7 +155,7 @@ class MetricsFile(HookBase):
         comm.synchronize()
 
     def _pending(self) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """Values since the last row: all of those to be averaged, the latest of the others."""
+        """Scalars since the last row: the values to be averaged, and the latest values of the others."""
         means = {name: list(values) for name, values in self._means.items()}
         latest = dict(self._latest)
         storage = self.trainer.storage
@@ -180,7 +183,8 @@ class MetricsFile(HookBase):
 
 
 def _since(values: list[tuple[float, float]], iteration: int) -> list[float]:
-    """The values, pairs of value and iteration in order, that were put after an iteration."""
+    """The values that were put after an iteration. ``values`` are pairs (value, iteration) in the order of
+    iterations."""
     first = len(values)
     while first > 0 and values[first - 1][1] > iteration:
         first -= 1
@@ -193,7 +197,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _iteration(line: bytes) -> int | None:
-    """A row's iteration, or None of a line that was not written to its end."""
+    """A row's iteration. None for a line that was not written completely."""
     try:
         iteration = json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError):
@@ -203,7 +207,7 @@ def _iteration(line: bytes) -> int | None:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """An OSError of writing, as on a full disk, says nothing of the file."""
+    """Add the file's name to an OSError of writing, for example on a full disk, that does not have it."""
     try:
         yield
     except OSError as error:
@@ -213,16 +217,16 @@ def _naming(path: str) -> Iterator[None]:
 
 
 class TensorBoardEvents(HookBase):
-    """Lets Detectron2's ``TensorboardXWriter`` write scalars and pictures, and replace what earlier runs left.
+    """Writes scalars and pictures by Detectron2's ``TensorboardXWriter``, and replaces events of earlier runs.
 
-    TensorBoard drops the events of the same folder that are of the run's first iteration or later: those that a resumed
-    run comes to once more, or all of them where a run starts from the beginning.
+    TensorBoard drops the events in the same folder from the run's first iteration on. After a resume these are the
+    events of the iterations that are repeated. For a run that starts from the beginning they are all events.
 
-    To be registered on the main process, after all hooks that put something.
+    Register this hook on the main process, after all hooks that put scalars or pictures.
 
     Args:
-        folder: of the event files.
-        period: iterations between two times of writing.
+        folder: the folder of the event files.
+        period: iterations between two writes.
     """
 
     def __init__(self, folder: str, period: int):
@@ -245,15 +249,15 @@ class TensorBoardEvents(HookBase):
 
 
 class RunScalars(HookBase):
-    """Puts ``temperature``, the model's τ, and ``peak_memory_mib``, of this process so far, where they will be written.
+    """Puts two scalars: ``temperature``, the model's τ, and ``peak_memory_mib``, the process's peak memory so far.
 
-    On a GPU the memory is that of tensors; on a CPU it is the whole process', in its workers nothing.
+    On a GPU the memory is that of tensors. On a CPU it is the memory of the whole process without its data workers.
 
-    To be registered on the main process, before the hooks that write, checkpoints included.
+    Register this hook on the main process, before the hooks that write, checkpoints included.
 
     Args:
-        model: with or without a ``likelihood``; with none, there is no τ.
-        period: iterations between two times.
+        model: the model. Without a ``likelihood``, no ``temperature`` is put.
+        period: iterations between two values.
     """
 
     def __init__(self, model: nn.Module, period: int):
@@ -267,15 +271,16 @@ class RunScalars(HookBase):
             return
         storage = self.trainer.storage
         if self._likelihood is not None:
-            # Likelihood.temperature would also move the parameter to its floor, and so change what is averaged.
+            # Likelihood.temperature would clamp the parameter at its floor, which changes the weights that are
+            # averaged.
             temperature = max(math.exp(-self._likelihood.log_scale.item()), self._likelihood.MIN_TEMPERATURE)
             storage.put_scalar("temperature", temperature, smoothing_hint=False)
         storage.put_scalar("peak_memory_mib", peak_memory(self._device), smoothing_hint=False)
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of tensors on a GPU since the process began, of the whole process on a CPU."""
+    """Peak memory of the process so far, in MiB: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss in bytes
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes in a unit of ru_maxrss
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

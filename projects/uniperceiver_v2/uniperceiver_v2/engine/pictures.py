@@ -1,4 +1,4 @@
-"""What the model sees and says while it is trained: pictures for TensorBoard that leave training as it is."""
+"""Pictures of predictions for TensorBoard, drawn during training without an effect on it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from ..visualization import scene_picture
 
 logger = logging.getLogger(__name__)
 
-COUNT = 4  # pictures each time
+COUNT = 4  # pictures that are drawn each time
 
 
 class PredictionPictures(HookBase):
-    """Every ``period`` iterations, puts pictures of the first test images into the storage.
+    """Puts pictures of the first test images into the storage every ``period`` iterations.
 
-    The images are those of one dataset of ``datasets``: the first of the first kind of task that has something to show
-    in an image. Other kinds that are tested on the same images add to the picture. So detections stand beside
-    annotations, above a caption, where detection and captioning are tested on the same images. The weights are
-    those of ``trainer.averaged_weights()``. Training goes on to the same bytes as without pictures.
+    The images are those of one dataset: the first dataset of the first kind of task that draws on images. Other kinds
+    that are tested on the same images add to the picture. For example, if detection and captioning are tested on the
+    same images, a picture has detections beside annotations, and the caption below.
 
-    To be registered on the main process alone, before the hook that writes TensorBoard's events. No other process is
-    needed to draw.
+    The predictions are made with the weights of ``trainer.averaged_weights()``. Training gives the same bytes with and
+    without pictures.
+
+    Register this hook on the main process only, before the hook that writes TensorBoard's events. Other processes take
+    no part in drawing.
 
     Args:
-        model: not wrapped for several processes.
-        datasets: tested ones; ``trainer.build_test_loader(trainer.cfg, name)`` loads them.
-        period: iterations, at least 1.
+        model: the model, without a wrapper for several processes.
+        datasets: the tested datasets. ``trainer.build_test_loader(trainer.cfg, name)`` loads them.
+        period: iterations between pictures, at least 1.
     """
 
     def __init__(self, model: nn.Module, datasets: Sequence[str], period: int):
@@ -56,7 +58,7 @@ class PredictionPictures(HookBase):
             if not self._samples:
                 self._load()
             self._model.eval()
-            with self.trainer.averaged_weights(), torch.no_grad(), EventStorage():  # for what the model may report
+            with self.trainer.averaged_weights(), torch.no_grad(), EventStorage():  # the storage is for the model
                 pictures = self._draw()
         for index, picture in enumerate(pictures):
             image = np.ascontiguousarray(picture.transpose(2, 0, 1))
@@ -66,7 +68,7 @@ class PredictionPictures(HookBase):
         name = self._shown[0][0]
         cfg = self.trainer.cfg.clone()
         cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # for a handful of images
+        cfg.DATALOADER.NUM_WORKERS = 0  # workers would start for a few images only
         loader = self.trainer.build_test_loader(cfg, name)
         self._samples = list(itertools.islice(itertools.chain.from_iterable(loader), COUNT))
         shown = {sample["image_id"] for sample in self._samples}
@@ -83,13 +85,13 @@ class PredictionPictures(HookBase):
 
 
 def _shown_together(datasets: Sequence[str]) -> list[tuple[str, TaskKind]]:
-    """One dataset for each kind that has something to show in images, all of the same images."""
+    """One dataset for each kind that draws on images. All of them have the same images."""
     shown: list[tuple[str, TaskKind]] = []
     for kind in KINDS.values():
         if kind.picture is None:
             continue
         own = [name for name in datasets if kind_of_dataset(name) is kind]
-        # Image ids of other images may be the same.
+        # Equal image ids do not mean equal images.
         fitting = [name for name in own if not shown or same_images(name, shown[0][0])]
         shown += [(name, kind) for name in fitting[:1]]
     return shown
@@ -97,7 +99,7 @@ def _shown_together(datasets: Sequence[str]) -> list[tuple[str, TaskKind]]:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Afterwards, each module is in the mode it was in, and random numbers go on as if none had been drawn."""
+    """Restores the mode of each module and the states of all random number generators afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}

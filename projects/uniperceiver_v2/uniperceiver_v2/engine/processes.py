@@ -1,4 +1,5 @@
-"""The processes of a run: one, those that Detectron2's ``launch`` starts, or those that torchrun has started."""
+"""The processes of a run: a single one, processes started by Detectron2's ``launch``, or processes started by
+torchrun."""
 
 from __future__ import annotations
 
@@ -23,19 +24,19 @@ from detectron2.utils import comm
 from ..errors import UserError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_POLL = 0.02  # seconds between two looks at the store
+_POLL = 0.02  # seconds between two reads of the store
 
 Main = Callable[[Namespace], None]
 
 
 def world_size(args: Namespace) -> int:
-    """How many processes the run has.
+    """The number of processes of the run.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: the arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: more than this machine can hold, or asked for twice.
+        UserError: this machine has too few GPUs, or both torchrun and the arguments set the number of processes.
     """
     if dist.is_torchelastic_launched():
         if args.num_gpus != 1 or args.num_machines != 1:
@@ -51,15 +52,15 @@ def world_size(args: Namespace) -> int:
 def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     """Call ``main(args)`` in every process of the run.
 
-    A process that torchrun starts anew after a failure goes on from the last checkpoint, as with ``--resume``.
+    If torchrun restarts a process after a failure, the process goes on from the last checkpoint, as with ``--resume``.
 
     Args:
-        main: of one process; may raise UserError and FloatingPointError, whose messages are told.
-        args: of Detectron2's ``default_argument_parser``.
-        cfg: the run's settings; ``MODEL.DEVICE`` decides how processes talk.
+        main: the program of one process. The messages of its UserErrors and FloatingPointErrors are printed.
+        args: the arguments of Detectron2's ``default_argument_parser``.
+        cfg: the run's settings. ``MODEL.DEVICE`` decides between nccl and gloo.
 
     Returns:
-        the exit code: 0, 1 for a mistake that its message explains, or 128 + the number of the signal that ended it.
+        the exit code: 0, 1 after an error that was printed, or 128 + the number of the signal that ended a process.
     """
     if dist.is_torchelastic_launched():
         return _telling_mistakes(lambda args: _run_as_one_of_torchruns(main, args, cfg), args)
@@ -88,23 +89,24 @@ def _run_as_one_of_torchruns(main: Main, args: Namespace, cfg: CfgNode) -> None:
     )
     try:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        args.resume = any(comm.all_gather(args.resume))  # machines count their restarts each for itself
+        args.resume = any(comm.all_gather(args.resume))  # each machine counts its own restarts only
         main(args)
     finally:
         dist.destroy_process_group()
 
 
 def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
-    """A name for this start of all processes that no earlier one had, and whether it is the first in this store.
+    """A name for this start of all processes that no earlier start had, and whether it is the first start in this
+    store.
 
-    torchrun keeps its store when it starts processes anew, with the addresses of dead ones in it
-    (pytorch/pytorch#135712), and its machines need not agree on the number of the restart. So each process writes
-    what only it can have written, the first puts all of that together, and a start counts once every process has found
-    its own in it.
+    When torchrun restarts processes it keeps its store, with the addresses of dead processes in it
+    (pytorch/pytorch#135712). Its machines may disagree about the number of the restart. Therefore each process writes a
+    random token, and the first rank joins all tokens to a list. A start is valid once every process has found its own
+    token in the list.
 
     Args:
-        store: that all processes share.
-        rank, size: of this process, and how many there are.
+        store: the store that all processes share.
+        rank, size: the rank of this process, and the number of processes.
     """
     mine = uuid.uuid4().hex
     store.set(f"hello/{rank}", mine)
@@ -116,7 +118,7 @@ def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
         if mine in present.split(","):
             store.set(f"{start}/found/{rank}", "")
         if rank == 0 and store.check([f"{start}/found/{other}" for other in range(size)]):
-            # As a chain: which start was before is written before anybody may go on.
+            # The order matters: "started" is set before any process may go on, so that the next start sees this one.
             store.set(f"{start}/first", "" if store.check(["started"]) else "first")
             store.set("started", start)
             store.set(f"{start}/go", "")
@@ -127,9 +129,9 @@ def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
 
 @contextlib.contextmanager
 def _signals_reach_children() -> Iterator[None]:
-    """Within, this process waits for its children to end by a signal that it got.
+    """While it is active, this process handles a signal by waiting until its children have ended.
 
-    SIGTERM is passed on; SIGINT comes from a terminal, which sends it to all of them itself.
+    SIGTERM is passed on to the children. SIGINT is not, as the terminal sends it to all processes.
     """
 
     def pass_on(number: int, frame: object) -> None:
@@ -146,7 +148,8 @@ def _signals_reach_children() -> Iterator[None]:
 
 
 def _exit_with_code(main: Main, args: Namespace) -> None:
-    """One of several processes that ``launch`` waits for: what it raised would reach the user as a traceback."""
+    """The program of a process that ``launch`` starts. An exception would reach the user as a traceback, an exit
+    code does not."""
     code = _telling_mistakes(main, args)
     if code:
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""How training goes, task by task: readable lines, and a bar where somebody watches a terminal."""
+"""The progress of training by task: log lines, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 20  # iterations of a task whose mean is shown
-BAR_PERIOD = 0.2  # seconds between two pictures of the bar
+WINDOW = 20  # a loss is shown as the mean over this number of its task's iterations
+BAR_PERIOD = 0.2  # seconds between two updates of the bar
 
 
 class TaskProgressPrinter(EventWriter):
-    """Logs iteration, time left, speed and, for each task, its total loss and the parts of it.
+    """Logs the iteration, the time left, the speed and each task's total loss with its parts.
 
-    A loss is the mean over the task's last ``WINDOW`` iterations, however many of other tasks lie between; times are
-    means over ten times as many iterations of all tasks, since tasks take turns and differ.
+    A loss is the mean over the last ``WINDOW`` iterations of its own task, even if iterations of other tasks lie
+    between them. Times are means over the last 10 · ``WINDOW`` iterations of all tasks, as the time of an iteration
+    differs from task to task.
 
     Args:
-        tasks: names, in the order of the line.
-        max_iter: the last iteration plus one, for the time left.
+        tasks: names of the tasks, in the order of the line.
+        max_iter: the number of iterations, for the time left.
     """
 
     def __init__(self, tasks: Sequence[str], max_iter: int):
@@ -42,7 +43,7 @@ class TaskProgressPrinter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         if storage.iter >= self._max_iter:
-            return  # called once more after training, with nothing new
+            return  # a call after training, with no new iteration
         parts = [self._progress(storage)]
         parts += [text for text in (self._losses(storage, task) for task in self._tasks) if text]
         logger.info(" | ".join(parts))
@@ -91,16 +92,17 @@ def _clock(seconds: float) -> str:
 
 
 class ProgressBar(HookBase):
-    """Shows iteration, time left, speed and each task's total loss in a bar that stays at the terminal's foot.
+    """Shows the iteration, the time left, the speed and each task's total loss in a bar at the bottom of the terminal.
 
-    Without a terminal it does nothing. With one, the lines of :class:`TaskProgressPrinter` go to log files alone, and
-    whatever else is logged or printed appears above the bar.
+    Without a terminal it does nothing. With one, the lines of :class:`TaskProgressPrinter` go to log files only. All
+    other log lines and prints appear above the bar.
 
-    To be registered on the main process, before all hooks that log something after training.
+    Register this hook on the main process, before all hooks that log after training.
 
     Args:
-        tasks: names, in the order shown.
-        stream: a terminal or something else; by default stderr or, if only that is one, stdout.
+        tasks: names of the tasks, in the order of the bar.
+        stream: where the bar is drawn, if it is a terminal. The default is stderr, or stdout if only that is a
+            terminal.
     """
 
     def __init__(self, tasks: Sequence[str], stream: TextIO | None = None):
@@ -150,7 +152,7 @@ class ProgressBar(HookBase):
 
 
 class _Bar(tqdm):
-    # tqdm's own lock and watcher are for many processes and for long waits between updates.
+    # tqdm's watcher thread and its lock between processes are not needed for a single bar that is updated often.
     monitor_interval = 0
 
 
@@ -160,13 +162,14 @@ _Bar.set_lock(threading.RLock())
 def _is_terminal(stream: Any) -> bool:
     try:
         return stream.isatty()
-    except (AttributeError, ValueError):  # none, or closed
+    except (AttributeError, ValueError):  # the stream is None, or closed
         return False
 
 
 @contextlib.contextmanager
 def _everything_above_the_bar(terminal: TextIO) -> Iterator[None]:
-    """Within, what is logged to a terminal or printed stands above the bar, and progress lines keep away from it."""
+    """While it is active, prints and log lines on a terminal appear above the bar, and progress lines are left out
+    there."""
     with contextlib.ExitStack() as stack:
         above = {stream: _AboveBar(stream, terminal) for stream in (sys.stdout, sys.stderr) if _is_terminal(stream)}
         above.setdefault(terminal, _AboveBar(terminal, terminal))
@@ -187,7 +190,8 @@ def _everything_above_the_bar(terminal: TextIO) -> Iterator[None]:
 
 
 def _terminal_handlers() -> list[logging.StreamHandler]:
-    """Those that hold a terminal; others, as torch's own from 2.14 on, write to what sys.stderr is at the time."""
+    """All handlers that write to a terminal. A handler that looks up sys.stderr for each line, as torch's does from
+    2.14 on, needs no change."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler: None for log in loggers for handler in getattr(log, "handlers", ())}
     return [h for h in handlers if isinstance(h, logging.StreamHandler) and _is_terminal(h.stream)]
@@ -198,7 +202,7 @@ def _is_no_progress_line(record: logging.LogRecord) -> bool:
 
 
 class _AboveBar:
-    """A stream whose whole lines are written above the bar; all else is the stream's own."""
+    """A stream that writes whole lines above the bar. All its other attributes are those of the wrapped stream."""
 
     def __init__(self, stream: TextIO, terminal: TextIO):
         self._stream, self._terminal = stream, terminal
@@ -209,7 +213,7 @@ class _AboveBar:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if os.getpid() != self._process:  # a worker of a data loader, which has no bar
+        if os.getpid() != self._process:  # in a data loader's worker there is no bar
             return self._stream.write(text)
         lines, newline, self._rest = (self._rest + text).rpartition("\n")
         if newline:
@@ -219,7 +223,7 @@ class _AboveBar:
         return len(text)
 
     def finish(self) -> None:
-        """Write what no end of a line came after."""
+        """Write the rest of the text, which has no line end."""
         self._stream.write(self._rest)
         self._rest = ""
         self._stream.flush()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop leaves a checkpoint to go on from."""
+"""SIGTERM and SIGINT: a run that is asked to stop writes a checkpoint first."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class GracefulStop(HookBase):
-    """Ends training after the iteration in which any rank got a signal, with a checkpoint of that iteration.
+    """Ends training after the iteration in which any rank got a signal, and saves a checkpoint of that iteration.
 
-    The process ends by SystemExit with the shell's code for the signal, 128 + its number: 143 for SIGTERM, 130 for
-    SIGINT. An evaluation that runs is finished first; a second SIGINT ends the process at once. After the last
-    iteration, whose checkpoint is written by then, signals mean what they usually do. To be registered after the hooks
-    whose state belongs into the checkpoint.
+    The process ends by SystemExit with the shell's code for the signal, which is 128 + its number: 143 for SIGTERM, 130
+    for SIGINT. If an evaluation is running, it is finished first. A second SIGINT ends the process at once. After the
+    last iteration the final checkpoint is written already, and signals have their usual effect again.
+
+    Register this hook after all hooks with a state that belongs in the checkpoint.
 
     Args:
-        task_trainer: lets all ranks know in each iteration whether one of them was asked to stop.
-        checkpointer: writes on the main process alone.
+        task_trainer: tells all ranks in each iteration whether any of them was asked to stop.
+        checkpointer: writes on the main process only.
     """
 
     def __init__(self, task_trainer: TaskTrainer, checkpointer: AtomicCheckpointer):
@@ -41,12 +42,12 @@ class GracefulStop(HookBase):
         self._usual: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Handle signals from now on; to be called before the data's workers start, which Ctrl-C reaches as well."""
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        """Handle signals from now on. Call it before the data workers start, as Ctrl-C reaches them too."""
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in the main thread only
             self._usual = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def uninstall(self) -> None:
-        """Leave signals to whoever handled them before."""
+        """Restore the handlers that were there before."""
         for number, handler in self._usual.items():
             signal.signal(number, handler)
         self._usual = {}
@@ -60,14 +61,14 @@ class GracefulStop(HookBase):
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
         last = os.path.basename(self._checkpointer.get_checkpoint_file())
-        if last != f"{name}.pth" and iteration + 1 < self.trainer.max_iter:  # else the periodic checkpointer was here
+        if last != f"{name}.pth" and iteration + 1 < self.trainer.max_iter:  # otherwise this checkpoint exists
             self._checkpointer.save(name, iteration=iteration)
         logger.warning(
             "stopped by a signal after iteration %d; --resume goes on from the checkpoint in %s",
             iteration,
             self._checkpointer.save_dir,
         )
-        comm.synchronize()  # no rank may leave while the first one writes: its launcher would kill that one
+        comm.synchronize()  # if a rank ended now, the launcher would kill the first rank while it writes
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The inner loop: from a task's batch to a step of the optimizer."""
+"""The inner loop of training: from a task's batch to a step of the optimizer."""
 
 from __future__ import annotations
 
@@ -26,30 +26,32 @@ logger = logging.getLogger(__name__)
 Batch = list[dict[str, Any]]
 LoaderBuilder = Callable[[str, int], Iterable[Batch]]
 
-# float16 gradients overflow while the scaler looks for its scale; at this one they are the model's own fault.
+# Above this scale, an overflow of float16 gradients is due to the scaler, which then lowers its scale. At this scale
+# or below, the model itself is at fault.
 SMALLEST_SCALE = 1.0
 
 
 class TaskTrainer(SimpleTrainer):
-    """Takes the next batch of the task or tasks of an iteration, and steps by the gradient of their weighted losses.
+    """Takes the next batch of the iteration's task or tasks, and steps by the gradient of their weighted losses.
 
-    Which tasks iteration t has and which batches are theirs follow from the seed and t alone, and so do the random
-    numbers of the forward pass. A resumed run therefore goes on exactly where it was, with nothing saved about either.
+    The tasks of iteration t, their batches and the random numbers of the forward pass depend on the seed and t only. A
+    resumed run therefore continues exactly where it was, without any saved state for them.
 
-    A step whose losses or gradient are not finite is skipped, by all ranks alike, and counted by task.
+    If a loss or the gradient is not finite, all ranks skip the step. Skipped steps are counted by task.
 
     Args:
-        model: batch -> dict of scalar losses, each weighted inside its task; ``loss_count(batch)`` says how many things
-            they are means over, for accumulation. On several ranks it has the same parameters on all of them.
-        optimizer: :class:`TaskBalancedAdamW`, which takes one task a step, or any other.
-        schedule: ``tasks_at(t) -> {name: weight}`` and ``draws_before(t) -> {name: count}``.
+        model: batch -> dict of scalar losses, each with its weight inside the task. ``loss_count(batch)`` is the number
+            of things over which the losses are means; gradient accumulation needs it. All ranks have the same
+            parameters.
+        optimizer: :class:`TaskBalancedAdamW`, which takes one task in a step, or any other optimizer.
+        schedule: has ``tasks_at(t) -> {name: weight}`` and ``draws_before(t) -> {name: count}``.
         build_loader: (task name, number of its first batch) -> iterable of batches.
         loss_weights: w_k of equation (7) by task.
-        seed: of the random numbers in the forward pass.
-        autocast: dtype of the forward pass where it is safe, or None for the parameters' own. With float16, gradients
-            are scaled.
-        accumulation_steps: parts that a batch is worked through in.
-        max_skipped_steps: of a task in a row, after which training stops.
+        seed: the seed of the random numbers in the forward pass.
+        autocast: dtype of the forward pass in operations where it is safe, or None for the dtype of the parameters.
+            With float16, gradients are scaled.
+        accumulation_steps: the number of micro-batches of a batch, which are processed one after the other.
+        max_skipped_steps: training stops after this number of consecutive skipped steps of a task.
     """
 
     def __init__(
@@ -80,15 +82,15 @@ class TaskTrainer(SimpleTrainer):
         self._scaler = torch.amp.GradScaler(self._device_type) if autocast == torch.float16 else None
         self._skipped: Counter[str] = Counter()
         self._skipped_in_row: Counter[str] = Counter()
-        # Set by a signal on any rank; agreed on by all ranks once an iteration is over.
+        # A signal sets stop_requested on its rank. At the end of an iteration all ranks agree on stop_agreed.
         self.stop_requested = False
         self.stop_agreed = False
 
     def open_loaders(self, start_iter: int) -> None:
-        """Open every task's data at the batch that ``start_iter`` needs; to be called before training.
+        """Open every task's data at the first batch from ``start_iter`` on. Call it before training.
 
         Raises:
-            UserError: data that cannot be used.
+            UserError: the data cannot be used.
         """
         first_batches = self._schedule.draws_before(start_iter)
         self.data_loader = {task: self._build_loader(task, first_batches[task]) for task in self._loss_weights}
@@ -98,7 +100,7 @@ class TaskTrainer(SimpleTrainer):
         """One iteration.
 
         Raises:
-            FloatingPointError: too many steps of a task had to be skipped, this one included.
+            FloatingPointError: too many consecutive steps of a task were skipped, this one included.
         """
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
@@ -120,13 +122,14 @@ class TaskTrainer(SimpleTrainer):
         self.stop_agreed = stop > 0
         losses: dict[str, float] = {}
         for name, value in zip(names, values, strict=True):
-            losses[name] = losses.get(name, 0.0) + value  # a batch's loss is the weighted sum of its parts'
+            losses[name] = losses.get(name, 0.0) + value  # a batch's loss is the weighted sum over its micro-batches
         norm = self._step(batches, losses)
         images = comm.get_world_size() * sum(map(len, batches.values()))
         self._write(shares, losses, norm, images, data_time, time.perf_counter() - start)
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """A batch's parts, each with its share of what the losses are means over, on all ranks together."""
+        """The micro-batches of a batch with their weights. A weight is the micro-batch's share of the batch's loss
+        count, summed over all ranks."""
         if self._accumulation_steps == 1:
             return [(batch, 1.0)]
         bounds = np.linspace(0, len(batch), self._accumulation_steps + 1).astype(int)
@@ -135,7 +138,7 @@ class TaskTrainer(SimpleTrainer):
         if comm.get_world_size() > 1:
             counts = counts.to(self._parameters[0].device)
             torch.distributed.all_reduce(counts)
-        # A part without any such thing still has losses, which divide by one.
+        # The losses of a micro-batch with a count of 0 are divided by 1.
         return list(zip(parts, (counts.clamp(min=1) / counts.sum().clamp(min=1)).tolist()))
 
     def _seed_part(self, part: int) -> None:
@@ -143,7 +146,7 @@ class TaskTrainer(SimpleTrainer):
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def _backward(self, task: str, batch: Batch, share: float, weight: float) -> dict[str, Tensor]:
-        """Adds a micro-batch's gradient; its part of the batch's losses, by their names in the storage."""
+        """Adds the gradient of a micro-batch. Returns its part of the batch's losses by their names in the storage."""
         with self._precision(), get_event_storage().name_scope(task):
             losses = self.model(batch)
         total = self._loss_weights[task] * sum(losses.values())
@@ -157,9 +160,9 @@ class TaskTrainer(SimpleTrainer):
         return torch.autocast(self._device_type, dtype=self._autocast)
 
     def _step(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> float:
-        """Update the parameters, or skip it; the gradient's norm before normalisation.
+        """Update the parameters or skip the step. Returns the gradient's norm before normalisation.
 
-        The losses are means over the ranks and the gradient is the same on all of them, so that all ranks decide alike.
+        The losses are means over all ranks and the gradient is the same on all of them, so that all ranks decide alike.
         """
         finite = all(math.isfinite(value) for value in losses.values())
         scale_at_fault = False
@@ -178,7 +181,7 @@ class TaskTrainer(SimpleTrainer):
         return norm
 
     def _update(self, task: str) -> float:
-        """Step, if the gradient is finite; its norm."""
+        """Step if the gradient is finite. Returns the gradient's norm."""
         if isinstance(self.optimizer, TaskBalancedAdamW):
             with contextlib.suppress(FloatingPointError):
                 self.optimizer.step(task=task)
@@ -189,7 +192,8 @@ class TaskTrainer(SimpleTrainer):
         return norm
 
     def _count_skipped(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> None:
-        """Blame the tasks whose losses are not finite, or all of them where it is the gradient alone."""
+        """Count a skipped step for the tasks with losses that are not finite. If all losses are finite and only the
+        gradient is not, count it for all tasks."""
         guilty = {task for task in batches if not math.isfinite(losses[f"{task}/total_loss"])} or set(batches)
         values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         fatal = ""
@@ -225,7 +229,7 @@ class TaskTrainer(SimpleTrainer):
             return
         scalars = {"data_time": data_time, "images_per_second": images / seconds, **losses}
         scalars["total_loss"] = sum(share * losses[f"{task}/total_loss"] for task, share in shares.items())
-        if len(shares) == 1:  # else the norm and the times are those of all tasks together
+        if len(shares) == 1:  # otherwise the norm and the times belong to all tasks together
             (task,) = shares
             scalars[f"{task}/grad_norm"] = norm
             scalars[f"{task}/data_time"] = data_time
@@ -243,7 +247,7 @@ class TaskTrainer(SimpleTrainer):
                 storage.put_scalar(f"{task}/unreadable_images", unreadable, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Detectron2's, with the skipped steps and the scale of float16 gradients."""
+        """Detectron2's state, the counts of skipped steps and the scaler of float16 gradients."""
         state = super().state_dict()
         state["skipped"] = {"all": dict(self._skipped), "in_row": dict(self._skipped_in_row)}
         if self._scaler is not None:
@@ -260,5 +264,5 @@ class TaskTrainer(SimpleTrainer):
 
 
 def _id_of(sample: Mapping[str, Any]) -> Any:
-    """What tells a user which sample it is: the id or file of its image, or the id of its text."""
+    """Identifies a sample for the user: the id or file of its image, or the id of its text."""
     return next((sample[key] for key in ("image_id", "text_id", "file_name") if key in sample), "?")

@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's, with several tasks, averaged weights and atomic checkpoints."""
+"""The trainer: Detectron2's with several tasks, averaged weights and atomic checkpoints."""
 
 import contextlib
 import logging
@@ -39,21 +39,21 @@ WRITE_PERIOD = 20
 
 
 class UniPerceiverTrainer(DefaultTrainer):
-    """Trains all tasks of ``TASKS.NAMES`` jointly, one drawn per iteration or all in each, with Detectron2's hooks.
+    """Trains all tasks of ``TASKS.NAMES`` jointly, with Detectron2's hooks. An iteration has one drawn task, or all
+    tasks.
 
-    ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and the like mean what they do in
-    Detectron2. With ``SOLVER.WEIGHT_AVERAGING``, the averaged weights are evaluated and are a checkpoint's
-    "model".
+    ``TEST.EVAL_PERIOD``, ``SOLVER.CHECKPOINT_PERIOD``, ``SOLVER.MAX_ITER`` and similar keys have Detectron2's meaning.
+    With ``SOLVER.WEIGHT_AVERAGING``, the averaged weights are evaluated, and they are the "model" of a checkpoint.
 
     Args:
-        cfg: from :func:`uniperceiver_v2.config.load_config`.
+        cfg: the settings, from :func:`uniperceiver_v2.config.load_config`.
 
     Raises:
-        UserError: weights or data that cannot be used (:meth:`resume_or_load`, :meth:`train`).
+        UserError: weights or data cannot be used (:meth:`resume_or_load`, :meth:`train`).
     """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own set-up is for one loader; all that follows from the parts built here is kept.
+        # DefaultTrainer's constructor would build a single loader. Its other methods work with the parts built here.
         super(DefaultTrainer, self).__init__()
         model = self.build_model(cfg)
         broadcast_state(model)
@@ -86,7 +86,8 @@ class UniPerceiverTrainer(DefaultTrainer):
         """Train to ``SOLVER.MAX_ITER``.
 
         Returns:
-            the last evaluation's results by dataset, on the main process, or None without ``DATASETS.TEST``.
+            the results of the last evaluation by dataset. None without ``DATASETS.TEST`` and on all processes but the
+            main one.
         """
         self._check_that_ranks_agree()
         if self.start_iter == 0:
@@ -95,7 +96,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         try:
             self._trainer.open_loaders(self.start_iter)
             for name in self.cfg.DATASETS.TEST:
-                self.build_test_loader(self.cfg, name)  # bad test data must not come out only after days of training
+                self.build_test_loader(self.cfg, name)  # finds bad test data before training, not after days of it
             super().train()
         finally:
             self._graceful_stop.uninstall()
@@ -118,7 +119,8 @@ class UniPerceiverTrainer(DefaultTrainer):
             )
 
     def _forget_earlier_run(self) -> None:
-        """Whoever starts anew in a used folder must not, after an interruption, go on with what was there before."""
+        """Rename an earlier run's ``last_checkpoint``. Otherwise ``--resume`` after an interruption of this run
+        could continue the earlier run."""
         path = os.path.join(self.cfg.OUTPUT_DIR, "last_checkpoint")
         if comm.is_main_process() and os.path.exists(path):
             os.replace(path, f"{path}.previous")
@@ -126,10 +128,10 @@ class UniPerceiverTrainer(DefaultTrainer):
         comm.synchronize()
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """Timing, learning rate, averaging, checkpoints, evaluation and writers.
+        """Hooks for timing, learning rate, averaging, checkpoints, evaluation and writing.
 
-        In this order, a checkpoint holds its iteration's average and is safe before an evaluation that may
-        fail, and the writers find the evaluation's results.
+        The order matters. A checkpoint comes after the averaging of its iteration, and before the evaluation, which may
+        fail. The writers come after the evaluation, so that they find its results.
         """
         cfg = self.cfg
         is_main = comm.is_main_process()
@@ -156,11 +158,13 @@ class UniPerceiverTrainer(DefaultTrainer):
         return chain
 
     def build_writers(self) -> list[EventWriter]:
-        """The progress line; ``metrics.json`` and TensorBoard are hooks of their own, as they follow resumed runs."""
+        """The writer of progress lines. ``metrics.json`` and TensorBoard's events are written by hooks, which handle
+        resumed runs."""
         return [TaskProgressPrinter(self.cfg.TASKS.NAMES, self.max_iter)]
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate the weights, averaged where they are averaged, on ``DATASETS.TEST``; nothing, once asked to stop."""
+        """Evaluate the weights, or their averages if there are any, on ``DATASETS.TEST``. Does nothing once training
+        was asked to stop."""
         if self._trainer.stop_agreed:
             return {}
         with self.averaged_weights():
@@ -168,13 +172,13 @@ class UniPerceiverTrainer(DefaultTrainer):
         return self.last_results
 
     def averaged_weights(self) -> contextlib.AbstractContextManager:
-        """Within, the model has the weights that are delivered: the averages, where there are any."""
+        """A context in which the model has the averaged weights, if weights are averaged."""
         return contextlib.nullcontext() if self.averaging is None else self.averaging.applied()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """As in Detectron2, but results are always by dataset, also where there is only one, and each kind of task
-        prepares its evaluators."""
+        """As in Detectron2, with two differences: results are by dataset even if there is only one, and each kind of
+        task prepares its evaluators."""
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
             kinds = [kind_of_dataset(name) for name in cfg.DATASETS.TEST]
@@ -191,7 +195,7 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @classmethod
     def build_task_loader(cls, cfg: CfgNode, task: str, start_batch: int) -> Iterable[list[dict[str, Any]]]:
-        """This rank's batches of a task, from its ``start_batch``-th on."""
+        """This rank's batches of a task, beginning with batch number ``start_batch``."""
         return build_task_train_loader(cfg, task, start_batch)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""An exponential average of the weights, which is what is evaluated and delivered."""
+"""An exponential moving average of the weights, which is evaluated and saved as the model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 class WeightAveraging(HookBase):
     """Averages the model's parameters after every iteration: a ← d·a + (1-d)·θ.
 
-    The decay of update t is min(d, (1+t)/(10+t)), so that early averages forget the random initial weights as
-    quickly as training leaves them. Buffers are not averaged: the average goes with the current ones.
+    The decay of update t is min(d, (1+t)/(10+t)), so that the averages forget the random initial weights quickly at the
+    start. Buffers are not averaged. The averages are used with the current buffers.
 
     Args:
-        model: not wrapped for several processes; all ranks hold the same weights, so each averages its own.
+        model: the model, without a wrapper for several processes. All ranks hold the same weights, and each averages
+            them for itself.
         decay: d in (0, 1).
+
+    Raises:
+        ValueError: the decay is out of its range.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -27,7 +31,7 @@ class WeightAveraging(HookBase):
         self._decay = decay
         self._updates = 0
         self._averages: list[Tensor] | None = None
-        # The weights in training, while the averages stand in for them.
+        # The weights in training, while the model has the averages.
         self._raw: list[Tensor] | None = None
 
     @property
@@ -46,9 +50,10 @@ class WeightAveraging(HookBase):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model's parameters hold the averages; the weights in training come back afterwards.
+        """A context in which the model's parameters hold the averages. Afterwards they hold the weights in training
+        again.
 
-        Values are copied in place, so that whoever caches by a parameter's version sees both changes.
+        Values are copied in place. A cache that checks a parameter's version therefore notices both changes.
         """
         if self._averages is None or self._raw is not None:
             yield
@@ -62,12 +67,12 @@ class WeightAveraging(HookBase):
             self._raw = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights in training, to go on from; the averages are the checkpoint's "model"."""
+        """The number of updates and the weights in training. The averages are the checkpoint's "model"."""
         raw = self._parameters if self._raw is None else self._raw
         return {"updates": self._updates, "weights": dict(zip(self._named, raw))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the model's present parameters for the averages and put the saved weights in their place."""
+        """Take the model's present parameters as the averages, and put the saved weights in training in their place."""
         self._updates = state["updates"]
         self._averages = [p.clone() for p in self._parameters]
         weights = [state["weights"][name].to(p.device) for name, p in self._named.items()]

@@ -1,4 +1,4 @@
-"""The kinds of task: a file for each, with one descriptor of all that is its own."""
+"""The kinds of task. Each has one file with one descriptor."""
 
 from ..kinds import register_kind
 from .captioning import CAPTIONING, CaptioningTask

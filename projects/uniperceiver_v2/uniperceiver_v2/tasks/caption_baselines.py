@@ -1,4 +1,4 @@
-"""What captions are compared with beside the references: the training set's own captions."""
+"""Captions of the training set, as baselines for predicted captions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..evaluation import CaptionBaselines
 
 logger = logging.getLogger(__name__)
 
-MAX_IMAGES = 5000  # drawn from all training sets: enough for a near one, and soon encoded
+MAX_IMAGES = 5000  # images drawn from all training sets: enough for a similar one to each test image, and few to encode
 BATCH_SIZE = 16
 
 
 def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None:
-    """Training images of all captioning tasks with their captions, images known by their mean global token.
+    """Training images of all captioning tasks with their captions. An image's feature is its mean global token.
 
-    Which images are drawn depends on ``cfg.SEED`` alone. One that cannot be read is left out.
+    The drawn images depend on ``cfg.SEED`` only. Images that cannot be read are left out.
 
     Args:
-        cfg: of a run.
-        model: a UniPerceiverV2, also as DistributedDataParallel wraps it.
+        cfg: the settings of a run.
+        model: a UniPerceiverV2, which may be wrapped in DistributedDataParallel.
 
     Returns:
-        None where no task trains captioning or its data is not there, as on a machine that only evaluates; and on
-        other ranks than the first.
+        the baselines on the first rank, None on the others. Also None if no task trains captioning, or if its training
+        data is missing, as on a machine that only evaluates.
     """
     model = getattr(model, "module", model)
     if all(cfg.TASKS[name].KIND != "captioning" for name in cfg.TASKS.NAMES):
@@ -58,7 +58,7 @@ def caption_baselines(cfg: CfgNode, model: nn.Module) -> CaptionBaselines | None
 def _encode(
     model: nn.Module, sample_at: Callable[[int], dict], indices: np.ndarray
 ) -> Iterator[tuple[Tensor, list[str]]]:
-    """The feature [d] and the captions of each image that can be read."""
+    """The feature [d] and the captions of each readable image."""
     batch: list[dict] = []
     for index in indices.tolist():
         try:
@@ -75,4 +75,4 @@ def _encode(
 def _features(model: nn.Module, batch: list[dict]) -> Iterator[tuple[Tensor, list[str]]]:
     features = model.image_encoder.mean_global_token(model.preprocess(batch)).cpu()
     for feature, sample in zip(features, batch, strict=True):
-        yield feature.clone(), sample["captions"]  # a copy: a view would carry the whole batch to another rank
+        yield feature.clone(), sample["captions"]  # a copy, as a view would send the whole batch to the other rank

@@ -1,4 +1,5 @@
-"""Image captioning: each position of a caption is compared with the vocabulary, to say the next word."""
+"""Image captioning: at each position of a caption the representation is compared with the vocabulary for the next
+word."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningSettings(TaskSettings):
-    """Of captioning. Images have detection's sizes; nothing is mirrored or cropped, as captions say left and right."""
+    """Settings of captioning. Images are resized as in detection, but not flipped or cropped, as captions say left
+    and right."""
 
     captions_per_image: int = setting(
         1, "captions of an image in a training step, for which it is encoded once", at_least=1
@@ -54,18 +56,18 @@ class CaptioningSettings(TaskSettings):
 
 
 class CaptioningTask(Task):
-    """Captions word by word, from left to right; nothing sees a later word, the image is seen whole.
+    """Captions are predicted word by word, from left to right. A position sees the whole image and no later word.
 
-    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`. Predictions: "caption", its "log_likelihood" among
-    all texts (the sum over its words and the stop), and "image_feature" [d], the mean global token, by which images
-    are compared.
+    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`. Predictions: "caption", its "log_likelihood" (the
+    sum of log P over its words and the stop token) and "image_feature" [d], the mean global token, which serves to find
+    similar images.
     """
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
         token_ids, valid = model.text_encoder.pad([caption for x in inputs for caption in x["caption_token_ids"]])
-        said = valid[:, 1:]  # position t of the caption says token t + 1
+        said = valid[:, 1:]  # position t predicts token t + 1
         features = decode_captions(model, encoding, images, token_ids[:, :-1], said)[said]
         logits, labels = vocabulary_logits(
             model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings.vocabulary_sample
@@ -101,8 +103,13 @@ class CaptioningTask(Task):
 def decode_captions(
     model: UniPerceiver, encoding: ImageEncoding, images: list[int], token_ids: Tensor, valid: Tensor
 ) -> Tensor:
-    """Representations [C,T,d] of the tokens of C captions, ids and validity [C,T], each behind the image of the encoded
-    batch that `images` names."""
+    """Representations [C,T,d] of the tokens of C captions.
+
+    Args:
+        encoding: the encoded batch of images.
+        images: C indices into the batch, the image of each caption.
+        token_ids, valid: [C,T], the captions' ids, and which of them are no padding.
+    """
     tokens = model.text_encoder(token_ids, valid, causal=True)
     rows = torch.tensor(images, device=tokens.device)
     segments = [segment.select(rows) for segment in model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)]
@@ -110,8 +117,11 @@ def decode_captions(
 
 
 def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
-    """What may follow in captions of the B images: log P of all words [N,V], among which </s> is the one special token.
-    Image and words are read once, their keys and values kept."""
+    """A step of generation for captions of B images: log P [N,V] of all words that may come next.
+
+    </s> is the only special token that can come next. The image and the words before are not computed again: their keys
+    and values are cached.
+    """
     text_encoder, decoder = model.text_encoder, model.decoder
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
     likelihoods = model.likelihood.against(words)
@@ -123,7 +133,7 @@ def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
 
     def step(tokens: Tensor, rows: Tensor) -> Tensor:
         nonlocal text_cache, cache, standing
-        if not torch.equal(rows, standing):  # greedy search hardly ever moves a row
+        if not torch.equal(rows, standing):  # greedy search rarely reorders rows
             text_cache, cache, standing = text_cache.select(rows), cache.select(rows), torch.arange(len(rows)).to(rows)
         tokens = text_encoder.extend(text_cache, tokens[:, None])
         features = decoder.extend(cache, tokens, CAPTION)[:, 0]
@@ -143,14 +153,14 @@ def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[R
 
 
 def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[CaptionEvaluator]) -> None:
-    """Captions are reported beside those that the training set has."""
+    """Give the evaluators the captions of the training set as baselines."""
     baselines = caption_baselines(cfg, model)
     for evaluator in evaluators:
         evaluator.baselines = baselines
 
 
 def _draw(cfg: CfgNode, model: nn.Module, dataset_name: str) -> None:
-    """A sheet of captions with detections, for each detection dataset that is tested on the same images."""
+    """Draw a sheet of captions with detections for each detection dataset that is tested on the same images."""
     results = os.path.join(cfg.OUTPUT_DIR, "inference")
     for detected in cfg.DATASETS.TEST:
         if MetadataCatalog.get(detected).get("evaluator_type") == "coco" and same_images(detected, dataset_name):

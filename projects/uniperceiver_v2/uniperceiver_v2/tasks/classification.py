@@ -1,4 +1,4 @@
-"""Image classification: the whole image is compared with the class names."""
+"""Image classification: the representation of the whole image is compared with the class names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .task import Task, candidate_texts, log_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(TaskSettings):
-    """Of classification."""
+    """Settings of classification."""
 
     label_smoothing: float = setting(0.0, "share of the target that all classes get alike", at_least=0, at_most=1)
     alignment_weight: float = setting(1.0, "of the alignment loss", at_least=0)
@@ -36,8 +36,8 @@ class ClassificationSettings(TaskSettings):
 
 
 class ClassificationTask(Task):
-    """Inputs: :class:`~uniperceiver_v2.data.samples.ClassificationSample`. Predictions: "scores" [C], the candidates'
-    probabilities."""
+    """Inputs: :class:`~uniperceiver_v2.data.samples.ClassificationSample`. Predictions: "scores" [C], the
+    probabilities of the candidates."""
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
@@ -65,7 +65,8 @@ class ClassificationTask(Task):
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:
     settings = task.settings
-    records = load_classification_training(settings.datasets)  # first: classes may be known by their folders alone
+    # Before candidate_names: a dataset may know its classes by their folders only.
+    records = load_classification_training(settings.datasets)
     mapper = ClassificationMapper(
         task.name,
         candidate_names(settings.datasets[0]),

@@ -1,4 +1,4 @@
-"""Detection with masks: every proposal is compared with the category names."""
+"""Detection with masks: the representation of every proposal is compared with the category names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .task import Task, candidate_texts, log_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings(TaskSettings):
-    """Of detection. Sizes, flips and crops of images are those of ``INPUT``."""
+    """Settings of detection. ``INPUT`` has the sizes, flips and crops of images."""
 
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
@@ -42,11 +42,11 @@ class DetectionTask(Task):
     """Object detection and instance segmentation.
 
     Inputs: :class:`~uniperceiver_v2.data.samples.DetectionSample`. Predictions: "instances" (pred_boxes, scores,
-    pred_classes, pred_masks) at the size that "height" and "width" give, as in Detectron2.
+    pred_classes, pred_masks) at the size "height" x "width" of the input, as in Detectron2.
 
     Args:
-        settings: of the kind.
-        detections_per_image: how many pairs of proposal and category go out.
+        settings: the task's settings.
+        detections_per_image: the number of (proposal, category) pairs that are returned for an image.
     """
 
     def __init__(self, settings: DetectionSettings, detections_per_image: int = 100):
@@ -68,9 +68,9 @@ class DetectionTask(Task):
         labels = targets.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
         logits = model.likelihood.of_directions(matched_proposals, candidates)
-        # Align before fuse: every state that answers for an object is also compared with the names as the text encoder
-        # gives them. Matched proposals alone are too few to teach the region network what tells categories apart, and
-        # while they do not tell, the unified decoder learns to make all candidates equal.
+        # Align before fuse: every state of the region network that is matched to an object is also compared with the
+        # names, as the text encoder encodes them. The matched proposals are too few to teach the region network to
+        # distinguish categories. And as long as it cannot, the unified decoder learns to make all candidates equal.
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
         matched, hits, answering = sum_over_ranks(
             torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), torch.ones_like(regions.labels).sum()
@@ -112,10 +112,11 @@ def best_instances(
     output_size: tuple[int, int],
     count: int,
 ) -> Instances:
-    """The `count` best pairs of proposal and category of image `index`, from scores [O,C], at `output_size`."""
+    """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C], scaled to
+    ``output_size``."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    used, which = proposal.unique(return_inverse=True)  # a mask serves all categories of its proposal
+    used, which = proposal.unique(return_inverse=True)  # a proposal with several categories has one mask
     boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index, used].float()))
     boxes.scale(output_size[1], output_size[0])
     boxes.clip(output_size)
@@ -124,7 +125,7 @@ def best_instances(
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
-    """[K, *size] bool, the pixels that a box touches: a mask ends where its box does (YOLACT, section 3.3)."""
+    """The pixels that each of K boxes touches, bool [K, *size]. A mask ends at its box (YOLACT, section 3.3)."""
     x0, y0, x1, y1 = boxes.tensor[:, :, None].unbind(1)
     rows, columns = (torch.arange(side, device=x0.device) for side in size)
     inside_rows = (rows + 1 > y0) & (rows < y1)
@@ -133,7 +134,7 @@ def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
 
 
 def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
-    """Mask logits [K,h,w] over the padded batch to bool masks [K, *output_size] over image `index`."""
+    """Mask logits [K,h,w], which cover the padded batch, as bool masks [K, *output_size] of image ``index``."""
     height, width = images.image_sizes[index]
     padded = F.interpolate(logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
     own = padded[..., :height, :width]
@@ -161,7 +162,7 @@ def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
 
 
 def _draw(cfg: CfgNode, model: Callable[[list[dict]], list[dict]], dataset_name: str) -> None:
-    """Test scenes, predictions beside annotations, of datasets in COCO's format."""
+    """Draw test scenes with predictions beside annotations, for datasets in COCO's format."""
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == "coco":
         folder = os.path.join(cfg.OUTPUT_DIR, "visualization", dataset_name)
         draw_test_scenes(model, build_test_loader(cfg, dataset_name), dataset_name, folder)

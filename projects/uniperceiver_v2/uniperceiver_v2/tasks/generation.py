@@ -1,6 +1,7 @@
-"""Greedy and beam search for the most likely sequence of tokens, over any function that says what may follow one.
+"""Greedy and beam search for the most likely sequence of tokens, with any function that gives probabilities of next
+tokens.
 
-Shapes: B sequences are searched at once, A of them are not decided yet, each by k beams; V tokens, L steps at most.
+Shapes: B sequences are searched at once. A of them are undecided, with k beams each. V tokens, at most L steps.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# step(tokens [N], rows [N]) to log P [N,V] of the next token: row i goes on where row rows[i] of the last call was and
-# is one token longer by tokens[i]. Rows so come, go and are reordered as the search wants; in the first call they are
-# sequences without a token, 0..B-1.
+# step(tokens [N], rows [N]) -> log P [N,V] of the next token. Row i extends row rows[i] of the last call by tokens[i].
+# So the search can copy, drop and reorder rows. In the first call, rows are 0..B-1, the B sequences without a token.
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
 class Generated:
-    """What was found for each of B sequences.
+    """The search's result for each of B sequences.
 
     Attributes:
-        token_ids: [B,L'], without the start, filled up with the stop token.
-        lengths: [B], tokens of each; the stop token counts, where there was room for it.
-        log_likelihoods: [B], sum of the tokens' log P, in float64.
+        token_ids: [B,L'], without the start token, padded with the stop token.
+        lengths: [B], the number of tokens, including the stop token unless the sequence reached the length limit first.
+        log_likelihoods: [B], the sum of the tokens' log P, in float64.
     """
 
     token_ids: Tensor
@@ -41,7 +41,8 @@ class _Best:
         self.token_ids = torch.full((count, max_length), stop, device=device)
 
     def update(self, which: Tensor, scores_AK: Tensor, sums_AK: Tensor, tokens_AKl: Tensor) -> None:
-        """Keeps what is better than before for the sequences `which` [A]; -inf scores what has not finished."""
+        """Keep the hypotheses of the sequences ``which`` [A] that score higher than before. Unfinished ones have the
+        score -inf."""
         scores, beams = scores_AK.max(1)
         better = (scores > self.scores[which]).nonzero()[:, 0]
         rows, beams, length = which[better], beams[better], tokens_AKl.shape[2]
@@ -53,19 +54,21 @@ class _Best:
 def search(
     step: Step, start: Tensor, stop: int, *, beam_size: int, length_penalty: float, max_length: int
 ) -> Generated:
-    """The sequences of highest score, log-likelihood / length**length_penalty, that `beam_size` beams find.
+    """The sequences of highest score, log-likelihood / length**length_penalty, that ``beam_size`` beams find.
 
-    Of the 2 · beam_size best continuations, those that stop among the first beam_size are finished and the best others
-    go on. A sequence is decided when no beam can win any more, whatever follows. One beam is greedy search: the first
-    stop ends it.
+    A step takes the 2 · beam_size best continuations of a sequence. Those among the first beam_size that end with the
+    stop token are finished hypotheses. The best beam_size of the others are the next beams. A sequence is decided when
+    no beam can reach a better score than its best hypothesis. One beam is greedy search, which ends with the first stop
+    token.
 
     Args:
-        step: what may follow; its values are log-probabilities, never above 0. -inf forbids a token.
-        start: [B], the token that each sequence opens with.
-        stop: the token that ends one.
-        beam_size: beams of each sequence.
-        length_penalty: above 0 longer sequences gain, below they lose. The stop token counts as length.
-        max_length: L; at this length a sequence ends even without the stop token.
+        step: log-probabilities of the next token, at most 0. -inf forbids a token.
+        start: [B], the first token of each sequence.
+        stop: the token that ends a sequence.
+        beam_size: the number of beams of each sequence.
+        length_penalty: above 0 it favours longer sequences, below 0 shorter ones. The stop token counts in the length.
+        max_length: L. A sequence of this length ends even without the stop token.
+
     Raises:
         ValueError: beam_size or max_length is below 1.
     """
@@ -78,7 +81,8 @@ def search(
     sums_Ak = torch.zeros(len(start), 1, dtype=torch.float64, device=start.device)
     tokens_Akl = start.new_empty(len(start), 1, 0)
     for length in range(1, max_length + 1):
-        log_probs, ids = _top(step(step_tokens, rows), width)  # of each row first, so that little is kept and sorted
+        # The best of each row first, so that few values are kept and sorted.
+        log_probs, ids = _top(step(step_tokens, rows), width)
         beams = sums_Ak.shape[1]
         totals = (sums_Ak.reshape(-1, 1) + log_probs).view(len(which_A), -1)
         sums_AC, flat = _top(totals, width)
@@ -94,9 +98,9 @@ def search(
             best.update(which_A, scores[:, :beam_size], sums_AC, tokens_ACl)
             sums_Ak, kept = _top(sums_AC.masked_fill(ended, -torch.inf), beam_size)
             tokens_Akl, parents = _rows(tokens_ACl, kept), parents.gather(1, kept)
-        else:  # they stand in order
+        else:  # already sorted
             sums_Ak, tokens_Akl, parents = (x[:, :beam_size] for x in (sums_AC, tokens_ACl, parents))
-        # The sum only falls, so this is the best that the first beam can come to.
+        # The sum only decreases, so this bounds the score that the first beam can reach.
         reach = max_length if length_penalty > 0 else length + 1
         undecided = sums_Ak[:, 0] / reach**length_penalty > best.scores[which_A]
         rows = parents + beams * torch.arange(len(which_A), device=start.device).unsqueeze(1)
@@ -109,11 +113,12 @@ def search(
 
 
 def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row, in float64, and where they stand; fewer where a row is shorter."""
+    """The ``count`` largest values of each row, in float64, and their indices. A shorter row gives all of its
+    values."""
     largest, indices = values.topk(min(count, values.shape[1]))
     return largest.double(), indices
 
 
 def _rows(values_ANl: Tensor, indices_AM: Tensor) -> Tensor:
-    """[A,M,l], rows `indices` of each of the A."""
+    """The rows ``indices`` of each of the A sequences, [A,M,l]."""
     return values_ANl.gather(1, indices_AM.unsqueeze(2).expand(-1, -1, values_ANl.shape[2]))

@@ -1,4 +1,4 @@
-"""Masked language modelling: what stands behind a mask is compared with the vocabulary."""
+"""Masked language modelling: the representation at a masked position is compared with the vocabulary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .vocabulary import vocabulary_logits
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModellingSettings(TaskSettings):
-    """Of language modelling."""
+    """Settings of language modelling."""
 
     masked_share: float = setting(0.15, "of a text's tokens, those to be predicted in training", above=0, at_most=1)
     vocabulary_sample: int = setting(
@@ -35,11 +35,11 @@ class LanguageModellingSettings(TaskSettings):
 
 
 class LanguageModellingTask(Task):
-    """Language modelling as RoBERTa's, in both directions.
+    """Masked language modelling as in RoBERTa: a position sees the text on both sides.
 
-    Inputs: :class:`~uniperceiver_v2.data.samples.TextSample`. Predictions, of the M masked tokens in their order:
-    "log_likelihoods" [M] of the right ones among the whole vocabulary, and "correct" [M] bool, whether they are the
-    likeliest.
+    Inputs: :class:`~uniperceiver_v2.data.samples.TextSample`. Predictions for the M masked tokens in their order:
+    "log_likelihoods" [M] of the right tokens among the whole vocabulary, and "correct" [M] bool, whether the right
+    token is the most likely one.
     """
 
     def losses(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> dict[str, Tensor]:
@@ -65,14 +65,14 @@ class LanguageModellingTask(Task):
 
     @staticmethod
     def _masked(model: UniPerceiver, inputs: Sequence[TextSample]) -> tuple[Tensor, Tensor, list[int]]:
-        """Representations [K,d] at all masked tokens of the batch, the tokens behind them [K], and how many of them
-        each input has."""
+        """Representations [K,d] of all masked positions of the batch, the right tokens [K], and the number of masked
+        tokens of each input."""
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
         tokens = model.text_encoder(token_ids, valid)
         labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_PREDICTED).to(model.device)
         masked = labels != NOT_PREDICTED
         counts = masked.sum(1).tolist()
-        # Each row's masked positions in their order, and others where it has fewer than the most.
+        # Each row's masked positions in their order. Rows with fewer of them are filled up with other positions.
         positions = masked.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, max(counts))]
         text = Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))
         decoded = model.decoder.read_last([text], positions)

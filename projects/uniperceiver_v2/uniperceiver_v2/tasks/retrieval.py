@@ -1,4 +1,4 @@
-"""Retrieval: images and captions are compared as wholes, each with the other side's batch."""
+"""Retrieval: whole images are compared with whole captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from .task import Task, log_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSettings(TaskSettings):
-    """Of retrieval. Images have detection's sizes; nothing is mirrored or cropped, as captions say left and right."""
+    """Settings of retrieval. Images are resized as in detection, but not flipped or cropped, as captions say left
+    and right."""
 
     gather_features: bool = setting(
         True, "compare with the batches of all ranks; otherwise with the rank's own share alone"
@@ -36,11 +37,13 @@ class RetrievalSettings(TaskSettings):
 
 
 class RetrievalTask(Task):
-    """Image-text retrieval, learned by contrast: the candidates of an image are all captions of the batch, those of a
-    caption all images, gathered over all ranks unless GATHER_FEATURES is off.
+    """Image-text retrieval with a contrastive loss.
+
+    The candidates of an image are all captions of the batch, and the candidates of a caption are all images of the
+    batch. With ``GATHER_FEATURES`` the batch is that of all ranks.
 
     Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`, in training with one caption each. Predictions:
-    "image_feature" [d] and "text_features" [n,d], of length 1: products are cosines.
+    "image_feature" [d] and "text_features" [n,d], normalised to length 1, so that products are cosines.
     """
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
@@ -52,7 +55,7 @@ class RetrievalTask(Task):
         if self.settings.gather_features and comm.get_world_size() > 1:
             all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
             all_keys, own = gather_from_ranks(keys), rows + comm.get_rank() * len(inputs)
-        # Another pair with the same image or the same caption is no wrong answer and must not be counted as one.
+        # Another pair with the same image or the same caption is no wrong candidate, so it is left out.
         same = (keys[:, None] == all_keys).any(-1).index_put((rows, own), torch.zeros_like(rows, dtype=torch.bool))
         to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)
         to_image = model.likelihood(texts, all_images).masked_fill(same, -torch.inf)
@@ -72,14 +75,14 @@ class RetrievalTask(Task):
 
 
 def _keys(inputs: Sequence[CaptionedSample]) -> Tensor:
-    """[B,2] int64, equal where image or caption are."""
+    """[B,2] int64: a key of the image and a key of the caption. Equal keys mean equal images or captions."""
     return torch.tensor(
         [(_key(x["file_name"].encode()), _key(x["caption_token_ids"][0].cpu().numpy().tobytes())) for x in inputs]
     )
 
 
 def _key(content: bytes) -> int:
-    """63 bits that stand for some content, the same on every rank."""
+    """A hash of 63 bits, the same on every rank."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 

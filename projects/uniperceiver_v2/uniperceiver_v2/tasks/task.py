@@ -1,5 +1,7 @@
-"""The model's side of a task: how inputs and candidates become losses and predictions. There are no task heads, so a
-task holds settings and no weights."""
+"""The model's side of a task: losses and predictions from inputs and candidates.
+
+There are no task heads, so a task holds settings and no weights.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ class Task(ABC):
     """One task of a model.
 
     Args:
-        settings: its kind's :class:`~uniperceiver_v2.kinds.TaskSettings`.
+        settings: an instance of its kind's :class:`~uniperceiver_v2.kinds.TaskSettings`.
     """
 
     def __init__(self, settings: Any):
@@ -28,22 +30,23 @@ class Task(ABC):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, settings: Any) -> Task:
-        """The task of a configuration. Subclasses take what else they need from ``cfg``."""
+        """The task of a configuration. Subclasses read further settings from ``cfg`` if they need them."""
         return cls(settings)
 
     @abstractmethod
     def losses(self, model: UniPerceiver, inputs: Sequence[Any]) -> dict[str, Tensor]:
-        """The losses of a batch, weighed against each other, each a scalar.
+        """The losses of a batch, scalars that are weighted against each other.
 
-        With several ranks a rank's losses are such that their mean over ranks is that of the whole batch (see `ranks`).
-        Whether collective calls are made must not depend on what this rank's share holds.
+        With several ranks, the mean of the ranks' losses must be the loss of the whole batch (see ``ranks``). A rank's
+        collective calls must not depend on its share of the batch, as all ranks have to make the same calls.
         """
 
     def loss_count(self, inputs: Sequence[Any]) -> int:
-        """How many things the losses of a batch are means over: images, unless a task says otherwise. It may be 0.
+        """The number of things over which the losses of a batch are means. These are images by default. It may be 0.
 
-        A part of a batch then counts max(1, its count) / max(1, the count of all parts), both summed over ranks, of the
-        whole: as losses divide by no less than one thing, parts with none teach the background all the same.
+        The trainer weights a part of a batch with max(1, its count) / max(1, the count of all parts). Both counts are
+        summed over ranks. A part with a count of 0 has a weight, too: its losses are divided by 1 and still teach the
+        background.
         """
         return len(inputs)
 
@@ -53,10 +56,10 @@ class Task(ABC):
 
 
 def candidate_texts(prompt: str, inputs: Sequence[Any]) -> tuple[str, ...]:
-    """The candidate texts of a batch: the names of its first input, put into a prompt.
+    """The candidate texts of a batch: the names in its first input, each put into the prompt.
 
     Raises:
-        ValueError: the input has none.
+        ValueError: the input has no names.
     """
     names = inputs[0].get("candidates")
     if not names:
@@ -70,8 +73,8 @@ def _prompted(prompt: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def log_accuracy(name: str, hits: Tensor, count: Tensor | int) -> None:
-    """Puts the share of `hits` among `count` into the event storage, in one wait for the device; nothing if there was
-    nothing to hit."""
+    """Put the share of ``hits`` among ``count`` into the event storage, or nothing if ``count`` is 0. Waits for the
+    device once."""
     accuracy = (hits / count).item()
     if not math.isnan(accuracy):
         get_event_storage().put_scalar(name, accuracy)

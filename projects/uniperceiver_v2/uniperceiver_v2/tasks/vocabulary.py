@@ -1,4 +1,5 @@
-"""Words as candidates: the whole vocabulary, or in training a sample of it that is right in expectation."""
+"""Words as candidates: the whole vocabulary, or in training a random sample with an unbiased denominator of the
+softmax."""
 
 from __future__ import annotations
 
@@ -16,18 +17,19 @@ def vocabulary_logits(
 ) -> tuple[Tensor, Tensor]:
     """Logits of words for a cross-entropy.
 
-    The sampled set holds the targets themselves and `sample` of all other words, drawn uniformly without replacement,
-    anew in each call and on each rank. Each drawn word stands for `others / drawn` words that could have been drawn, so
-    that the sum of exp(logits), to which a softmax normalises, is in expectation that of the whole vocabulary
-    (importance sampling: Bengio and Senécal, 2008; Jean et al., ACL 2015). That holds for each rank's
-    own sample, and several ranks' samples tell more about the vocabulary than one that they share would.
+    The sampled set has the targets and ``sample`` of the other words. These are drawn uniformly without replacement,
+    anew in each call and on each rank. Each drawn word stands for ``others / drawn`` words. So the sum of exp(logits),
+    which is the denominator of the softmax, has the expectation of the whole vocabulary's sum (importance sampling:
+    Bengio and Senécal, 2008; Jean et al., ACL 2015). Each rank draws its own sample, as different samples cover more of
+    the vocabulary than one shared sample.
 
     Args:
-        features: [K,d], representations at the positions that say a word each.
-        targets: [K], the ids of these words.
-        sample: words to draw; 0 for the whole vocabulary.
+        features: [K,d], representations at the positions that predict a word.
+        targets: [K], the ids of the right words.
+        sample: the number of drawn words; 0 for the whole vocabulary.
+
     Returns:
-        logits [K,C] and, for each feature, which of the C is its word [K].
+        logits [K,C] of C candidate words, and the index of each feature's right word among them [K].
     """
     size = model.text_encoder.vocab_size
     own, labels = targets.unique(return_inverse=True)
@@ -36,7 +38,7 @@ def vocabulary_logits(
         return model.likelihood.of_directions(features, model.vocabulary(task)), targets
     is_other = torch.ones(size, dtype=torch.bool, device=targets.device)
     is_other[own] = False
-    # On the CPU, whose generator is seeded for each iteration and rank, whatever the device.
+    # Drawn on the CPU, so that the sample of a seed, iteration and rank is the same for every device.
     drawn = is_other.nonzero()[torch.randperm(others)[:sample].to(targets.device), 0]
     logits = model.likelihood(features, model.encode_vocabulary(torch.cat([own, drawn]), task))
     correction = torch.full_like(logits[0], math.log(others / sample))
