@@ -1,9 +1,9 @@
-"""The table of times beside their targets: every program in a process of its own, one after another, as one table.
+"""All benchmarks against their targets, as one table. Every program runs in its own process, one after another.
 
     python projects/uniperceiver_v2/benchmarks/bench.py [--only optimizer criterion] [--quick] [--device cuda]
 
-Rows are printed as their program ends. A program that fails is named at the end, and the exit code is 1; a target that
-is not met is a finding, not a failure.
+The rows of a program are printed when it ends. If a program fails, the last line names it and the exit code is 1. A
+missed target is a result and not a failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import harness
 
 PROGRAMS = (
     "deformable_attention",
-    "deformable_attention_gpu",  # no rows without one
+    "deformable_attention_gpu",  # has rows only on a GPU
     "image_encoder",
     "criterion",
     "conditional_moe",
@@ -35,7 +35,7 @@ PROGRAMS = (
 
 
 def run(program: str, options: list[str], folder: Path) -> harness.Report | None:
-    """What a program beside this file found, or None if it failed. What it prints itself goes to stderr."""
+    """The report of a program beside this file, or None if it failed. The program's own output goes to stderr."""
     start, result = time.perf_counter(), folder / f"{program}.json"
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), *options, "--json", str(result)]
     code = subprocess.run(command, stdout=sys.stderr).returncode

@@ -1,8 +1,8 @@
-"""Classification among 1,000 names beside the image alone.
+"""The cost of 1,000 candidate names in classification, beside encoding the image alone.
 
-Both run the tiny model of digit_scenes, for which names weigh most, in evaluation. The image alone is its encoding and
-<SPE>'s representation; classification has the names' likelihoods on top, their directions kept from the first batch.
-Not cached is what the names would cost in each batch.
+Both sides run the tiny model of digit_scenes in evaluation. In this model, names cost most relative to the image. The
+image alone is its encoding and the representation of <SPE>. Classification adds the likelihoods of the names. Their
+directions are encoded in the first batch and kept. The rows "not cached" encode the names in each batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
     torch.manual_seed(0)
     model = build_model(load_config(str(TINY_CONFIG), ["MODEL.DEVICE", args.device], training=False)).eval()
     for batch, side in ((1, 96), (16, 32), (16, 96)):
-        # New strings in each batch, as those are that a worker of the data loader sends.
+        # New strings in each batch, as a data loader's worker sends them: equal, but not the same objects.
         images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
 
         def classify(images: torch.Tensor = images) -> list[dict]:

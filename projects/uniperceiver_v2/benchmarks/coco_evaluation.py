@@ -1,10 +1,11 @@
-"""COCO's AP of boxes and masks: our evaluator beside pycocotools, on as many images and detections as val2017's.
+"""COCO's AP of boxes and masks: our evaluator beside pycocotools, on as many images and detections as val2017 has.
 
     python projects/uniperceiver_v2/benchmarks/coco_evaluation.py [--quick]
 
-5,000 images of 640 × 480 with 7 objects each and 100 detections each, of 80 categories; masks are ellipses with bitten
-borders, of areas spread as COCO's; 250 images are drawn, and repeated with other scores and wrong categories. The
-numbers of both must be the same. One pair is run: pycocotools takes two minutes. With --quick there are 500 images.
+5,000 images of 640 × 480 pixels have 7 objects and 100 detections each, of 80 categories. Masks are ellipses with
+pieces taken out of their borders. Their areas are distributed as COCO's. 250 images are drawn, and repeated with other
+scores and wrong categories. Both sides must give the same metrics. Only one pair of runs is made, as pycocotools takes
+two minutes. With --quick there are 500 images.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NAME = "benchmark_coco_evaluation"
 
 
 def segment(center: np.ndarray, size: np.ndarray, angle: float, bites: np.ndarray) -> dict[str, Any]:
-    """A mask's RLE: an ellipse, with discs taken out of its border."""
+    """The RLE of a mask: an ellipse with discs taken out of its border."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="C")
     cv2.ellipse(mask, center.astype(int).tolist(), np.maximum(size, 2).astype(int).tolist(), angle, 0, 360, 1, -1)
     for turn in bites:
@@ -44,7 +45,7 @@ def segment(center: np.ndarray, size: np.ndarray, angle: float, bites: np.ndarra
 
 
 def objects_of(generator: np.random.Generator) -> list[tuple]:
-    """(center, half axes, angle, bites, category) of one image's objects: half of them small, few large."""
+    """(center, half axes, angle, bites, category) of the objects of an image. Half of them are small, few are large."""
     found = []
     for _ in range(OBJECTS):
         size = np.exp(generator.uniform(np.log(6), np.log(150))) * generator.uniform(0.5, 1, size=2)
@@ -55,7 +56,8 @@ def objects_of(generator: np.random.Generator) -> list[tuple]:
 
 
 def image(generator: np.random.Generator) -> tuple[list[dict], list[dict]]:
-    """Annotations and detections of one image; every object is found a few times, the rest is of wrong categories."""
+    """Annotations and detections of an image. Every object is detected a few times. :func:`scored` gives most
+    detections a wrong category."""
     truth, found = [], []
     objects = objects_of(generator)
     for of in objects:
@@ -73,7 +75,7 @@ def image(generator: np.random.Generator) -> tuple[list[dict], list[dict]]:
 
 
 def scored(index: int, found: list[dict], generator: np.random.Generator) -> list[dict]:
-    """One image's detections with scores that tend to be higher for the better ones."""
+    """The detections of an image with scores. Better detections tend to have higher scores."""
     scores = generator.beta(2, 2 + np.arange(DETECTIONS) / OBJECTS).tolist()
     result = [{**detection, "image_id": index, "score": score} for detection, score in zip(found, scores)]
     for detection in result[3 * OBJECTS :]:
@@ -84,7 +86,7 @@ def scored(index: int, found: list[dict], generator: np.random.Generator) -> lis
 def evaluator(fast: bool, predictions: list[dict]) -> COCOEvaluator:
     evaluator = COCOEvaluator(NAME, ("bbox", "segm"), distributed=False, use_fast_impl=fast)
     evaluator.reset()
-    evaluator._predictions = predictions  # as ``process`` leaves them
+    evaluator._predictions = predictions  # in the form in which ``process`` keeps them
     return evaluator
 
 

@@ -1,9 +1,9 @@
-"""The Conditional MoE's feed-forward network beside a dense one with the same active operations.
+"""The Conditional MoE's feed-forward network beside a dense one with the same number of active operations.
 
-A sequence holds <SPE>, which has experts of its own, and the tokens of an image (globals and proposals have the same
-attributes); a caption is a call of its own, as it is in the decoder. The dense network is k times as wide as an expert.
-Rows of "merged" are the experts as they are deployed, a dense network for each class of attributes: what the classes
-cost without a router.
+A sequence holds <SPE>, which has its own experts, and the tokens of an image. Global tokens and proposals have the same
+attributes. A caption is a separate call, as in the decoder. The dense network is k times as wide as an expert. In the
+rows "merged" the experts are merged as for deployment, into a dense network for each class of attributes. They show the
+cost of the classes without a router.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCHES = {"tiny": ((8, 40, 12), (40, 40, 12)), "base": ((1, 320, 20), (4, 320, 
 def passes_of(
     network: nn.Module, calls: Sequence[tuple[Tensor, Sequence[tuple[int, Attributes]]]], train: bool
 ) -> Callable[[], None]:
-    """One pass of all calls, backward too if `train`."""
+    """One pass of all calls, with the backward pass if ``train``."""
 
     def run() -> None:
         for hidden, layout in calls:

@@ -1,17 +1,20 @@
-"""Whether cost grows as it should: time and memory against their theory, over what makes an input or a run larger.
+"""Compares the growth of time and memory with theory, as an input or a run becomes larger.
 
     python projects/uniperceiver_v2/benchmarks/cost_curves.py [--only queries tasks] [--threads 2] [--quick]
         [--plots FOLDER]
 
-With the tiny model's widths (configs/digit_scenes) and random weights, over image size, queries, candidates, length of
-captions, batch size and number of tasks. A theory is a polynomial whose terms are known from the algorithm, with
-coefficients ≥ 0 fitted to the relative error: for n queries, a + b n + c n², as each attends to all. Prints a Markdown
-table, and draws one plot each into output/cost_curves/ or another FOLDER, such as that of a report in docs/reports/.
-Some five minutes on two cores.
+The model has the tiny model's widths (configs/digit_scenes) and random weights. The variables are image size, queries,
+candidates, length of captions, batch size and number of tasks. A theory is a polynomial. Its terms are known from the
+algorithm: for n queries it is a + b n + c n², as each query attends to all queries. Its coefficients are fitted to the
+relative error and are not below 0. The program prints a Markdown table. It also draws a plot for each variable into
+output/cost_curves/ or another FOLDER, for example that of a report in docs/reports/. It takes some five minutes on two
+cores.
 
-Times are medians; memory is the peak above the start, with one thread, in a process of its own (peak_memory.py). A peak
-is that of the heaviest moment, not a sum: it stays as it is until what grows has become the heaviest.
-"The exponent" is the slope in the doubly logarithmic plot over the upper half of the sizes, the theory's beside it.
+Times are medians. Memory is the peak above the start, with one thread, in a separate process (peak_memory.py). A peak
+is the memory of the heaviest moment and not a sum. So it grows only when the growing part has become the heaviest.
+
+"The exponent" is the slope in the doubly logarithmic plot over the upper half of the sizes. The theory's slope stands
+beside it.
 """
 
 from __future__ import annotations
@@ -55,13 +58,13 @@ DEVICE = "cpu"
 
 @dataclass(frozen=True)
 class Curve:
-    """Work over a size n.
+    """Work as a function of a size n.
 
     Attributes:
-        title: of the line in the table and the plot.
-        sizes: n, ascending.
-        work: what is measured, for an n.
-        time, memory: powers of n in their theory, besides the constant.
+        title: the name in the table and the plot.
+        sizes: the values of n, ascending.
+        work: the measured work for an n.
+        time, memory: the powers of n in the theory, besides the constant.
     """
 
     title: str
@@ -73,7 +76,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Fit:
-    """A theory's polynomial through measurements."""
+    """A theory's polynomial, fitted to measurements."""
 
     sizes: np.ndarray
     costs: np.ndarray
@@ -84,18 +87,18 @@ class Fit:
         return sum(c * n.astype(float) ** power for c, power in zip(self.coefficients, self.powers))
 
     def exponents(self) -> tuple[float, float]:
-        """Measured and the theory's, over the upper half of the sizes."""
+        """The slopes of the measurements and of the theory, over the upper half of the sizes."""
         upper = self.sizes[len(self.sizes) // 2 :]
         costs = self.costs[-len(upper) :]
         return tuple(np.polyfit(np.log(upper), np.log(y), 1)[0] for y in (costs, self(upper)))
 
     def worst(self) -> float:
-        """The largest relative distance between both, as a share of the theory."""
+        """The largest relative difference between measurements and theory, as a share of the theory."""
         return float(np.max(np.abs(self.costs / self(self.sizes) - 1)))
 
 
 def fit(sizes: Sequence[int], costs: Sequence[float], powers: tuple[int, ...]) -> Fit:
-    """Least squares of the relative error, coefficients not below 0."""
+    """Least squares of the relative error, with coefficients that are not below 0."""
     n, y = np.array(sizes), np.array(costs)
     powers = (0, *powers)
     terms = np.stack([n.astype(float) ** power for power in powers], axis=1) / y[:, None]
@@ -105,7 +108,7 @@ def fit(sizes: Sequence[int], costs: Sequence[float], powers: tuple[int, ...]) -
 
 @functools.cache
 def text_encoder_of_long_texts() -> str:
-    """The tiny text encoder's directory with positions for 512 tokens."""
+    """A copy of the tiny text encoder's directory, with positions for 512 tokens."""
     folder = Path(tempfile.mkdtemp()) / "text_encoder"
     shutil.copytree(REPOSITORY / "configs" / "digit_scenes" / "text_encoder", folder)
     settings = json.loads((folder / "config.json").read_text())
@@ -114,7 +117,7 @@ def text_encoder_of_long_texts() -> str:
 
 
 def build(**settings: Any) -> nn.Module:
-    """The tiny model with some of MODEL.UNIPERCEIVER_V2's settings ("REGION__NUM_QUERIES") changed."""
+    """The tiny model with changed settings of MODEL.UNIPERCEIVER_V2, for example ``REGION__NUM_QUERIES=100``."""
     pairs = {"TEXT_ENCODER__PATH": text_encoder_of_long_texts(), **settings}
     options = [
         x for key, value in pairs.items() for x in (f"MODEL.UNIPERCEIVER_V2.{key.replace('__', '.')}", str(value))
@@ -142,7 +145,7 @@ def scenes(count: int, side: int) -> list[dict]:
 
 
 def training(model: nn.Module, batches: Sequence[list[dict]]) -> harness.Work:
-    """Forward and backward of batches, one after another; gradients add up."""
+    """Forward and backward passes of batches, one after another. Gradients accumulate."""
     model.train()
 
     def run() -> None:
@@ -166,7 +169,7 @@ def detecting_with_queries(count: int) -> harness.Work:
 
 
 def choosing_new(count: int) -> harness.Work:
-    """Names that were never seen: they are encoded, and then compared."""
+    """Classification with new names, which have to be encoded."""
     model, salt = build().eval(), itertools.count(10_000)
 
     def run() -> None:
@@ -181,12 +184,12 @@ def choosing_known(count: int) -> harness.Work:
     model = build().eval()
     names = tuple(f"{i}" for i in range(10_000, 10_000 + count))
     image = [{**x, "task": "classification", "candidates": names} for x in pictures(1, 32)]
-    model(image)  # encodes and keeps the names
+    model(image)  # encodes and caches the names
     return lambda: model(image)
 
 
 def generating(length: int) -> harness.Work:
-    """Captions of 8 images, which do not stop before."""
+    """Captions of 8 images, all of the given length."""
     model, images = build().eval(), pictures(8, 96)
 
     @torch.no_grad()
@@ -201,7 +204,7 @@ def generating(length: int) -> harness.Work:
 
 
 def learning_captions(length: int) -> harness.Work:
-    """Of 8 images, a caption each."""
+    """Training on 8 images with one caption each."""
     model = build()
     words = torch.randint(5, model.text_encoder.vocab_size, (8, 1, length - 2))
     framed = torch.nn.functional.pad(words, (1, 0), value=model.text_encoder.bos_id)
@@ -215,7 +218,7 @@ def learning_scenes(count: int) -> harness.Work:
 
 
 def iteration_of_tasks(count: int, mixed: bool) -> harness.Work:
-    """A training iteration with its step: of all tasks' batches, or of one of them."""
+    """A training iteration with its step: with the batches of all tasks, or of one of them."""
     model = build()
     tasks = {f"task {i}": (1 / count, 1.0) for i in range(count)}
     optimizer = TaskBalancedAdamW(model.parameters(), lr=1e-6, tasks=tasks)
@@ -235,8 +238,8 @@ def iteration_of_tasks(count: int, mixed: bool) -> harness.Work:
     return run
 
 
-# Everything of an image is linear in its pixels: convolutions, and attention to a few points of each token.
-# Queries, and the proposals they become, attend to each other. A generated word is compared with all before it.
+# All work on an image is linear in its pixels: convolutions, and attention of each token to a few points.
+# Queries attend to each other, and so do their proposals. A generated word attends to all words before it.
 CURVES = {
     "image_size": [Curve("detecting, side of the image", (96, 128, 192, 256, 384, 512, 768), detecting, (2,), (2,))],
     "queries": [
@@ -259,7 +262,8 @@ CURVES = {
 
 
 def measure(curve: Curve, budget: float) -> tuple[Fit, Fit]:
-    """Median milliseconds and peak MiB over the curve's sizes. Sizes take turns, so that a slow minute hits all."""
+    """Median milliseconds and peak MiB over the curve's sizes. Sizes alternate, so that a slow minute affects all of
+    them."""
     works = {n: curve.work(n) for n in curve.sizes}
     for work in works.values():
         work()
@@ -287,7 +291,7 @@ def line(curve: Curve, fits: Sequence[Fit]) -> str:
 
 
 def draw(file: Path, curves: Sequence[Curve], fits: Sequence[tuple[Fit, Fit]]) -> None:
-    """Time and memory side by side; measured with dots, the theory dashed."""
+    """Time and memory side by side. Measurements are dots, the theory is dashed."""
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), dpi=90, layout="constrained")
     for axis, label, index in zip(axes, ("milliseconds", "MiB above the start"), (0, 1)):
         for color, (curve, of_curve) in enumerate(zip(curves, fits)):

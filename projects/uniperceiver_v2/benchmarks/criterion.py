@@ -2,20 +2,20 @@
 
     python projects/uniperceiver_v2/benchmarks/criterion.py [--quick]
 
-Both sides get the same predictions of all decoder layers and the same objects, of one class, match them in each layer
-and give the gradients of the summed losses with respect to the predictions:
+Both sides get the same predictions of all decoder layers, and the same objects, of one class. They match predictions
+and objects in each layer, and compute the gradients of the summed losses with respect to the predictions.
 
-* boxes: DeformableDetrForObjectDetectionLoss with auxiliary losses (matching by focal, L1 and GIoU costs; focal, L1 and
-  GIoU losses; it counts predictions for its log, too), and our functions for the same parts.
-* boxes and masks: Mask2FormerLoss with auxiliary losses (matching by class, mask and dice costs at P random points;
-  cross-entropy, mask and dice losses at P of 3·P points, three quarters of them the most uncertain) has no boxes; ours
-  matches by boxes and masks, learns both, and draws points in the objects' boxes: more work than the peer's, not less.
-  Mask2Former's masks are maps of logits of all queries in all layers, which its decoder makes of embeddings. Ours makes
-  what it needs itself, as part of its losses. So there are two rows: "from embeddings" has the peer make its maps, too,
-  and give gradients of the embeddings; "maps given" leaves that out, which is in the peer's favour.
+* boxes: The peer is DeformableDetrForObjectDetectionLoss with auxiliary losses: matching by focal, L1 and GIoU costs;
+focal, L1 and GIoU losses; counts of predictions for its log. Our side calls our functions for the same parts.
+* boxes and masks: The peer is Mask2FormerLoss with auxiliary losses: matching by class, mask and dice costs at P random
+points; cross-entropy, mask and dice losses at P of 3·P points, three quarters of them the most uncertain. It has no
+boxes. Our side matches by boxes and masks, learns both, and draws points in the objects' boxes. So it does more work
+than the peer. Mask2Former's masks are maps of logits of all queries in all layers, which its decoder computes from
+embeddings. Our losses compute only the values that they need. Therefore there are two rows. In "from embeddings" the
+peer computes its maps, too, and the gradients of the embeddings. In "maps given" it does not, which favours the peer.
 
-Denoising queries, which the peers do not have, are left out. The last row is peak memory from embeddings, data
-included.
+Denoising queries are left out, as the peers do not have them. The last row is the peak memory "from embeddings", with
+the data.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STRIDE = 4  # of the mask logits
 
 @dataclass
 class Scale:
-    """How much there is to match: images of `side` pixels with so many objects."""
+    """The size of a case: images of ``side`` pixels, and ``objects`` is the range of their numbers of objects."""
 
     name: str
     batch: int
@@ -59,7 +59,7 @@ COCO_8 = Scale("800 px", 8, 6, 300, (5, 20), 800, 256, 12544)
 
 
 def make_targets(scale: Scale, device: str) -> RegionTargets:
-    """Ellipses in boxes of 5 to 35 percent of the image's sides."""
+    """Ellipses in boxes whose sides are 5 to 35 percent of the image's."""
     low, high = scale.objects
     counts = torch.randint(low, high + 1, (scale.batch,))
     counts[0] = high
@@ -74,7 +74,7 @@ def make_targets(scale: Scale, device: str) -> RegionTargets:
 
 
 def make_predictions(scale: Scale, targets: RegionTargets) -> RegionPredictions:
-    """Boxes near those of some object, as after some training; random logits and masks."""
+    """Boxes near those of random objects, as after some training, with random logits and masks."""
     shape, device = (scale.layers, scale.batch, scale.queries), targets.boxes.device
     which = torch.randint(10**6, shape[1:], device=device) % targets.valid.sum(1, keepdim=True)
     near = targets.boxes.gather(1, which[..., None].expand(-1, -1, 4))

@@ -1,12 +1,14 @@
-"""Whether two workers give images faster than training takes them, and our mapper beside Detectron2's.
+"""Image loading by two workers against the speed of training, and our mapper beside Detectron2's.
 
     python projects/uniperceiver_v2/benchmarks/data_loading.py [--quick]
 
-For digit_scenes (96 pixels, no flip) and for JPEGs of 640 × 480 that are drawn here, with seven objects each, resized
-to 640 to 800 pixels and flipped. All rows are milliseconds an image. The loader is ours for detection with two workers,
-as `make train` would have it, in a steady state and with nothing beside it; what it is held to is an iteration of
-configs/digit_scenes' model, forward, backward and step, with the same batches: the cheapest model there is. Mappers run
-in this process; both read, decode, resize, flip and prepare boxes and masks.
+There are rows for digit_scenes (96 pixels, no flip) and for JPEGs of 640 × 480 pixels. The JPEGs are drawn here, with
+seven objects each. They are resized to 640 to 800 pixels and flipped. All rows are milliseconds for an image.
+
+The loader is our loader for detection with two workers, as in ``make train``. It is measured in a steady state, with
+nothing else running. It is compared with an iteration (forward, backward and step) of the model of
+configs/digit_scenes, the cheapest model, on the same batches. The mappers run in this process. Both read, decode,
+resize and flip an image and prepare boxes and masks.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ from uniperceiver_v2.solver.build import build_optimizer
 
 PHOTOS = "benchmark_photos"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-AHEAD = 8  # batches that workers may have ready: these are not counted
+AHEAD = 8  # the workers may have this number of batches ready, which are not timed
 
 
 def register_photos(folder: Path, count: int = 48) -> None:
-    """JPEGs of smooth noise and ellipses, with their outlines as polygons, as most of COCO's are."""
+    """JPEGs of smooth noise and ellipses. The ellipses' outlines are polygons, as most annotations of COCO are."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for index in range(count):
@@ -83,18 +85,18 @@ def settings(photos: bool, device: str) -> CfgNode:
 
 
 def mapping(mapper: Callable[[dict], object], records: list[dict]) -> Callable[[], object]:
-    """One image of the mapper's, of the next record each time."""
+    """Each call maps the next record."""
     turn = itertools.cycle(records)
     return lambda: mapper(next(turn))
 
 
 def seconds_of_loading(cfg: CfgNode, batches: int, round_: int) -> float:
-    """Of an image, in a steady state."""
+    """Seconds for an image, in a steady state."""
     loader = iter(build_task_train_loader(cfg, "scenes", round_ * 1000))
     for _ in range(AHEAD):
         next(loader)
     seconds = harness.elapsed(lambda: next(loader), batches)
-    loader.close()  # ends the workers, which would go on beside the model
+    loader.close()  # ends the workers, which would otherwise slow the model down
     return seconds / cfg.TASKS.scenes.IMS_PER_BATCH
 
 
@@ -131,7 +133,8 @@ def rows_of(cfg: CfgNode, size: str, quick: bool) -> Iterator[harness.Row]:
         optimizer.step(task="scenes")
         optimizer.zero_grad()
 
-    clock, harness.settings.clock = harness.settings.clock, time.perf_counter  # a processor's does not see workers
+    # Wall-clock time, as the processor time of this process does not include workers.
+    clock, harness.settings.clock = harness.settings.clock, time.perf_counter
     iteration()
     loading, training = [], []
     for round_ in range(1 if quick else 5):

@@ -2,11 +2,12 @@
 
     python projects/uniperceiver_v2/benchmarks/deformable_attention.py [--threads 2] [--quick] [--device cuda]
 
-Random values, weights and places. In the encoder every pixel of four scales (strides 8 to 64) looks around itself; in
-the decoder 300 queries look into boxes. 8 heads of width 32, 4 points; "tiny" is the model of digit_scenes:
-width 16, 2 points, a batch of 8. Operations are those of the weighted sums over 4 corners (and of their two transposes
-in the backward pass); the bytes are each input, output and gradient once. The rows that are gathered come out of the
-caches: their bytes would be four times the number of samples times the width of a head.
+Values, weights and locations are random. In the rows "encoder" every pixel of four scales (strides 8 to 64) samples
+around itself. In the rows "decoder" 300 queries sample in boxes. There are 8 heads of width 32 with 4 points. "tiny" is
+the model of digit_scenes: width 16, 2 points, a batch of 8. The operations are those of the weighted sums over 4
+corners, and of their two transposes in the backward pass. The bytes count each input, output and gradient once. The
+gathered rows are not counted, as they come from the caches. Their bytes would be four times the number of samples times
+the width of a head.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PEER = "Hugging Face, pure PyTorch"
 
 @dataclass
 class Case:
-    """One shape; without a number of queries they are the pixels."""
+    """A shape. Without a number of queries, each pixel is a query."""
 
     name: str
     batch: int
@@ -56,7 +57,7 @@ CASES = [
 
 
 def random_inputs(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations (two pixels around, or over a box) and attention."""
+    """Value, locations (within some two pixels, or within a box) and attention."""
     levels = len(STRIDES)
     tokens = sum(height * width for height, width in case.shapes)
     value = torch.randn(case.batch, tokens, HEADS, case.width)
@@ -105,7 +106,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             peer_name=PEER,
             at_least=1.5,
             flops=3 * flops,
-            moved=3 * moved,  # forward, and in the backward pass everything read once more and its gradient written
+            moved=3 * moved,  # once in the forward pass; the backward pass reads all again and writes gradients
         )
 
 

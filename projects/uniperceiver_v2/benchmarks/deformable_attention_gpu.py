@@ -1,12 +1,12 @@
-"""Deformable attention on a GPU: the Triton kernels against the plain PyTorch form.
+"""Deformable attention on a GPU: the Triton kernels beside the plain PyTorch form.
 
     python projects/uniperceiver_v2/benchmarks/deformable_attention_gpu.py --device cuda
 
-The encoder's attention over an image of 800 × 1,066 pixels, two images, 8 heads of 32 channels, 4 scales of 4 points,
-the queries looking around their own pixel; forward alone, and forward with backward. The last column is the bandwidth
-that would do if each input were read and each result written once, and its share of a copy's: how far the kernels are
-from the memory's limit. Values are of the type in the row's name; locations and weights are float32, as under autocast.
-Without a GPU there are no rows.
+The case is the encoder's attention over two images of 800 × 1,066 pixels, with 8 heads of 32 channels and 4 scales of 4
+points. Queries sample around their own pixel. There are rows for the forward pass alone, and for forward with backward.
+The last column is the bandwidth as if each input were read once and each result written once, and its share of a copy's
+bandwidth. It shows how far the kernels are from the limit of the memory. Values have the dtype in the row's name.
+Locations and weights are float32, as under autocast. Without a GPU there are no rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HEADS, WIDTH, POINTS = 8, 32, 4
 
 
 def least_bytes(value: Tensor, locations: Tensor, attention: Tensor, backward: bool) -> int:
-    """Bytes that have to move at the least: value, locations, weights and output once; with the backward pass once
-    more, together with the gradients of the three."""
+    """The bytes that must move at least: value, locations, weights and output once. The backward pass moves them
+    once more, and the gradients of value, locations and weights."""
     B, Q, H = locations.shape[:3]
     output = B * Q * H * value.shape[-1] * value.itemsize
     inputs = value.nbytes + locations.nbytes + attention.nbytes
@@ -39,7 +39,8 @@ def least_bytes(value: Tensor, locations: Tensor, attention: Tensor, backward: b
 def encoder_inputs(
     size: tuple[int, int], batch: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
-    """Random value, shapes, locations and weights of the encoder for images of a (height, width) in pixels."""
+    """Random value, shapes, locations and weights of the encoder. ``size`` is (height, width) of the images in
+    pixels."""
     shapes = [(math.ceil(size[0] / stride), math.ceil(size[1] / stride)) for stride in STRIDES]
     centres = torch.cat(
         [
@@ -58,7 +59,7 @@ def encoder_inputs(
 
 
 def plain(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, attention: Tensor) -> Tensor:
-    """What is used without Triton; under autocast, which brings the inputs' types together."""
+    """The form that is used without Triton. Autocast gives the inputs a common dtype."""
     with (
         mock.patch.object(deformable_attention, "triton_applies", lambda *inputs: False),
         torch.autocast(value.device.type, dtype=value.dtype, enabled=value.dtype != torch.float32),
@@ -67,7 +68,7 @@ def plain(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, atten
 
 
 def repetition(sample: Callable[..., Tensor], inputs: tuple, backward: bool) -> Callable[[], object]:
-    """One run of a form, with gradients or without."""
+    """One call of a form, with or without gradients."""
     value, shapes, locations, attention = inputs
     if not backward:
         return torch.no_grad()(lambda: sample(value, shapes, locations, attention))

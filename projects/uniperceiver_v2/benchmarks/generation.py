@@ -1,13 +1,16 @@
-"""Captions, greedily and by three beams, beside Hugging Face's `generate`.
+"""Generation of captions, greedy and with three beams, beside Hugging Face's ``generate``.
 
-Ours is the search that captioning does: `next_words` over the unified decoder, behind the tokens of an image. The peer
-is a GPT-2 with random weights of the same width, heads, feed-forward width and vocabulary, which is given those tokens
-as `inputs_embeds`, with its cache of keys and values. Neither may stop early: both make the same number of words.
+Our side is the search of captioning: ``next_words`` with the unified decoder, after the tokens of an image. The peer is
+a GPT-2 with random weights and the same width, heads, feed-forward width and vocabulary. It gets the tokens as
+``inputs_embeds`` and caches keys and values. Neither side may stop early, so that both generate the same number of
+words.
 
-"decoder" reads words by a table, as GPT-2 does: the two have the same layers. "decoder and text encoder" is the whole
-of ours, in which a RoBERTa reads each word before the decoder does; GPT-2 has as many layers as both together then.
-At base size, where a row takes long, only the whole is measured, behind few tokens and with few words.
-The candidates of ours are the rows of a table, as GPT-2's are: they are encoded once, whatever is captioned.
+In the rows "decoder" a table embeds words, as in GPT-2. Both sides have the same layers. The rows "decoder and text
+encoder" measure all of our model, in which a RoBERTa encodes each word before the decoder. GPT-2 then has as many
+layers as both together. At base size a row takes long. So only the whole model is measured there, after few tokens and
+with few words.
+
+The candidates of our side are the rows of a table, as GPT-2's are. In the model they are encoded once for all captions.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ IMAGE = Attributes("image", "input", IMAGE_TEXT_TO_TEXT)
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model, and of what it captions: tokens of an image, and words to make."""
+    """The sizes of a model and of its work: tokens of an image (``prefix``) and words to generate (``words``)."""
 
     name: str
     dim: int
@@ -55,7 +58,7 @@ SIZES = (
 
 
 class Tokenizer:
-    """What the text encoder and the search ask of one."""
+    """The part of a tokenizer that the text encoder and the search use."""
 
     all_special_ids = (START, PAD, STOP)
 
@@ -64,7 +67,7 @@ class Tokenizer:
 
 
 class WordTable(nn.Module):
-    """Words and positions by a table each, in place of the text encoder."""
+    """Embeddings of words and positions, in place of the text encoder."""
 
     tokenizer, eos_id = Tokenizer(), STOP
 
@@ -96,7 +99,7 @@ def text_encoder_of(size: Size) -> TextEncoder:
 
 
 def ours_of(size: Size, text_encoder: nn.Module, image: Tensor, beams: int) -> Callable[[], None]:
-    """Makes captions of images' tokens [B,L,d]."""
+    """Generates captions for images with the tokens ``image`` [B,L,d]."""
     shape = {"depth": size.layers, "dim": size.dim, "heads": size.heads}
     decoder = UnifiedDecoder(**shape, ffn_dim=size.ffn // 2, experts=8, active_experts=2).eval()
     words = directions(torch.randn(size.vocabulary, size.dim))
@@ -108,7 +111,7 @@ def ours_of(size: Size, text_encoder: nn.Module, image: Tensor, beams: int) -> C
         image_segments=lambda encoding, task: [Segment(encoding, None, IMAGE)],
     )
     start = torch.full((len(image),), START)
-    # A stop that is never allowed.
+    # The stop token is PAD, which is never generated.
     settings = {"beam_size": beams, "length_penalty": 1.0, "max_length": size.words}
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
-"""What it costs that tasks reach different parts of the model: our averaging of gradients against
-DistributedDataParallel, which searches each step's graph for what is not reached.
+"""Averaging of gradients when tasks use different parts of the model: ours beside DistributedDataParallel.
 
     python projects/uniperceiver_v2/benchmarks/gradient_averaging.py [--ranks 2] [--repeats 15]
 
-Two processes on the CPU (gloo) train the small model on random batches of each kind of task, forward and backward pass
-and averaging, in turn by both, and print a Markdown table of medians. One thread a process.
+DistributedDataParallel searches each step's graph for unused parameters. Two processes on the CPU (gloo) train the
+small model on a batch of each task: forward pass, backward pass and averaging. Steps of both sides alternate. Each
+process has one thread. The program prints a Markdown table of medians.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(rank: int, ranks: int, repeats: int, folder: str) -> None:
-    """One process: all tasks in turn; the first process prints."""
+    """The program of one process: all tasks, one after the other. The first process prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=ranks)
     comm.create_local_process_group(ranks)
@@ -70,7 +70,7 @@ def measure(rank: int, ranks: int, repeats: int, folder: str) -> None:
 
 
 def ours(model: nn.Module) -> Callable[[list[dict]], None]:
-    """A step as the trainer makes it."""
+    """A step as in the trainer."""
     averager = GradientAverager(model.parameters())
 
     def step(batch: list[dict]) -> None:
@@ -81,7 +81,7 @@ def ours(model: nn.Module) -> Callable[[list[dict]], None]:
 
 
 def ddp(model: nn.Module) -> Callable[[list[dict]], None]:
-    """A step by PyTorch's own means."""
+    """A step with PyTorch's DistributedDataParallel."""
     wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def step(batch: list[dict]) -> None:

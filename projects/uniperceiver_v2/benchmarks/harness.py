@@ -1,4 +1,4 @@
-"""Ours beside a peer: times and memory of the same work, what the machine reaches, and one table of both.
+"""Measures our code beside a peer: time and memory of the same work, the machine's limits, and a table of the results.
 
 A benchmark program is a generator of rows and a call of :func:`main`, which reads the options and prints the table:
 
@@ -8,8 +8,8 @@ A benchmark program is a generator of rows and a call of :func:`main`, which rea
     if __name__ == "__main__":
         harness.main(__doc__, rows)
 
-The two run in turn in one process (ours, peer, peer, ours, ...), so that a machine that slows down slows both. The
-ratio is the median of the pairs' ratios, and the quartiles say how far it can be trusted.
+The two sides alternate in one process (ours, peer, peer, ours, ...). So a machine that becomes slower slows both. The
+ratio is the median of the pairs' ratios. The quartiles show how reliable it is.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ HEADER = (
 
 @dataclass
 class Settings:
-    """How everything is measured; :func:`main` fills it from the options.
+    """Settings of all measurements. :func:`main` sets them from the options.
 
     Attributes:
-        device: where the work runs; on "cuda" times come from events.
-        budget: seconds a row may take, its warm-up aside. A pair that is longer is run once.
-        clock: seconds from some start; ``time.process_time`` where neighbours are busy on the same machine.
-        profile: whether stderr is told both sides' heaviest operations.
+        device: the device of the work. On "cuda" times come from events.
+        budget: the seconds that a row may take, without its warm-up. If a single pair takes longer, it is run once.
+        clock: a clock in seconds. ``time.process_time`` suits a machine on which other programs run.
+        profile: whether the heaviest operations of both sides are printed on stderr.
     """
 
     device: str = "cpu"
@@ -70,16 +70,16 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name, peer_name: what is measured, and against what.
+        name, peer_name: the measured work, and the work that it is compared with.
         unit: "ms", or "MiB" for a row of memory.
-        ours, peer: medians in that unit.
-        ratio, lower, upper: median and quartiles of the pairs' ratios: peer / ours, "how many times faster", unless
-            the target is ``at_most``; then ours / peer, "how many times as much".
-        at_least, at_most: the target of the ratio; at most one of them.
-        gflops, gbytes: a second, of ours; 0 if not told.
-        gflops_share, gbytes_share: of what the machine reaches (:func:`machine_peak`).
-        dtype: of the matrix product to which ours is held.
-        pairs: how many were measured.
+        ours, peer: the medians of both sides in that unit.
+        ratio, lower, upper: median and quartiles of the pairs' ratios. The ratio is peer / ours ("how many times
+            faster"). With the target ``at_most`` it is ours / peer ("how many times as much").
+        at_least, at_most: the target of the ratio. Only one of them may be given.
+        gflops, gbytes: our GFLOP/s and GB/s; 0 if unknown.
+        gflops_share, gbytes_share: their shares of the machine's peak (:func:`machine_peak`).
+        dtype: the dtype of the matrix product that gives the machine's peak.
+        pairs: the number of measured pairs.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio reaches its target; None without one."""
+        """Whether the ratio reaches its target. None without a target."""
         if self.at_least is not None:
             return self.ratio >= self.at_least
         return None if self.at_most is None else self.ratio <= self.at_most
@@ -126,7 +126,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What one program found, as it stands in its JSON file."""
+    """The results of one program, as in its JSON file."""
 
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -153,17 +153,18 @@ def compare(
     dtype: torch.dtype = torch.float32,
     warm_up: bool = True,
 ) -> Row:
-    """Time two callables of one repetition each, in turn.
+    """Time two callables in turn. Each call is one repetition of the work.
 
     Args:
-        name, peer_name: how they are called in the table.
-        ours, peer: what is run; both are run once before anything is timed.
-        at_least: peer's time / ours must reach it.
-        at_most: ours / peer's time must not pass it.
-        flops: of ours, 2 for a multiplication with its addition.
-        moved: bytes that ours has to read and write at the least.
-        dtype: of the matrix product with which ours' flops are compared.
-        warm_up: False for minutes of plain Python, where a first run is as good as any; then one pair is run.
+        name, peer_name: the names of both sides in the table.
+        ours, peer: the work of both sides. With ``warm_up`` both run twice before the measured pairs.
+        at_least: the target: the peer's time / our time is at least this.
+        at_most: the target: our time / the peer's time is at most this.
+        flops: the operations of our side. A multiplication with its addition counts 2.
+        moved: the bytes that our side has to read and write at least.
+        dtype: the dtype of the matrix product with which our flops are compared.
+        warm_up: False for work that takes minutes in plain Python, for which a first run is representative. Then one
+            pair is run, without a warm-up.
     """
     gc.collect()
     pair, calls = 0.0, 1
@@ -174,7 +175,7 @@ def compare(
     pairs = 1 if not warm_up or pair > settings.budget else max(3, min(100, int(settings.budget / (calls * pair))))
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     for index in range(pairs):
-        if pair > 0.05:  # what the garbage of long work takes of memory matters, and collecting it takes little beside
+        if pair > 0.05:  # the garbage of long work takes memory, and collecting it takes little time beside the work
             gc.collect()
         order = [("ours", ours), ("peer", peer)]
         for kind, work in order if index % 2 == 0 else reversed(order):
@@ -208,7 +209,7 @@ def summarise(
     moved: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Row:
-    """The row of times in seconds that were measured pair by pair; see :func:`compare`.
+    """The row of times in seconds that were measured in pairs, see :func:`compare`.
 
     Raises:
         ValueError: both targets are given.
@@ -241,10 +242,11 @@ def summarise(
 
 
 def compare_memory(name: str, ours: Work, peer: Work, *, peer_name: str, at_most: float | None = None) -> Row:
-    """Peak memory of two callables that build what they need and run it, above what is in use at their start.
+    """Peak memory of two callables above the memory in use at their start. A callable builds its inputs and does the
+    work.
 
-    On a CPU each runs in a forked process of its own, with one thread, and the memory is resident; on a GPU it is what
-    is allocated there, in this process.
+    On a CPU each runs in a forked process with one thread, and the memory is resident memory. On a GPU it is the memory
+    allocated in this process.
 
     Raises:
         RuntimeError: one of them failed.
@@ -255,7 +257,7 @@ def compare_memory(name: str, ours: Work, peer: Work, *, peer_name: str, at_most
 
 
 def elapsed(work: Work, calls: int) -> float:
-    """Seconds of one call, the mean of ``calls``. The collector of garbage waits until they are over."""
+    """Seconds of one call, as the mean of ``calls``. Garbage collection is off during the calls."""
     gc.disable()
     try:
         if settings.on_gpu:
@@ -277,9 +279,10 @@ def elapsed(work: Work, calls: int) -> float:
 
 @functools.cache
 def machine_peak(device: str, dtype: torch.dtype | None) -> float:
-    """What the machine reaches: GFLOP/s of a large matrix product of a type, or GB/s of a large copy without one.
+    """The machine's peak: GFLOP/s of a large matrix product of a dtype, or with ``dtype`` None, GB/s of a large copy.
 
-    A copy counts what it reads and what it writes. The best of several, as nothing but a disturbance makes one slower.
+    A copy counts the bytes that it reads and the bytes that it writes. The result is the best of several runs, as
+    disturbances can only make a run slower.
     """
     if dtype is None:
         source = torch.ones(2**28 if device.startswith("cuda") else 2**26, device=device)
@@ -295,7 +298,7 @@ def machine_peak(device: str, dtype: torch.dtype | None) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on: processor, cores, threads, versions, GPU."""
+    """The machine of the measurements: processor, cores, threads, versions, GPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return {
@@ -310,7 +313,8 @@ def machine() -> dict[str, Any]:
 
 
 def has_bf16_instructions(device: str) -> bool:
-    """Whether products in bf16 are not emulated: on a GPU, and where Linux names such instructions of the processor."""
+    """Whether the device has instructions for products in bf16. True for a GPU, and for a processor if Linux lists
+    such instructions."""
     info = Path("/proc/cpuinfo")
     return device.startswith("cuda") or (
         info.exists() and re.search(r"(amx_|512_|\b)bf16\b", info.read_text()) is not None
@@ -321,8 +325,8 @@ def main(description: str, rows: Callable[[argparse.Namespace], Iterator[Row]]) 
     """Read the options, run the rows and print them as they come.
 
     Args:
-        description: the program's docstring; its first line is shown by --help.
-        rows: given the options (``threads``, ``quick``, ``device``, ``json``), yields the rows.
+        description: the program's docstring. --help shows its first line.
+        rows: a generator of rows. Its argument is the options (``threads``, ``quick``, ``device``, ``json``).
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -356,20 +360,20 @@ def describe(report: Report) -> str:
 
 
 def describe_peaks(peaks: dict[str, float]) -> str:
-    """One line about what the shares are of."""
+    """One line about the peaks that shares are relative to."""
     return "The machine reaches " + ", ".join(f"{value:.4g} {what}" for what, value in peaks.items()) + "."
 
 
 def _peaks(rows: Sequence[Row]) -> dict[str, float]:
-    """What the machine reaches in the types that the rows use; a product in a type that it has no instructions for
-    would take minutes."""
+    """The machine's peaks in the dtypes of the rows. Others are not measured, as a product in a dtype without
+    instructions takes minutes."""
     types = {"float32", *(row.dtype for row in rows if row.gflops)}
     peaks = {f"GFLOP/s in {t}": machine_peak(settings.device, getattr(torch, t)) for t in sorted(types, reverse=True)}
     return {**peaks, "GB/s copied": machine_peak(settings.device, None)}
 
 
 def _calls_within(seconds: float, one: float) -> int:
-    """Calls that fill a time a clock measures well, for work that is shorter."""
+    """The number of calls of duration ``one`` that take ``seconds``, which is long enough for a clock."""
     return max(1, min(1000, int(seconds / max(one, 1e-9))))
 
 

@@ -2,16 +2,19 @@
 
     python projects/uniperceiver_v2/benchmarks/image_encoder.py [--threads 2] [--quick]
 
-Random weights, images of noise, none padded. The peer is DeformableDetrForObjectDetection with two stages and box
-refinement, one category and no loss: backbone (all of it trained, in both), encoder, dense predictions, decoder, boxes
-and logits of all layers. Both run deformable attention over the same tokens, of strides 8, 16, 32 and 64.
+Weights are random. Images are noise without padding. The peer is DeformableDetrForObjectDetection with two stages and
+box refinement, one category and no loss: backbone, encoder, dense predictions, decoder, boxes and logits of all layers.
+Both sides train the whole backbone, and both run deformable attention over the same tokens, of strides 8, 16, 32 and
+64.
 
-Rows of "equal work" leave out of ours what the peer lacks. Rows of "all of ours" have it: pixel embeddings at stride 4,
-mask embeddings and the masks of all proposals, equations (2) and (3) that make tokens of proposals and maps. In the
-backward pass each side's outputs are summed up: boxes and logits, dense and of all layers, hidden states, and what only
-ours has. In inference the peer predicts a box for every token, and ours for those that become queries. Memory is the
-peak above the weights. Rows of the backbone alone, the same in both but for how fixed normalisation is done, say how
-much of the whole the rest can change.
+Rows of "equal work" run only the parts of our encoder that the peer has, too. Rows of "all of ours" add pixel
+embeddings at stride 4, mask embeddings, the masks of all proposals, and equations (2) and (3), which make tokens from
+proposals and maps. The loss of the backward pass is the sum of a side's outputs: boxes and logits, dense and of all
+layers, hidden states, and the additional outputs of our encoder. In inference the peer predicts a box for every token,
+and our encoder for each token that becomes a query. Memory is the peak above the weights.
+
+The backbone is the same on both sides, apart from the implementation of fixed normalisation. The rows "backbone alone"
+show how much of the total the other parts can change.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ RESNET_TINY = {
 
 @dataclass
 class Shape:
-    """What both sides have in common; the widths are those of both Transformers, layers of each."""
+    """The sizes that both sides have. The widths are those of both Transformers, ``layers`` are those of encoder and
+    decoder."""
 
     name: str
     backbone: dict
@@ -105,13 +109,13 @@ def build_peer(shape: Shape, device: str) -> nn.Module:
         disable_custom_kernels=True,
     )
     peer = DeformableDetrForObjectDetection(config)
-    if shape.norm != "FrozenBN":  # which it has by itself
+    if shape.norm != "FrozenBN":  # the peer's own default
         replace_batch_norm(peer.model.backbone, shape.norm)
-    return peer.requires_grad_(True).to(device)  # of a backbone it would train the later stages alone
+    return peer.requires_grad_(True).to(device)  # by default the peer freezes the first stages of a backbone
 
 
 def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Tensor]:
-    """Backbone, region encoder, selection, decoder and its heads: what the peer has, too."""
+    """The parts that the peer has, too: backbone, region encoder, selection, decoder and its heads."""
     regions = encoder.regions
     features, _ = regions.project(encoder.maps(images)[1:], valid_pixels(images), has_padding(images))
     memory = regions.encoder(features)
@@ -123,7 +127,7 @@ def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Te
 
 
 def all_work(encoder: ImageEncoder, images: ImageList, targets: RegionTargets) -> list[Tensor]:
-    """What the encoder does in training, but for denoising and the losses themselves."""
+    """The encoder's work in training, without denoising and the losses."""
     output = encoder.regions(encoder.maps(images), valid_pixels(images), targets, has_padding(images))
     predictions, dense = output.predictions, output.dense
     tokens, _ = encoder.global_tokens(output.coarsest, output.coarsest_valid)
@@ -152,7 +156,7 @@ def infer(model: nn.Module, work: Callable[[], object]) -> None:
 def comparisons(
     shape: Shape, batch: int, side: int, device: str
 ) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
-    """Names of the rows with both sides' work."""
+    """For each row, the name and the work of both sides."""
     ours, peer = build_ours(shape, device), build_peer(shape, device)
     pixels = torch.randn(batch, 3, side, side, device=device)
     images = ImageList(pixels, [(side, side)] * batch)

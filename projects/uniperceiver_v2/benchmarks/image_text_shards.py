@@ -1,11 +1,11 @@
-"""Whether image-text pairs are read from shards faster than the tiny model consumes them.
+"""Reading image-text pairs from shards against the speed at which the tiny model trains on them.
 
     OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/image_text_shards.py [--pairs 10000 --iterations 10]
 
-Writes generated pairs, digit_scenes' training images and captions over and over, as shards of 1,000 into a temporary
-folder, and prints a Markdown table: images a second that a task's loader gives without workers and with two, images a
-second that training of the task takes without waiting for data, and the ratio of the two. Images are as large as the
-model trains on. Times are by the wall clock: workers need cores of their own to be worth their while.
+The program writes pairs as shards of 1,000 into a temporary folder: training images and captions of digit_scenes,
+repeated. It prints a Markdown table with the images per second of a task's loader without workers and with two workers,
+the images per second of training without waiting for data, and the ratios of the two. Images have the size on which the
+model trains. Times are wall-clock times. Workers are useful only with cores of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME = "generated_pairs"
 
 
 def write_shards(folder: str, count: int) -> None:
-    """``count`` pairs as img2dataset lays them out."""
+    """Write ``count`` pairs in img2dataset's layout."""
     scenes = load_dataset("digit_scenes_captions_train")
     images = [Path(scene["file_name"]).read_bytes() for scene in scenes]
     for first in range(0, count, SHARD_SIZE):
@@ -57,7 +57,8 @@ def configuration(workers: int) -> CfgNode:
 
 
 def read_rate(task: str, workers: int, pairs: int) -> float:
-    """Images a second of one epoch, from the third batch on, when workers are at work and the indices are there."""
+    """Images per second over one epoch. The first two batches are not timed, as workers start and indices are read
+    then."""
     cfg = configuration(workers)
     batches = iter(build_task_train_loader(cfg, task))
     for _ in range(2):
@@ -69,7 +70,7 @@ def read_rate(task: str, workers: int, pairs: int) -> float:
 
 
 def training_rate(task: str, iterations: int) -> float:
-    """Images a second that forward and backward pass and the optimizer's step take, their batches at hand."""
+    """Images per second of the forward pass, the backward pass and the optimizer's step, with batches in memory."""
     cfg = configuration(0)
     torch.manual_seed(0)
     model = UniPerceiverTrainer.build_model(cfg).train()
@@ -77,7 +78,7 @@ def training_rate(task: str, iterations: int) -> float:
     batches = list(itertools.islice(build_task_train_loader(cfg, task), iterations + 1))
     with EventStorage():
         for number, batch in enumerate(batches):
-            if number == 1:  # after one to warm up
+            if number == 1:  # the first iteration is a warm-up
                 start = time.perf_counter()
             optimizer.zero_grad()
             sum(model(batch).values()).backward()

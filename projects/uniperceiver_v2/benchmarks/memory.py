@@ -1,13 +1,15 @@
-"""What activation checkpointing, bf16 and torch.compile do to the memory and time of a training iteration.
+"""The effect of activation checkpointing, bf16 and torch.compile on memory and time of a training iteration.
 
     OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/memory.py [--device cuda] [--repeats 3]
 
-Prints one Markdown table: for the tiny model of configs/digit_scenes (8 scenes of 96 pixels) and one of medium size
-(Swin-T's shape, region network of width 256, 2 scenes of 384 pixels) a detection iteration, forward, backward and
-AdamW, with each setting in a process of its own. Memory is the peak above what weights, optimizer and libraries take
-between iterations: resident memory on a CPU, allocated memory on a GPU. Time is the median iteration's after a first
-one: the processor's on a CPU, so that neighbours on the machine count little, and the clock's on a GPU. Both stand as
-ratios to the first line of the model. The first iteration's seconds hold what compiling takes.
+Prints a Markdown table for two models: the tiny model of configs/digit_scenes (8 scenes of 96 pixels), and a medium
+model (Swin-T's shape, region network of width 256, 2 scenes of 384 pixels). A row is a detection iteration, forward,
+backward and AdamW, with one setting, in its own process.
+
+Memory is the peak above the memory of weights, optimizer and libraries between iterations: resident memory on a CPU,
+allocated memory on a GPU. Time is the median over iterations without the first. On a CPU it is processor time, so that
+other programs on the machine matter little. On a GPU it is wall-clock time. The ratios are relative to the model's
+first row. The first iteration is shown separately, as it includes compilation.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ SETTINGS = {
     "bf16, checkpointing: all": {"bf16": True, "checkpointing": PARTS},
     "compiled decoder": {"compile": True},
 }
-SIZES = {"tiny": (8, 96), "medium": (2, 384)}  # scenes and their side
+SIZES = {"tiny": (8, 96), "medium": (2, 384)}  # number of scenes, and their side in pixels
 SWIN_TINY = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
 MEDIUM = {
     "EMBED_DIM": 384,
@@ -91,17 +93,17 @@ def scenes(count: int, side: int) -> list[dict]:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at the most since the last reset."""
+    """Resident bytes of this process: VmRSS is the present value, VmHWM the peak since the last reset."""
     return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
 
 def start_of_peak(device: str) -> int:
-    """Bytes in use, from where the peak is then measured."""
+    """Reset the peak and return the bytes in use."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     return resident("VmRSS")
 
 
@@ -117,7 +119,7 @@ def clock(device: str) -> float:
 
 
 def measure(size: str, setting: str, device: str, repeats: int) -> dict[str, float]:
-    """Peak bytes, seconds of an iteration and of the first one."""
+    """Peak bytes, median seconds of an iteration, and seconds of the first iteration."""
     torch.manual_seed(0)
     chosen = SETTINGS[setting]
     model = build_model(config(size, device, chosen.get("checkpointing", []), chosen.get("compile", False))).train()
@@ -147,7 +149,7 @@ def main() -> None:
     if args.only:
         print(json.dumps(measure(*args.only, args.device, args.repeats)))
         return
-    # Memory that is given back is given back at once, and does not wait in the process for the next iteration.
+    # The allocator returns freed memory to the system at once, instead of keeping it for the next iteration.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     print("| model | setting | peak MiB | ratio | iteration s | ratio | first iteration s |\n" + 7 * "|---" + "|")
     for size in SIZES:

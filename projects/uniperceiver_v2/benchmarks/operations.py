@@ -1,4 +1,4 @@
-"""Which operations a piece of work calls, how often, and how long each takes, by PyTorch's profiler on the CPU."""
+"""The operations of a piece of work, their numbers of calls and their times, by PyTorch's profiler on the CPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Operations:
-    """
+    """Times and calls of PyTorch's operations.
+
     Attributes:
-        times: microseconds of each operation, without those of the operations that it calls itself.
-        calls: how often each was called.
-        outermost: calls that were not made by another operation.
+        times: microseconds of each operation, without the operations that it calls.
+        calls: the number of calls of each operation.
+        outermost: the number of calls that no other operation made.
     """
 
     times: Counter[str]
@@ -34,13 +35,14 @@ class Operations:
 
     @classmethod
     def of_work(cls, work: Callable[[], object]) -> Operations:
-        """Of one call."""
+        """The operations of one call."""
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             work()
         return cls.of_events(recorded.events())
 
     def heaviest(self, count: int) -> str:
-        """ "mm 39.3 (11%, 255), ...": own milliseconds, their share of all operations', calls."""
+        """The ``count`` heaviest operations, as in "mm 39.3 (11%, 255), ...": milliseconds, share of all operations,
+        calls."""
         whole = self.times.total()
         return ", ".join(
             f"{name.removeprefix('aten::')} {value / 1000:.2f} ({value / whole:.0%}, {self.calls[name]})"

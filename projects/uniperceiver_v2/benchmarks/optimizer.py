@@ -1,11 +1,11 @@
-"""What a step of TaskBalancedAdamW costs beside torch.optim.AdamW(foreach=True).
+"""The cost of a step of TaskBalancedAdamW beside torch.optim.AdamW(foreach=True).
 
     python projects/uniperceiver_v2/benchmarks/optimizer.py [--quick]
 
-For the parameters of the tiny model (configs/digit_scenes) and for 100 million of BERT-base's shapes; with gradients
-for all of them, and for those that one task reaches. AdamW is given gradients of zero for the rest, as they are to move
-on too. What has to move is each parameter, its two moments (read and written) and its gradient, which is read twice, as
-its norm is needed first.
+There are rows for the parameters of the tiny model (configs/digit_scenes) and for 100 million parameters of BERT-base's
+shapes. Either all parameters have gradients, or only those that one task uses. For the unused parameters AdamW gets
+gradients of zero, so that it updates them, too. The bytes that must move are each parameter and its two moments, read
+and written, and its gradient. TaskBalancedAdamW reads the gradient twice, as it needs the norm first.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import TaskBalancedAdamW
 from uniperceiver_v2.solver.build import parameter_groups
 
-# What language modelling reaches of the tiny model, and an upper half of the large one.
+# The parts of the tiny model that language modelling uses, and the upper half of the large model.
 REACHED = {"tiny": ("text_encoder", "decoder", "likelihood"), "100M": tuple(f"layers.{i}." for i in range(6, 12))}
 
 
 def large_model() -> nn.Module:
-    """100 million parameters: 12 layers of width 768, and 20 thousand words."""
+    """A model with 100 million parameters: 12 layers of width 768, and 20 thousand words."""
     layer = nn.TransformerEncoderLayer(768, 12, 3072, device="meta")
     model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
     model.embedding = nn.Embedding(20_000, 768, device="meta")
@@ -41,7 +41,8 @@ def large_model() -> nn.Module:
 def groups_with_gradients(
     cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], rest: bool, device: str
 ) -> list[dict[str, Any]]:
-    """The model's groups over parameters of their own; those that are not reached have zeros, or no gradient."""
+    """The model's parameter groups with new random parameters. Those outside ``reached`` have a gradient of zero if
+    ``rest``, or no gradient."""
     of_task = {p for name, p in model.named_parameters() if name.startswith(reached)}
     groups = parameter_groups(cfg, model)
     for group in groups:

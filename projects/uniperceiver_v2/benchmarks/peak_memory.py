@@ -1,4 +1,4 @@
-"""Peak memory of a callable, above what is in use when it starts."""
+"""Peak memory of a callable, above the memory in use at its start."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Work = Callable[[], object]
 
 
 def peak_memory(work: Work, on_gpu: bool = False) -> int:
-    """Bytes: on a GPU those allocated there, else those resident in a forked process of its own with one thread.
+    """Peak bytes of ``work``. On a GPU they are allocated memory in this process. On a CPU they are resident memory in
+    a forked process with one thread.
 
     Raises:
-        RuntimeError: the process failed.
+        RuntimeError: the forked process failed.
     """
     return _gpu_peak(work) if on_gpu else _peak_in_fork(work)
 
@@ -50,17 +51,17 @@ def _peak_in_fork(work: Work) -> int:
 
 
 def _send_peak(work: Work, sending: Connection) -> None:
-    # The threads of OpenMP do not survive a fork: more than one would wait for them for ever.
+    # OpenMP's threads do not survive a fork. With more than one thread, the process would wait for them for ever.
     torch.set_num_threads(1)
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc: memory given back is given back at once, not kept for the next call
+    if hasattr(libc, "mallopt"):  # glibc then returns freed memory to the system at once
         libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
         libc.malloc_trim(0)
     _map_libraries(libc)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         start, peak = _resident("VmRSS"), functools.partial(_resident, "VmHWM")
     except OSError:
         start = _most_resident()
@@ -70,23 +71,24 @@ def _send_peak(work: Work, sending: Connection) -> None:
 
 
 def _map_libraries(libc: ctypes.CDLL) -> None:
-    """Count all code as resident from the start: a fork has to map it anew, page by page, as it is run."""
+    """Count all code as resident from the start. Otherwise it would count when it runs, as a fork maps it anew, page
+    by page."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
-        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ [1-9]\d*", line)  # of a file, as its inode says
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ [1-9]\d*", line)  # a mapped file has an inode
         if found:
             start, end = (int(address, 16) for address in found.groups())
-            # MADV_POPULATE_READ, from Linux 5.14 on; before, some 30 MiB are counted that belong to nobody's work.
+            # MADV_POPULATE_READ. Before Linux 5.14 it does nothing, and peaks include some 30 MiB of code.
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 22)
 
 
 def _resident(what: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at the most since the last reset."""
+    """Resident bytes of this process: VmRSS is the present value, VmHWM the peak since the last reset."""
     return 1024 * int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
 
 def _most_resident() -> int:
-    """Bytes at the most since the process began, where nothing can be reset."""
-    import resource  # not on Windows
+    """Peak resident bytes since the process began, for systems that cannot reset the peak."""
+    import resource  # imported here, as Windows does not have it
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

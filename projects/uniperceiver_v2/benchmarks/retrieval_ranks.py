@@ -1,9 +1,10 @@
-"""Retrieval among 5,000 images and 25,000 captions, features given, beside the one matrix product it cannot do without.
+"""Retrieval among 5,000 images and 25,000 captions with given features, beside the one matrix product that it needs.
 
     python projects/uniperceiver_v2/benchmarks/retrieval_ranks.py [--quick]
 
-Both directions and all ranks, ties included (evaluation/retrieval_ranks.py). The features are of 768 values, as the
-paper's base model gives; a row below tells the tiny model's 96. With --quick there are a fifth of both.
+Retrieval has both directions and all ranks, with ties (evaluation/retrieval_ranks.py). Features have 768 values, as in
+the paper's base model. Another row has 96 values, as in the tiny model. With --quick there are a fifth of the images
+and captions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ GIB = 2**30
 
 
 def features(images: int, width: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [N, width], their captions [5 N, width] near them, and the captions' images [5 N]."""
+    """Features of images [N, width] and of captions near them [5 N, width], and the index of each caption's image [5
+    N]."""
     image_of = torch.arange(images, device=device).repeat_interleave(PER_IMAGE)
     pictures = normalize(torch.randn(images, width, device=device), dim=1)
     captions = normalize(pictures[image_of] + 6 * torch.randn(len(image_of), width, device=device) / width**0.5, dim=1)

@@ -1,13 +1,15 @@
-"""A roofline of the hot operations of a training iteration: how far each is from what the machine can do at all.
+"""A roofline of the heaviest operations of a training iteration: how near each comes to the machine's limits.
 
     python projects/uniperceiver_v2/benchmarks/roofline.py [--threads 2] [--quick] [--plot FILE]
 
-Operations are those that training_profile.py finds heaviest, at the shapes of configs/digit_scenes (8 scenes of 96
-pixels, 40 captions) and at those of an image of 800 pixels with the paper's widths. An operation that needs W
-multiplications and additions (each counted) and moves Q bytes at the least, each input, output and gradient once, can
-take no less than max(W / peak, Q / bandwidth); both are measured here, a large matrix product's and a large copy's.
-"The bound's share" is that time over the measured one. A forward pass with gradients costs three times the operations
-and bytes of one without. What is small enough to stay in the cache can be faster than memory, and pass 100%.
+The operations are those that are heaviest in training_profile.py. Their shapes are those of configs/digit_scenes (8
+scenes of 96 pixels, 40 captions), and those of an image of 800 pixels with the paper's widths.
+
+Let W be an operation's number of multiplications and additions, and Q the bytes that it has to move at least: each
+input, output and gradient once. Then it takes at least max(W / peak, Q / bandwidth). The peak is that of a large matrix
+product, the bandwidth that of a large copy. Both are measured here. "The bound's share" is this lower bound divided by
+the measured time. A forward pass with gradients counts three times the operations and bytes of one without. An
+operation that is small enough to stay in the cache can be faster than memory, and pass 100%.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ from torch import Tensor, nn
 from uniperceiver_v2.modeling.layers import multi_scale_deformable_attention
 from uniperceiver_v2.solver import TaskBalancedAdamW
 
-BACKWARD = 3  # operations and bytes of forward with backward, in those of forward
+BACKWARD = 3  # operations and bytes of forward with backward, relative to forward
 
 
 @dataclass
 class Operation:
-    """Work whose least cost is known.
+    """Work with a known least cost.
 
     Attributes:
-        run: does it once.
-        flops: multiplications and additions.
-        moved: bytes read and written at the least.
+        run: does the work once.
+        flops: its multiplications and additions.
+        moved: the bytes that it reads and writes at least.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Operation:
 
 
 def _both(name: str, call: Callable[..., Tensor], inputs: list[Tensor], flops: float) -> Iterator[Operation]:
-    """Forward, and forward with the gradients of all inputs."""
+    """The forward pass, and the forward pass with the gradients of all inputs."""
     output = call(*inputs)
     moved = sum(x.nbytes for x in (*inputs, output))
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
@@ -67,7 +69,7 @@ def _both(name: str, call: Callable[..., Tensor], inputs: list[Tensor], flops: f
 
 
 def convolution(name: str, batch: int, channels: int, side: int) -> Iterator[Operation]:
-    """3 × 3 with as many channels out as in."""
+    """A 3 × 3 convolution with as many output channels as input channels."""
     inputs = [torch.randn(batch, channels, side, side), torch.randn(channels, channels, 3, 3)]
     flops = 2.0 * 9 * channels**2 * batch * side**2
     return _both(
@@ -77,7 +79,7 @@ def convolution(name: str, batch: int, channels: int, side: int) -> Iterator[Ope
 
 def group_norm(batch: int, channels: int, side: int) -> Iterator[Operation]:
     inputs = [torch.randn(batch, channels, side, side), torch.ones(channels), torch.zeros(channels)]
-    flops = 6.0 * inputs[0].numel()  # mean, variance, and the map itself
+    flops = 6.0 * inputs[0].numel()  # for the mean, the variance and the normalised map
     groups = channels // 4
     return _both(
         f"group norm, {batch} × {channels} × {side}²", lambda x, *a: F.group_norm(x, groups, *a), inputs, flops
@@ -85,7 +87,7 @@ def group_norm(batch: int, channels: int, side: int) -> Iterator[Operation]:
 
 
 def feed_forward(name: str, tokens: int, dim: int, width: int) -> Iterator[Operation]:
-    """Its first product, bias included."""
+    """The first product of a feed-forward network, with its bias."""
     inputs = [torch.randn(tokens, dim), torch.randn(width, dim), torch.randn(width)]
     return _both(f"linear, {name}, {tokens} × {dim} → {width}", F.linear, inputs, 2.0 * tokens * dim * width)
 
@@ -109,7 +111,8 @@ def deformable_attention(case: Case) -> Iterator[Operation]:
 
 
 def optimizer_step(millions: int) -> Iterator[Operation]:
-    """TBGN: reads parameters, gradients (twice, once for their norm) and moments, writes all but gradients."""
+    """A step of TaskBalancedAdamW. It reads parameters, moments and gradients (twice, once for the norm), and writes
+    parameters and moments."""
     parameters = [nn.Parameter(torch.randn(1000, 1000)) for _ in range(millions)]
     for p in parameters:
         p.grad = torch.randn_like(p)
@@ -136,7 +139,7 @@ def operations() -> Iterator[Operation]:
 
 
 def seconds_of(operation: Operation, budget: float) -> float:
-    """Median of one call."""
+    """Median seconds of one call."""
     operation.run()
     once = harness.elapsed(operation.run, 1)
     calls = max(1, min(200, int(2e-3 / once)))
@@ -145,13 +148,13 @@ def seconds_of(operation: Operation, budget: float) -> float:
 
 
 def measured_roof() -> tuple[float, float]:
-    """GFLOP/s of a large product and GB/s of a large copy, measured anew."""
+    """GFLOP/s of a large product and GB/s of a large copy, measured again in each call."""
     harness.machine_peak.cache_clear()
     return harness.machine_peak("cpu", torch.float32), harness.machine_peak("cpu", None)
 
 
 def draw(file: Path, points: list[tuple[Operation, float]], peak: float, bandwidth: float) -> None:
-    """GFLOP/s over operations a byte, below the roof."""
+    """GFLOP/s over operations per byte, below the roof."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -187,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     roofs = [measured_roof()]
     points = [(operation, seconds_of(operation, 0.2 if args.quick else 1.0)) for operation in operations()]
-    roofs.append(measured_roof())  # a disturbance makes a roof lower, never higher
+    roofs.append(measured_roof())  # disturbances can only lower a measured roof, so the larger one counts
     peak, bandwidth = map(max, zip(*roofs))
     print(f"{harness.describe(harness.Report(harness.machine()))}: {peak:.0f} GFLOP/s, {bandwidth:.1f} GB/s\n")
     print("| operation | ms | MFLOP | MB | operations a byte | bound by | GFLOP/s | GB/s | the bound's share |")

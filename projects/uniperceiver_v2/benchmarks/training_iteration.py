@@ -2,11 +2,11 @@
 
     python projects/uniperceiver_v2/benchmarks/training_iteration.py [--threads 2] [--quick]
 
-Detection on the scenes of memory.py: its medium model (Swin-T's shape, region network of width 256, 2 scenes of 384
-pixels), where the time is in products, and the tiny model of configs/digit_scenes (8 scenes of 96 pixels), where it is
-in many small operations, which take as long in either type: that row has no target. The target is the medium model's.
-On a processor without bf16 instructions, where an iteration of it takes minutes, its row is left out, as stderr says.
-training_profile.py shows where the time goes.
+The iterations train detection on the scenes of memory.py. In its medium model (Swin-T's shape, region network of width
+256, 2 scenes of 384 pixels) most of the time is in matrix products. The target is for this model. In the tiny model of
+configs/digit_scenes (8 scenes of 96 pixels) the time is in many small operations, which take as long in either dtype.
+So its row has no target. On a processor without bf16 instructions an iteration of the medium model takes minutes. There
+its row is left out, with a note on stderr. training_profile.py shows where the time goes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detectron2.utils.events import EventStorage
 
 
 def iteration(size: str, device: str) -> Callable[[bool], None]:
-    """One iteration of a model, in bf16 or not; both train the same weights."""
+    """One iteration of a model, in bf16 or float32. Both train the same weights."""
     model = build_model(memory.config(size, device, [], compiled=False)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=True)
     batch = memory.scenes(*memory.SIZES[size])
@@ -41,7 +41,7 @@ def iteration(size: str, device: str) -> Callable[[bool], None]:
 
 def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
     if not args.quick:
-        harness.settings.budget = 15.0  # three pairs of the medium model, with two threads as with one
+        harness.settings.budget = 15.0  # seconds for three pairs of the medium model, with one or two threads
     for size, target in (("medium", 1.4), ("tiny", None)):
         if size == "medium" and not harness.has_bf16_instructions(args.device):
             print("no bf16 instructions: the medium model is left out", file=sys.stderr)

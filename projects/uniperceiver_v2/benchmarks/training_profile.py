@@ -1,11 +1,12 @@
-"""Where the time of a training iteration goes: each task of configs/digit_scenes, part by part, forward and backward.
+"""The time of a training iteration by part: each task of configs/digit_scenes, forward and backward.
 
     OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/training_profile.py [--threads 1] [--repeats 10]
 
-Real batches through the trainer's own loaders, the task's own optimizer. Times are medians: the processor's with one
-thread, so that neighbours on the machine count little, and else the clock's. A part's backward time is that of the
-autograd nodes which its forward pass made: every node knows how many were made before it. Prints one Markdown table of
-the parts and one of the heaviest operations, with how often they are called.
+Batches come from the trainer's own loaders, and the optimizer is the task's own. Times are medians. With one thread
+they are processor times, so that other programs on the machine matter little. Otherwise they are wall-clock times. The
+backward time of a part is the time of the autograd nodes that its forward pass made. The sequence number of a node
+tells which part that was. The program prints a Markdown table of the parts and one of the heaviest operations, with
+their numbers of calls.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from uniperceiver_v2.data import build_task_train_loader
 from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import build_optimizer
 
-PARTS = {  # by the methods that do it; what is inside another counts there no more
+PARTS = {  # part: (module, its methods); the time of a part does not include the parts inside it
     "backbone": ("image_encoder.backbone", "forward"),
     "scale projection": ("image_encoder.regions.project", "forward"),
     "region encoder": ("image_encoder.regions.encoder", "forward"),
@@ -55,10 +56,11 @@ STEPS = ("data", "gradients of weights", "other backward", "optimizer")
 
 
 class Clock:
-    """Forward time of each part, without that of the parts inside it, and which autograd nodes are whose.
+    """Measures the forward time of each part without the parts inside it, and records which part made which autograd
+    nodes.
 
     Args:
-        model: its parts' methods are wrapped, in place.
+        model: the methods of its parts are wrapped in place.
     """
 
     def __init__(self, model: nn.Module):
@@ -114,7 +116,7 @@ class Clock:
 
 
 def iteration(model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock, batches: Iterator, task: str) -> None:
-    """As the trainer does it, with the time of each part left in `clock`."""
+    """An iteration as in the trainer. The time of each part is in ``clock`` afterwards."""
     clock.reset()
     with clock.part("data"):
         batch = next(batches)
@@ -129,7 +131,7 @@ def iteration(model: nn.Module, optimizer: torch.optim.Optimizer, clock: Clock, 
 
 
 def backward_shares(events: list, clock: Clock) -> dict[str, float]:
-    """The share of the backward time of each part's autograd nodes."""
+    """The share of each part in the backward time, by its autograd nodes."""
     times: dict[str, float] = defaultdict(float)
     for event in events:
         if event.name.startswith("autograd::engine::evaluate_function"):

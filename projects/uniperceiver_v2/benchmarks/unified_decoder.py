@@ -1,12 +1,13 @@
-"""What the Conditional MoE and the caches cost: times of the unified decoder's parts on one core.
+"""The costs of the Conditional MoE and of the caches: times of the unified decoder's parts on one core.
 
     OMP_NUM_THREADS=1 python projects/uniperceiver_v2/benchmarks/unified_decoder.py [--repeats 15]
 
-Prints two Markdown tables. The first has the feed-forward network over <SPE> and L tokens of an image (two classes of
-attributes) or over the image alone (one): dense, with experts of the same active operations, and with these merged, the
-last two as ratios to the dense network, which runs in turn with them. The second has a step of generation after an
-image's tokens in milliseconds, with beams that are reordered in each step, and the same by decoding everything anew.
-Times are the processor's, so that neighbours on the machine count little.
+Prints two Markdown tables. The first is about the feed-forward network over <SPE> and L tokens of an image (two classes
+of attributes) or over the image alone (one class). It compares a dense network, experts with the same number of active
+operations, and these experts merged. The last two are ratios to the dense network, and runs alternate. The second table
+is about a step of generation after the tokens of an image, in milliseconds. Beams are reordered in each step. The
+column "anew" decodes the whole sequence again in each step. All times are processor times, so that other programs on
+the machine matter little.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compare(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Median milliseconds of each, and the median ratio to the first."""
+    """Median milliseconds of each run, and the median ratio to the first run."""
     for run in runs.values():
         run()
     times = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
@@ -84,7 +85,7 @@ def feed_forward_table(repeats: int) -> None:
 
 
 def generate(decoder: UnifiedDecoder, dim: int, batch: int, beams: int, length: int, steps: int) -> float:
-    """Seconds of a step."""
+    """Seconds of a step of generation."""
     rows = torch.arange(batch).repeat_interleave(beams)
     cache = decoder.begin([Segment(torch.randn(batch, length, dim), None, IMAGE)])
     if beams > 1:
