@@ -1,4 +1,4 @@
-"""Detectron2's documented API, as far as Uni-Perceiver v2 uses it (see the README beside this package)."""
+"""The part of Detectron2's documented API that Uni-Perceiver v2 uses (see the README beside this package)."""
 
 from .utils.env import setup_environment
 

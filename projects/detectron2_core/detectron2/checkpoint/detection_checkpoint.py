@@ -8,14 +8,14 @@ from fvcore.common.checkpoint import Checkpointer
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's ``Checkpointer``, which writes on the main process only and reads Detectron2's formats too.
+    """fvcore's ``Checkpointer``, which writes on the main process only and also reads Detectron2's formats.
 
-    A file is read as
+    The suffix of a file decides how it is read:
 
     - ``.pkl``: a pickled dict with ``model`` (names to arrays or tensors) and ``__author__``, the format of
-      Detectron2's model zoo and conversion scripts. Unpickling runs what is in the file: open no strangers'
-      files.
-    - anything else: ``torch.load`` of a dict with ``model``, or of a bare state dict.
+      Detectron2's model zoo and conversion scripts. Unpickling can run any code, so read files from trusted sources
+      only.
+    - any other: ``torch.load`` of a dict with ``model``, or of a bare state dict.
     """
 
     def __init__(self, model, save_dir="", *, save_to_disk=None, **checkpointables):
@@ -44,7 +44,7 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        # Pixel statistics come from the config; a checkpoint without them is complete.
+        # Pixel statistics come from the config. They may be missing in a checkpoint.
         own_buffers = dict(self.model.named_buffers(recurse=False))
         for key in {"pixel_mean", "pixel_std"} & own_buffers.keys() & set(incompatible.missing_keys):
             incompatible.missing_keys.remove(key)

@@ -1,4 +1,4 @@
-"""``CfgNode``, the default configuration, and calls that take a configuration instead of arguments."""
+"""``CfgNode``, the default configuration, and ``configurable``, which lets a configuration replace arguments."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class CfgNode(_CfgNode):
-    """A yacs node whose YAML files may inherit from others through ``_BASE_`` and carry a ``VERSION``.
+    """A yacs node. Its YAML files may inherit from others through ``_BASE_`` and may have a ``VERSION``.
 
-    Source: ``detectron2.config.CfgNode``. Files of an older version than the node are refused here; upstream
-    converts them.
+    Source: ``detectron2.config.CfgNode``. Files of an older version than the node are refused here. Upstream converts
+    them.
     """
 
     @classmethod
@@ -29,12 +29,12 @@ class CfgNode(_CfgNode):
         """Overwrites this node's values with those of a YAML file and its bases.
 
         Args:
-            cfg_filename: path of the YAML file; bases are looked for relative to it.
-            allow_unsafe: whether YAML tags that construct Python objects are accepted. They run code, so read
-                a stranger's file before loading it.
+            cfg_filename: path of the YAML file. The paths of its bases are relative to it.
+            allow_unsafe: whether YAML tags that construct Python objects are accepted. They run code, so accept them in
+                trusted files only.
 
         Raises:
-            AssertionError: the file is missing, or written for another version of the keys.
+            AssertionError: the file is missing, or has another version of the keys.
             KeyError: the file has a key that this node lacks.
         """
         assert PathManager.isfile(cfg_filename), f"Config file '{cfg_filename}' does not exist!"
@@ -54,14 +54,14 @@ global_cfg = CfgNode()
 
 
 def get_cfg() -> CfgNode:
-    """A fresh, unfrozen copy of the default configuration."""
+    """A new, unfrozen copy of the default configuration."""
     from .defaults import _C
 
     return _C.clone()
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Makes ``global_cfg`` hold the entries of ``cfg``, for code that no configuration is handed to."""
+    """Copy the entries of ``cfg`` into ``global_cfg``, for code that gets no configuration as an argument."""
     global_cfg.clear()
     global_cfg.update(cfg)
 
@@ -83,13 +83,13 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
         @configurable(from_config=lambda cfg: {"width": cfg.MODEL.WIDTH})
         def build_head(width, depth=2): ...
 
-    After that ``Head(cfg)``, ``Head(cfg, depth=3)`` and ``Head(width=8)`` are all valid. Arguments given
-    beside ``cfg`` go to ``from_config`` where its signature names them, and straight to the callee otherwise.
+    After that ``Head(cfg)``, ``Head(cfg, depth=3)`` and ``Head(width=8)`` are all valid. An argument beside ``cfg``
+    goes to ``from_config`` if its signature has the argument's name. Otherwise it goes directly to the callee.
 
     Raises:
-        AssertionError: it decorates something else than an ``__init__``, or ``from_config`` is no function.
-        AttributeError, TypeError: at the call, if the class has no ``from_config``, it is no classmethod, or
-            its first argument is not ``cfg``.
+        AssertionError: the decorated object is not an ``__init__``, or ``from_config`` is not a function.
+        AttributeError, TypeError: at the call, if ``from_config`` is missing, is not a classmethod, or has another
+            first argument than ``cfg``.
     """
     if init_func is not None:
         is_init = inspect.isfunction(init_func) and init_func.__name__ == "__init__"

@@ -1,10 +1,10 @@
-"""Default values under upstream's keys. Keys that only upstream's own models read are absent."""
+"""Default values under upstream's keys. Keys that only upstream's models read are left out."""
 
 from .config import CfgNode as CN
 
 _C = CN()
 
-# The version of the keys' names. A file that states another one is refused.
+# The version of the keys. A file with another version is refused.
 _C.VERSION = 2
 
 _C.MODEL = CN()
@@ -13,7 +13,7 @@ _C.MODEL.MASK_ON = False
 _C.MODEL.KEYPOINT_ON = False
 _C.MODEL.DEVICE = "cuda"
 _C.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-# A path or URL of a checkpoint that training starts from and evaluation uses; empty: random initialisation.
+# Path or URL of a checkpoint, for evaluation and for the start of training. Empty: random initialisation.
 _C.MODEL.WEIGHTS = ""
 # Per channel of INPUT.FORMAT, in units of 0..255.
 _C.MODEL.PIXEL_MEAN = [103.530, 116.280, 123.675]
@@ -21,11 +21,11 @@ _C.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
 
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = "build_resnet_backbone"
-# The backbone's first stages that are not trained: 0 none, 1 the stem, 2 the stem and the first stage, ...
+# The number of frozen stages of the backbone: 0 none, 1 the stem, 2 the stem and the first stage, ...
 _C.MODEL.BACKBONE.FREEZE_AT = 2
 
 _C.INPUT = CN()
-# Length of an image's shorter side; one of them (or, with "range", between the two) is drawn for each image.
+# Lengths of an image's shorter side. For each image one of them is drawn, or with "range" a length between the two.
 _C.INPUT.MIN_SIZE_TRAIN = (800,)
 _C.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
 # Upper limit of the longer side.
@@ -37,11 +37,11 @@ _C.INPUT.MAX_SIZE_TEST = 1333
 _C.INPUT.RANDOM_FLIP = "horizontal"
 
 _C.INPUT.CROP = CN({"ENABLED": False})
-# "relative", "relative_range", "absolute" or "absolute_range": how SIZE, (height, width), is read.
+# The meaning of SIZE, (height, width): "relative", "relative_range", "absolute" or "absolute_range".
 _C.INPUT.CROP.TYPE = "relative_range"
 _C.INPUT.CROP.SIZE = [0.9, 0.9]
 
-# Channel order of what the model receives: a Pillow mode, "BGR" or "YUV-BT.601".
+# Channel order of the model's input: a Pillow mode, "BGR" or "YUV-BT.601".
 _C.INPUT.FORMAT = "BGR"
 # The type of ground-truth masks: "polygon" or "bitmask".
 _C.INPUT.MASK_FORMAT = "polygon"
@@ -58,11 +58,11 @@ _C.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1000
 _C.DATALOADER = CN()
 # Worker processes of each rank; 0 loads in the training process.
 _C.DATALOADER.NUM_WORKERS = 4
-# Batches hold either wide or tall images, so that less is padded.
+# A batch has either wide or tall images, which needs less padding.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
 # "TrainingSampler", "RepeatFactorTrainingSampler" or "RandomSubsetTrainingSampler".
 _C.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
-# Categories in a smaller share of images than this are repeated by RepeatFactorTrainingSampler.
+# RepeatFactorTrainingSampler repeats images of categories that occur in a smaller share of images than this.
 _C.DATALOADER.REPEAT_THRESHOLD = 0.0
 _C.DATALOADER.REPEAT_SQRT = True
 _C.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
@@ -71,17 +71,17 @@ _C.SOLVER = CN()
 _C.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
 _C.SOLVER.MAX_ITER = 40000
 _C.SOLVER.BASE_LR = 0.001
-# The end rate of WarmupCosineLR.
+# The final rate of WarmupCosineLR.
 _C.SOLVER.BASE_LR_END = 0.0
 _C.SOLVER.MOMENTUM = 0.9
 _C.SOLVER.NESTEROV = False
 _C.SOLVER.WEIGHT_DECAY = 0.0001
-# Of parameters of normalisation layers.
+# For the parameters of normalisation layers.
 _C.SOLVER.WEIGHT_DECAY_NORM = 0.0
 # WarmupMultiStepLR multiplies the rate by GAMMA at each of STEPS.
 _C.SOLVER.GAMMA = 0.1
 _C.SOLVER.STEPS = (30000,)
-# WarmupStepWithFixedGammaLR multiplies it so many times, at even distances.
+# WarmupStepWithFixedGammaLR multiplies it NUM_DECAYS times, at equal distances.
 _C.SOLVER.NUM_DECAYS = 3
 _C.SOLVER.WARMUP_FACTOR = 1.0 / 1000
 _C.SOLVER.WARMUP_ITERS = 1000
@@ -91,10 +91,10 @@ _C.SOLVER.RESCALE_INTERVAL = False
 _C.SOLVER.CHECKPOINT_PERIOD = 5000
 # Images of one step, over all ranks.
 _C.SOLVER.IMS_PER_BATCH = 16
-# The number of ranks that the figures above are meant for; 0: no rescaling to the actual number.
+# The number of ranks for which the settings of SOLVER are chosen. 0: they are not rescaled to the actual number.
 _C.SOLVER.REFERENCE_WORLD_SIZE = 0
 _C.SOLVER.BIAS_LR_FACTOR = 1.0
-# None: as WEIGHT_DECAY.
+# None: the same as WEIGHT_DECAY.
 _C.SOLVER.WEIGHT_DECAY_BIAS = None
 
 _C.SOLVER.CLIP_GRADIENTS = CN({"ENABLED": False})
@@ -106,7 +106,7 @@ _C.SOLVER.CLIP_GRADIENTS.NORM_TYPE = 2.0
 _C.SOLVER.AMP = CN({"ENABLED": False})
 
 _C.TEST = CN()
-# [[dataset, task, metric, value, tolerance], ...], checked after an evaluation.
+# [[task, metric, expected value, tolerance], ...], compared with the results of the last evaluation.
 _C.TEST.EXPECTED_RESULTS = []
 # Iterations between evaluations; 0: only after the last one.
 _C.TEST.EVAL_PERIOD = 0
@@ -122,14 +122,14 @@ _C.TEST.PRECISE_BN = CN({"ENABLED": False})
 _C.TEST.PRECISE_BN.NUM_ITER = 200
 
 _C.OUTPUT_DIR = "./output"
-# Negative: drawn from the operating system.
+# Negative: a random seed.
 _C.SEED = -1
 _C.CUDNN_BENCHMARK = False
-# Of torch.set_float32_matmul_precision; empty: torch's default.
+# The argument of torch.set_float32_matmul_precision. Empty: PyTorch's default.
 _C.FLOAT32_PRECISION = ""
 # Iterations between pictures of the training inputs in TensorBoard; 0: none.
 _C.VIS_PERIOD = 0
 
-# A scratch place for research code that reads the configuration through `global_cfg`.
+# Free for research code that reads the configuration through ``global_cfg``.
 _C.GLOBAL = CN()
 _C.GLOBAL.HACK = 1.0

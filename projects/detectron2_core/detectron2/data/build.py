@@ -1,4 +1,4 @@
-"""From dataset names or lists to batched loaders."""
+"""Loaders of batches, from dataset names or from lists of records."""
 
 import itertools
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict]) -> list[dict]:
-    """The records that have at least one annotation that is no crowd."""
+    """The records that have at least one annotation that is not a crowd."""
     kept = [
         record
         for record in dataset_dicts
@@ -49,10 +49,10 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict]) -> list
 
 
 def print_instances_class_histogram(dataset_dicts: list[dict], class_names: list[str]) -> None:
-    """Log how many instances, crowds aside, each class has.
+    """Log the number of instances of each class, without crowds.
 
     Raises:
-        AssertionError: an annotation's "category_id" is none of the classes' indices.
+        AssertionError: an annotation's "category_id" is not the index of a class.
     """
     counts = np.zeros(len(class_names), dtype=int)
     for record in dataset_dicts:
@@ -92,17 +92,18 @@ def get_detection_dataset_dicts(
     """Load registered datasets and join them.
 
     Args:
-        names: one or more names in ``DatasetCatalog``.
-        filter_empty: leave out images without an annotation that is no crowd.
-        min_keypoints, proposal_files: upstream's; only their defaults.
-        check_consistency: make sure that the datasets agree about ``thing_classes``.
+        names: a name in ``DatasetCatalog``, or a list of them.
+        filter_empty: leave out images without annotations, or with crowds only.
+        min_keypoints, proposal_files: upstream's arguments; only their defaults are accepted.
+        check_consistency: check that the datasets have the same ``thing_classes``.
 
     Returns:
-        One list of records; a (joined) ``torch.utils.data.Dataset`` where that is what is registered.
+        The records of all datasets in one list. If the registered functions return ``torch.utils.data.Dataset``
+        objects, their concatenation.
 
     Raises:
         KeyError: a name is not registered.
-        AssertionError: a dataset, or what remains of all, is empty.
+        AssertionError: a dataset is empty, or no record is left after filtering.
         ValueError: the datasets have different classes.
     """
     if min_keypoints or proposal_files is not None:
@@ -142,18 +143,18 @@ def build_batch_data_loader(
     seed: int | None = None,
     **kwargs,
 ):
-    """A loader of batches that are lists of elements.
+    """A loader of batches, which are lists of elements.
 
     Args:
         dataset: map-style or iterable.
-        sampler: of a map-style dataset; None for an iterable one.
-        total_batch_size: over all ranks, a multiple of their number.
+        sampler: the order of a map-style dataset; None for an iterable dataset.
+        total_batch_size: the batch size over all ranks, a multiple of their number.
         aspect_ratio_grouping: see :class:`AspectRatioGroupedDataset`.
-        num_workers, prefetch_factor, persistent_workers, pin_memory, kwargs: of ``DataLoader``.
-        collate_fn: applied to each batch's list; None leaves it a list.
-        drop_last: leave out a last batch that is not full.
-        single_gpu_batch_size: this rank's batch size, instead of ``total_batch_size`` (then 0 or None).
-        seed: of the workers' random numbers.
+        num_workers, prefetch_factor, persistent_workers, pin_memory, kwargs: as for ``DataLoader``.
+        collate_fn: applied to each batch's list. With None the batch stays a list.
+        drop_last: leave out an incomplete last batch.
+        single_gpu_batch_size: the batch size of this rank, in place of ``total_batch_size`` (then 0 or None).
+        seed: the seed of the workers' random numbers.
 
     Raises:
         ValueError: both batch sizes are given.
@@ -238,12 +239,12 @@ def build_detection_train_loader(
     collate_fn: Callable[[list], Any] | None = None,
     **kwargs,
 ):
-    """An endless loader of training batches, from these arguments or from a config:
-    ``build_detection_train_loader(cfg, mapper=None, dataset=None, sampler=None)``.
+    """An endless loader of training batches. It takes these arguments, or a config: ``build_detection_train_loader(cfg,
+    mapper=None, dataset=None, sampler=None)``.
 
     Args:
         dataset: a list of records, or a dataset, map-style or iterable.
-        mapper: from a record to a model's input; with a config by default ``DatasetMapper(cfg, True)``.
+        mapper: turns a record into the model's input. The default with a config is ``DatasetMapper(cfg, True)``.
         sampler: by default :class:`TrainingSampler`; None for an iterable dataset.
         total_batch_size, aspect_ratio_grouping, num_workers, collate_fn, kwargs: see
             :func:`build_batch_data_loader`.
@@ -284,14 +285,14 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list], Any] | None = None,
 ) -> torchdata.DataLoader:
-    """A loader that gives every record once over all ranks, from these arguments or from a config:
+    """A loader that gives every record once, divided among the ranks. It takes these arguments, or a config:
     ``build_detection_test_loader(cfg, dataset_name, mapper=None)``.
 
     Args:
         dataset: a list of records, or a dataset, map-style or iterable.
-        mapper: from a record to a model's input; with a config by default ``DatasetMapper(cfg, False)``.
+        mapper: turns a record into the model's input. The default with a config is ``DatasetMapper(cfg, False)``.
         sampler: by default :class:`InferenceSampler`; None for an iterable dataset.
-        batch_size: of this rank.
+        batch_size: the batch size of this rank.
         num_workers: as for ``DataLoader``.
         collate_fn: applied to each batch's list; None leaves it a list.
     """
@@ -312,7 +313,7 @@ def build_detection_test_loader(
 
 def _mapped(dataset: list | torchdata.Dataset, mapper: Callable | None) -> torchdata.Dataset:
     if isinstance(dataset, list):
-        # Deserializing gives fresh copies already.
+        # Deserializing returns a new copy each time.
         dataset = DatasetFromList(dataset, copy=False)
     return dataset if mapper is None else MapDataset(dataset, mapper)
 
@@ -322,10 +323,10 @@ def _only_element(batch: list):
 
 
 def trivial_batch_collator(batch: list) -> list:
-    """The batch as it is."""
+    """Returns the batch unchanged."""
     return batch
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
-    """Give a DataLoader worker its own NumPy and Python random state; PyTorch seeds but its own."""
+    """Seed NumPy's and Python's random generators in a DataLoader worker. PyTorch seeds only its own."""
     seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

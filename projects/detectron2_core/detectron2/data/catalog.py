@@ -1,4 +1,4 @@
-"""The two global registries of datasets: how to load one, and what is known about it."""
+"""The two global registries of datasets: functions that load them, and their metadata."""
 
 import types
 from collections import UserDict
@@ -9,23 +9,27 @@ __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
 
 class _DatasetCatalog(UserDict):
-    """Maps a dataset's name to the function that loads it as a list of dicts in Detectron2's format."""
+    """Maps a dataset's name to the function that loads it, as a list of dicts in Detectron2's format."""
 
     def register(self, name: str, func: Callable[[], list[dict]]) -> None:
         """
         Args:
             name: for example ``"coco_2017_val"``.
-            func: takes nothing and gives the same list at every call.
+            func: a function without arguments that returns the same list at every call.
 
         Raises:
-            AssertionError: the name is taken or ``func`` cannot be called.
+            AssertionError: the name is registered already, or ``func`` is not callable.
         """
         assert callable(func), f"DatasetCatalog.register needs a function, got {func!r}"
         assert name not in self, f"Dataset '{name}' is already registered!"
         self[name] = func
 
     def get(self, name: str) -> list[dict]:
-        """Call the function registered under ``name`` and return its result; KeyError if there is none."""
+        """Call the function registered under ``name`` and return its result.
+
+        Raises:
+            KeyError: the name is not registered.
+        """
         try:
             loader = self[name]
         except KeyError as error:
@@ -38,7 +42,7 @@ class _DatasetCatalog(UserDict):
         return [*self.keys()]
 
     def remove(self, name: str) -> None:
-        """Forget a dataset; KeyError if it is unknown."""
+        """Remove a dataset; KeyError if it is unknown."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -48,12 +52,12 @@ class _DatasetCatalog(UserDict):
 
 
 class Metadata(types.SimpleNamespace):
-    """What is known of a dataset, as attributes: ``thing_classes``, ``json_file``, ``evaluator_type``, ...
+    """The metadata of a dataset, as attributes: ``thing_classes``, ``json_file``, ``evaluator_type``, ...
 
-    An attribute may be set again only to an equal value, so that all users of a dataset agree about it.
+    An attribute can be set again only to an equal value, so that all users of a dataset see the same metadata.
     """
 
-    # Messages below use self.name; the class attribute keeps that from ending in __getattr__ again.
+    # Messages below use self.name. Without this class attribute they could call __getattr__ without end.
     name: str = "N/A"
 
     def __getattr__(self, key: str) -> Any:
@@ -77,21 +81,21 @@ class Metadata(types.SimpleNamespace):
         return dict(self.__dict__)
 
     def set(self, **kwargs: Any) -> "Metadata":
-        """Set several attributes; returns itself."""
+        """Set several attributes. Returns the object itself."""
         for key, val in kwargs.items():
             setattr(self, key, val)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The attribute's value, or ``default`` where it is not set."""
+        """The attribute's value, or ``default`` if it is not set."""
         return getattr(self, key, default)
 
 
 class _MetadataCatalog(UserDict):
-    """Maps a dataset's name to its :class:`Metadata`, one object a name for the life of the process."""
+    """Maps a dataset's name to its :class:`Metadata`. A name keeps the same object while the process runs."""
 
     def get(self, name: str) -> Metadata:
-        """The metadata of ``name``, created empty at the first call."""
+        """The metadata of ``name``. The first call creates it, empty."""
         assert len(name)
         if name not in self:
             self[name] = Metadata(name=name)
@@ -102,7 +106,7 @@ class _MetadataCatalog(UserDict):
         return [*self.keys()]
 
     def remove(self, name: str) -> None:
-        """Forget a dataset's metadata; KeyError if there is none."""
+        """Remove a dataset's metadata; KeyError if there is none."""
         self.pop(name)
 
     def __repr__(self) -> str:

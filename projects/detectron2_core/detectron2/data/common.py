@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def _this_workers_share(indices: Iterable[int], chunk_size: int) -> Iterator[int]:
-    """The indices that fall to the current DataLoader worker: whole chunks, dealt out in turn.
+    """The indices for the current DataLoader worker. Workers take chunks of indices in turn.
 
-    A chunk is a batch, so that each batch is made by one worker and the order of batches is the same for
-    any number of workers.
+    A chunk is a batch. So one worker makes a whole batch, and the order of batches does not depend on the number of
+    workers.
     """
     worker = data.get_worker_info()
     if worker is None or worker.num_workers == 1:
@@ -36,7 +36,7 @@ def _this_workers_share(indices: Iterable[int], chunk_size: int) -> Iterator[int
 
 
 class _MapIterableDataset(data.IterableDataset):
-    """:class:`MapDataset` over an iterable dataset; elements mapped to None are left out."""
+    """:class:`MapDataset` for an iterable dataset. Elements that are mapped to None are left out."""
 
     def __init__(self, dataset, map_func):
         self._dataset = dataset
@@ -50,10 +50,10 @@ class _MapIterableDataset(data.IterableDataset):
 
 
 class MapDataset(data.Dataset):
-    """Apply a function to the elements of a dataset.
+    """Applies a function to the elements of a dataset.
 
-    Where the function gives None (an unreadable image, say), a map-style dataset tries another, random
-    element, and an iterable one goes on to the next. Given an iterable dataset, the result is iterable.
+    The function may return None, for example for an unreadable image. Then a map-style dataset tries another, random
+    element, and an iterable dataset continues with the next one. For an iterable dataset the result is iterable.
     """
 
     def __new__(cls, dataset, map_func):
@@ -66,7 +66,7 @@ class MapDataset(data.Dataset):
 
     def __init__(self, dataset, map_func: Callable[[Any], Any]):
         self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)  # so that a lambda survives pickling
+        self._map_func = PicklableWrapper(map_func)  # so that lambdas can be pickled
         self._rng = random.Random(42)
         self._candidates = set(range(len(dataset)))
 
@@ -87,10 +87,10 @@ class MapDataset(data.Dataset):
 
 
 class _TorchSerializedList:
-    """A read-only list whose items live pickled in one byte tensor.
+    """A read-only list of pickled items in one byte tensor.
 
-    A list of dicts would be copied into every forked worker, page by page, as reference counts change; a
-    tensor is shared.
+    Worker processes share a tensor. A list of dicts would be copied into every forked worker, page by page, as
+    reference counts change.
     """
 
     def __init__(self, lst: list):
@@ -114,7 +114,7 @@ _serialize_method: Callable[[list], Any] = _TorchSerializedList
 
 @contextlib.contextmanager
 def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]):
-    """Within the context, ``DatasetFromList(serialize=True)`` stores its list by ``new``."""
+    """A context in which ``DatasetFromList(serialize=True)`` stores its list with ``new``."""
     global _serialize_method
     previous, _serialize_method = _serialize_method, new
     try:
@@ -128,8 +128,8 @@ class DatasetFromList(data.Dataset):
 
     Args:
         lst: the elements.
-        copy: give out deep copies, so that a change to one does not reach the list.
-        serialize: keep the list pickled in memory that worker processes share (a callable: how).
+        copy: return deep copies, so that changes to them do not change the list.
+        serialize: whether the list is kept pickled in memory that worker processes share. A callable does the pickling.
     """
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True):
@@ -145,7 +145,7 @@ class DatasetFromList(data.Dataset):
         return len(self._lst)
 
     def __getitem__(self, idx):
-        # Unpickling gives a new object anyway.
+        # Unpickling returns a new object each time.
         if self._copy and not self._serialize:
             return copy.deepcopy(self._lst[idx])
         return self._lst[idx]
@@ -156,11 +156,11 @@ class ToIterableDataset(data.IterableDataset):
 
     Args:
         dataset: has ``__getitem__``.
-        sampler: gives indices; run in every worker, so cheap to iterate.
-        shard_sampler: let each DataLoader worker take its own share of the indices. To be switched off only
-            for a sampler that does so itself.
-        shard_chunk_size: how many consecutive indices go to one worker (the batch size, to keep the order
-            of batches independent of the number of workers).
+        sampler: gives indices. Every worker iterates over all of them, so this should be cheap.
+        shard_sampler: let each DataLoader worker take its own share of the indices. Use False only if the sampler does
+            this itself.
+        shard_chunk_size: the number of consecutive indices for one worker. With the batch size, the order of batches
+            does not depend on the number of workers.
     """
 
     def __init__(
@@ -189,11 +189,11 @@ class ToIterableDataset(data.IterableDataset):
 
 
 class AspectRatioGroupedDataset(data.IterableDataset):
-    """Batches of images that are all wider than high, or all not, so that they need less padding.
+    """Batches of images that are all wider than high, or all not wider than high, which need less padding.
 
     Args:
         dataset: gives dicts with "width" and "height".
-        batch_size: of the lists given out; what does not fill a batch stays back.
+        batch_size: the length of the batches. Elements that do not fill a batch are kept back.
     """
 
     def __init__(self, dataset: Iterable[dict], batch_size: int):
@@ -206,6 +206,6 @@ class AspectRatioGroupedDataset(data.IterableDataset):
             wide = element["width"] > element["height"]
             self._buckets[wide].append(element)
             if len(self._buckets[wide]) == self.batch_size:
-                # Emptied before the yield: what follows a yield may never run.
+                # Emptied before the yield, as code after a yield may never run.
                 batch, self._buckets[wide] = self._buckets[wide], []
                 yield batch

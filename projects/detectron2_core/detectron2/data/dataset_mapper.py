@@ -1,4 +1,4 @@
-"""The default map from a dataset's record to a model's input."""
+"""The default mapper from a dataset's record to the model's input."""
 
 import copy
 import logging
@@ -16,16 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetMapper:
-    """Read a record's image, augment it and build its training targets.
+    """Reads a record's image, augments it and makes its training targets.
 
     Args:
-        is_train: give targets ("instances"); otherwise annotations are left out.
-        augmentations: augmentations or transforms, applied in order.
+        is_train: whether targets ("instances") are made. Otherwise annotations are left out.
+        augmentations: augmentations or transforms, applied in this order.
         image_format: see :func:`detectron2.data.detection_utils.read_image`.
-        use_instance_mask: give ``gt_masks``.
-        use_keypoint, keypoint_hflip_indices, precomputed_proposal_topk: upstream's; only their defaults.
+        use_instance_mask: whether targets have ``gt_masks``.
+        use_keypoint, keypoint_hflip_indices, precomputed_proposal_topk: upstream's arguments; only their defaults are
+            accepted.
         instance_mask_format: "polygon" or "bitmask".
-        recompute_boxes: take boxes from the transformed masks, which is tighter after a crop.
+        recompute_boxes: take boxes from the transformed masks, which gives tighter boxes after a crop.
     """
 
     @configurable
@@ -76,7 +77,7 @@ class DatasetMapper:
         annotations = []
         for annotation in dataset_dict.pop("annotations"):
             if annotation.get("iscrowd", 0):
-                continue  # a crowd is no instance to learn
+                continue  # a crowd is not one instance
             annotation.pop("keypoints", None)
             if not self.use_instance_mask:
                 annotation.pop("segmentation", None)
@@ -89,13 +90,13 @@ class DatasetMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         """
         Args:
-            dataset_dict: a record in Detectron2's format; left unchanged.
+            dataset_dict: a record in Detectron2's format. It is not changed.
 
         Returns:
             The record with "image" (tensor [C, H, W]), and in training "instances" for its annotations.
 
         Raises:
-            SizeMismatchError: the image is of another size than the record says.
+            SizeMismatchError: the image's size differs from the record's.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
@@ -107,7 +108,7 @@ class DatasetMapper:
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        # Tensors travel between processes by shared memory, arrays by pickling.
+        # Processes exchange tensors through shared memory, but arrays by pickling.
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))

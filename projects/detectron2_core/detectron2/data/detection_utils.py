@@ -1,4 +1,4 @@
-"""The steps of a mapper: read an image, transform annotations, build ``Instances`` from them."""
+"""The steps of a mapper: read an image, transform annotations, make ``Instances`` from them."""
 
 import logging
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.
 
 
 class SizeMismatchError(ValueError):
-    """An image is of another size than its annotations say."""
+    """An image's size differs from its annotations'."""
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
@@ -54,7 +54,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """An image [H, W, C] of a :func:`read_image` format as RGB [H, W, 3] in 0..255, uint8 or float."""
+    """Converts an image [H, W, C] from a format of :func:`read_image` to RGB [H, W, 3] in 0..255, uint8 or float."""
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if format == "BGR":
@@ -72,26 +72,26 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image, upright as its EXIF orientation says.
+    """Read an image and rotate it as its EXIF orientation says.
 
     Args:
-        file_name: a path or what else ``PathManager`` opens.
-        format: a mode of Pillow ("RGB", "L", ...), "BGR" or "YUV-BT.601"; None is the file's own.
+        file_name: a path, or anything else that ``PathManager`` opens.
+        format: a mode of Pillow ("RGB", "L", ...), "BGR" or "YUV-BT.601". None keeps the file's own mode.
 
     Returns:
-        [H, W, C] in 0..255, uint8; float with luma in 0..1 for "YUV-BT.601".
+        [H, W, C] uint8 in 0..255. For "YUV-BT.601" it is float, with luma in 0..1.
     """
     with PathManager.open(file_name, "rb") as file:
         image = Image.open(file)
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        except Exception:  # a broken EXIF block must not cost the image
+        except Exception:  # a broken EXIF block does not make the image unreadable
             turned = False
         return convert_PIL_to_numpy(ImageOps.exif_transpose(image) if turned else image, format)
 
 
 def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
-    """Compare an image [H, W, C] with the dict's "width" and "height", and set those that it lacks.
+    """Compare an image [H, W, C] with the dict's "width" and "height". Sets those that are missing.
 
     Raises:
         SizeMismatchError: they differ.
@@ -125,16 +125,18 @@ def transform_instance_annotations(
     """Apply transforms to one instance's "bbox" and "segmentation".
 
     Args:
-        annotation: changed in place. A segmentation is a list of polygons or a COCO run-length encoding.
+        annotation: an annotation, which is changed in place. A segmentation is a list of polygons or a COCO run-length
+            encoding.
         transforms: a ``TransformList`` or a list of transforms.
         image_size: (height, width) of the transformed image.
-        keypoint_hflip_indices: must be None; keypoints need upstream.
+        keypoint_hflip_indices: must be None, as keypoints need upstream.
 
     Returns:
-        ``annotation``: its box absolute XYXY, clipped to the image; polygons flat; an RLE as a mask [H, W].
+        ``annotation``. Its box is absolute XYXY, clipped to the image. Polygons are flat. An RLE has become a mask [H,
+        W].
 
     Raises:
-        ValueError: the segmentation is of another type.
+        ValueError: the segmentation has another type.
     """
     _no_keypoints("keypoints" in annotation or keypoint_hflip_indices is not None)
     if isinstance(transforms, tuple | list):
@@ -150,7 +152,7 @@ def transform_instance_annotations(
 
 def _transform_segmentation(segmentation, transforms: T.TransformList, image_size: tuple[int, int]):
     if isinstance(segmentation, list):
-        # A copy: transforms of coordinates work in place.
+        # A copy, as transforms of coordinates work in place.
         polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
         return [polygon.reshape(-1) for polygon in transforms.apply_polygons(polygons)]
     if isinstance(segmentation, dict):
@@ -167,16 +169,16 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mas
     """The training targets of one image.
 
     Args:
-        annos: of N instances; masks are made if the first has a "segmentation".
+        annos: the annotations of N instances. Masks are made if the first one has a "segmentation".
         image_size: (height, width) in pixels.
-        mask_format: "polygon" for ``PolygonMasks``, "bitmask" for ``BitMasks``; the latter takes
-            polygons, run-length encodings and masks [H, W].
+        mask_format: "polygon" for ``PolygonMasks``, "bitmask" for ``BitMasks``. "bitmask" takes polygons, run-length
+            encodings and masks [H, W].
 
     Returns:
         ``gt_boxes`` (absolute XYXY), ``gt_classes`` [N] int64 and, with segmentations, ``gt_masks``.
 
     Raises:
-        ValueError: a segmentation cannot be had in ``mask_format``.
+        ValueError: a segmentation cannot be converted to ``mask_format``.
     """
     target = Instances(image_size)
     boxes = np.stack([get_bbox(anno) for anno in annos]) if annos else np.zeros((0, 4))
@@ -200,7 +202,7 @@ def annotations_to_instances(annos: list[dict], image_size: tuple[int, int], mas
 
 
 def _to_bitmap(segmentation, image_size: tuple[int, int]) -> np.ndarray:
-    """A segmentation of any supported kind as a mask [H, W]."""
+    """A segmentation of any supported type as a mask [H, W]."""
     if isinstance(segmentation, list):
         return polygons_to_bitmask(segmentation, *image_size)
     if isinstance(segmentation, dict):
@@ -222,10 +224,10 @@ def filter_empty_instances(
     box_threshold: float = 1e-5,
     return_mask: bool = False,
 ):
-    """Leave out instances whose box is not wider and higher than ``box_threshold``, or whose mask is empty.
+    """Leave out an instance if a side of its box is not longer than ``box_threshold``, or if its mask is empty.
 
     Returns:
-        The kept ``Instances``, with ``return_mask`` also a bool tensor [N] of what was kept.
+        The remaining ``Instances``. With ``return_mask`` also a bool tensor [N] that marks them.
     """
     assert by_box or by_mask
     keep = torch.ones(len(instances), dtype=torch.bool, device=instances.gt_boxes.device)
@@ -239,7 +241,7 @@ def filter_empty_instances(
 def gen_crop_transform_with_instance(
     crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict
 ) -> T.CropTransform:
-    """Draw a crop that holds the centre of an instance's box.
+    """Draw a crop that contains the centre of an instance's box.
 
     Args:
         crop_size, image_size: (height, width) in pixels.
@@ -258,11 +260,11 @@ def gen_crop_transform_with_instance(
 
 
 def check_metadata_consistency(key: str, dataset_names: list[str]) -> None:
-    """Make sure that datasets agree about a piece of metadata.
+    """Check that datasets have the same value of an attribute of their metadata.
 
     Raises:
-        AttributeError: a dataset lacks it.
-        ValueError: two datasets differ in it.
+        AttributeError: a dataset has no such attribute.
+        ValueError: two datasets have different values.
     """
     entries = [getattr(MetadataCatalog.get(name), key) for name in dataset_names]
     for name, entry in zip(dataset_names, entries, strict=True):
@@ -273,7 +275,7 @@ def check_metadata_consistency(key: str, dataset_names: list[str]) -> None:
 
 
 def build_augmentation(cfg, is_train: bool) -> list[T.Augmentation]:
-    """Resizing, and flips in training, as ``cfg.INPUT`` has them."""
+    """Resizing, and in training flips, by the settings of ``cfg.INPUT``."""
     if is_train:
         resize = T.ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING

@@ -1,4 +1,4 @@
-"""What a training script calls before it trains; public as part of ``detectron2.engine.defaults``."""
+"""The calls of a training script before training. Public as part of ``detectron2.engine.defaults``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def create_ddp_model(model, *, fp16_compression=False, **kwargs):
-    """Wrap the model into ``DistributedDataParallel``, unless there is one process only.
+    """Wrap the model in ``DistributedDataParallel``. With a single process it returns the model itself.
 
     Args:
         model: on the device of this process.
-        fp16_compression: whether gradients travel as float16.
-        kwargs: of ``DistributedDataParallel``. ``device_ids`` defaults to the GPU of this process's local
-            rank; a model on the CPU takes ``device_ids=None``.
+        fp16_compression: whether gradients are sent as float16.
+        kwargs: the arguments of ``DistributedDataParallel``. ``device_ids`` defaults to the GPU of this process's local
+            rank. A model on the CPU needs ``device_ids=None``.
     """
     if comm.get_world_size() == 1:
         return model
@@ -61,8 +61,8 @@ On two machines:
     parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
     parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine")
-    # The same port every time for the same user: if an earlier run left processes behind, the port is taken
-    # and the user hears of them.
+    # A user gets the same port every time. If processes of an earlier run still exist, the port is in use and the run
+    # fails, so that the user notices them.
     uid = os.getuid() if hasattr(os, "getuid") else 1
     parser.add_argument(
         "--dist-url",
@@ -76,14 +76,14 @@ On two machines:
 
 
 def default_setup(cfg, args):
-    """What every job starts with: output directory, loggers, a record of its settings, random seeds.
+    """The set-up of every job: output directory, loggers, a copy of its settings, random seeds.
 
-    Writes ``config.yaml`` and ``log.txt`` into ``cfg.OUTPUT_DIR``. Rank r is seeded with ``cfg.SEED + r``, or
-    at random if ``cfg.SEED`` is negative.
+    Writes ``config.yaml`` and ``log.txt`` into ``cfg.OUTPUT_DIR``. The seed of rank r is ``cfg.SEED + r``, or random if
+    ``cfg.SEED`` is negative.
 
     Args:
         cfg: CfgNode, all settings of the job.
-        args: its command line; ``config_file`` and ``eval_only`` are read, if it has them.
+        args: the command line. ``config_file`` and ``eval_only`` are used if it has them.
     """
     output_dir = cfg.OUTPUT_DIR
     rank = comm.get_rank()
@@ -108,7 +108,7 @@ def default_setup(cfg, args):
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
-        # An evaluation is over before the search for the fastest algorithms has paid.
+        # Not for an evaluation, which is too short for the search for the fastest algorithms to pay off.
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION and torch.cuda.is_available():
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
@@ -127,8 +127,8 @@ def default_writers(output_dir: str, max_iter: int | None = None):
     """The writers of :class:`DefaultTrainer`: the progress line, ``metrics.json`` and TensorBoard events.
 
     Args:
-        output_dir: directory of the files; is made.
-        max_iter: iterations of the whole training, for the time that remains.
+        output_dir: the directory of the files, created if it does not exist.
+        max_iter: the number of iterations of the training, for the time left.
     """
     PathManager.mkdirs(output_dir)
     return [

@@ -1,4 +1,4 @@
-"""The standard way of training and predicting, for users and projects that need no other."""
+"""The standard way of training and predicting."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
 
 
 class DefaultPredictor:
-    """The config's model with ``cfg.MODEL.WEIGHTS``, for one image after another.
+    """The config's model with ``cfg.MODEL.WEIGHTS``, for single images.
 
-    Images are BGR whatever ``cfg.INPUT.FORMAT`` says, and are resized by ``cfg.INPUT.{MIN,MAX}_SIZE_TEST``.
+    Images are BGR regardless of ``cfg.INPUT.FORMAT``. They are resized by ``cfg.INPUT.{MIN,MAX}_SIZE_TEST``.
 
     Attributes:
-        metadata: of the first dataset of ``cfg.DATASETS.TEST``, if there is one.
+        metadata: the metadata of the first dataset of ``cfg.DATASETS.TEST``, if there is one.
     """
 
     def __init__(self, cfg):
@@ -79,7 +79,7 @@ def _of_inner_trainer(name: str) -> property:
 
 
 class DefaultTrainer(TrainerBase):
-    """A :class:`SimpleTrainer` (or :class:`AMPTrainer`) whose every part is built from the config.
+    """A :class:`SimpleTrainer` or :class:`AMPTrainer` with all parts built from the config.
 
     ::
 
@@ -87,13 +87,13 @@ class DefaultTrainer(TrainerBase):
         trainer.resume_or_load()
         trainer.train()
 
-    Override the ``build_*`` methods for other parts.
+    To use other parts, override the ``build_*`` methods.
 
     Attributes:
         cfg: CfgNode, after :meth:`auto_scale_workers`.
-        scheduler: the learning rate's.
-        checkpointer: ``DetectionCheckpointer`` of model and trainer in ``cfg.OUTPUT_DIR``.
-        model, data_loader, optimizer: of the trainer inside.
+        scheduler: the scheduler of the learning rate.
+        checkpointer: a ``DetectionCheckpointer`` of model and trainer in ``cfg.OUTPUT_DIR``.
+        model, data_loader, optimizer: those of the inner trainer.
     """
 
     model = _of_inner_trainer("model")
@@ -103,7 +103,7 @@ class DefaultTrainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            setup_logger()  # the caller left out default_setup
+            setup_logger()  # the caller did not call default_setup
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
 
         model = self.build_model(cfg)
@@ -121,20 +121,21 @@ class DefaultTrainer(TrainerBase):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume=True):
-        """Go on from the last checkpoint in ``cfg.OUTPUT_DIR``: weights, optimizer, hooks and iteration.
+        """Resume from the last checkpoint in ``cfg.OUTPUT_DIR``: weights, optimizer, hooks and iteration.
 
-        Without ``resume``, or if there is none, load the weights of ``cfg.MODEL.WEIGHTS`` and start anew.
+        Without ``resume``, or without a checkpoint, load the weights of ``cfg.MODEL.WEIGHTS`` and start from the
+        beginning.
         """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
-            # A checkpoint holds the iteration that was finished.
+            # A checkpoint has the number of its last finished iteration.
             self.start_iter = self.iter + 1
 
     def build_hooks(self):
         """The hooks of the config: timing, learning rate, precise BN, checkpoints, evaluation, writers.
 
-        Their order matters: a checkpoint has the statistics of precise BN and the scheduler's state, is
-        written before an evaluation that may fail, and the writers find the evaluation's results.
+        The order matters. A checkpoint has the statistics of precise BN and the scheduler's state, and is written
+        before an evaluation, which may fail. The writers come after the evaluation, so that they find its results.
         """
         cfg = self.cfg
         ret = [hooks.IterationTimer(), hooks.LRScheduler()]
@@ -153,8 +154,7 @@ class DefaultTrainer(TrainerBase):
         return ret
 
     def _build_precise_bn(self):
-        # A loader of its own, so that the batches of training stay what they are; without workers, to save
-        # memory.
+        # A separate loader, which does not change the batches of training. It has no workers, which saves memory.
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
@@ -170,8 +170,8 @@ class DefaultTrainer(TrainerBase):
         """Run the training.
 
         Returns:
-            The last evaluation's results, on the main process and if ``cfg.TEST.EXPECTED_RESULTS`` is not
-            empty; results that differ from those expected end the process.
+            The results of the last evaluation, on the main process, if ``cfg.TEST.EXPECTED_RESULTS`` is not empty. If
+            they differ from the expected results, the process exits.
         """
         super().train(self.start_iter, self.max_iter)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
@@ -219,22 +219,22 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        """The ``DatasetEvaluator`` of a test dataset; there is no default.
+        """The ``DatasetEvaluator`` of a test dataset. There is no default.
 
         Raises:
-            NotImplementedError: a subclass that is to evaluate must override this.
+            NotImplementedError: always. A subclass must override this method to evaluate.
         """
         raise NotImplementedError("Override build_evaluator() to let DefaultTrainer evaluate.")
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """Evaluate the model as it is on every dataset of ``cfg.DATASETS.TEST``.
+        """Evaluate the model with its present weights on every dataset of ``cfg.DATASETS.TEST``.
 
         Args:
             cfg: CfgNode.
-            model: whose weights are not loaded here.
-            evaluators: one for each dataset, or a single one if there is a single dataset; by default those
-                of :meth:`build_evaluator`. A dataset without an evaluator has the result ``{}``.
+            model: the model. No weights are loaded.
+            evaluators: one for each dataset, or a single one if there is a single dataset. The default is
+                :meth:`build_evaluator`. A dataset without an evaluator has the result ``{}``.
 
         Returns:
             Results by dataset name, or the results themselves if there is one dataset.
@@ -266,14 +266,14 @@ class DefaultTrainer(TrainerBase):
 
     @staticmethod
     def auto_scale_workers(cfg, num_workers: int):
-        """Fit a config that was made for ``cfg.SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers``.
+        """Adapt a config for ``cfg.SOLVER.REFERENCE_WORLD_SIZE`` processes to ``num_workers`` processes.
 
-        With r times as many processes, the total batch size and the learning rate become r times as large,
-        and iterations, warm-up, steps and periods r times as short, so that each process has the same batch
-        size and all together see the same number of images.
+        With r times as many processes, the total batch size and the learning rate are multiplied by r. Iterations,
+        warm-up, steps and periods are divided by r. So each process has the same batch size as before, and training
+        sees the same number of images.
 
         Returns:
-            A new config, or the given one if the reference is 0 or fits already.
+            A new config, or the given one if the reference is 0 or equals ``num_workers``.
         """
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class CallbackHook(HookBase):
-    """A hook made of functions, each of which gets the trainer."""
+    """A hook made of functions. Each function gets the trainer."""
 
     def __init__(self, *, before_train=None, after_train=None, before_step=None, after_step=None):
         self._before_train = before_train
@@ -50,7 +50,7 @@ class CallbackHook(HookBase):
     def after_train(self):
         if self._after_train:
             self._after_train(self.trainer)
-        # The functions may be closures over the trainer, which owns this hook: let go of them.
+        # The functions may refer to the trainer, which owns this hook: delete them to break the cycle.
         del self._before_train, self._after_train, self._before_step, self._after_step
 
     def before_step(self):
@@ -63,13 +63,13 @@ class CallbackHook(HookBase):
 
 
 class IterationTimer(HookBase):
-    """Put the seconds of every iteration into the storage as "time", and log the whole speed in the end.
+    """Puts the seconds of every iteration into the storage as "time", and logs the overall speed at the end.
 
-    It takes the time from its own ``before_step`` to its own ``after_step``, so it should be the first hook.
+    It measures from its own ``before_step`` to its own ``after_step``, so it should be the first hook.
     """
 
     def __init__(self, warmup_iter=3):
-        """``warmup_iter``: iterations at the start that do not count."""
+        """``warmup_iter``: the number of iterations at the start that are not measured."""
         self._warmup_iter = warmup_iter
         self._step_timer = Timer()
         self._start_time = time.perf_counter()
@@ -112,10 +112,10 @@ def _clock(seconds: float) -> str:
 
 
 class PeriodicWriter(HookBase):
-    """Let writers write every ``period`` iterations, after the last one and at the end of training."""
+    """Calls writers every ``period`` iterations, after the last iteration and at the end of training."""
 
     def __init__(self, writers, period=20):
-        """``writers``: list of ``EventWriter``."""
+        """``writers``: a list of ``EventWriter``."""
         for writer in writers:
             assert isinstance(writer, EventWriter), writer
         self._writers = writers
@@ -129,14 +129,13 @@ class PeriodicWriter(HookBase):
 
     def after_train(self):
         for writer in self._writers:
-            # Hooks before this one may have left something in their own after_train: the last evaluation
-            # does.
+            # Hooks before this one may have put scalars in their after_train, for example of the last evaluation.
             writer.write()
             writer.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's ``PeriodicCheckpointer`` as a hook: every ``period`` iterations and in the end."""
+    """fvcore's ``PeriodicCheckpointer`` as a hook: saves every ``period`` iterations and at the end."""
 
     def before_train(self):
         self.max_iter = self.trainer.max_iter
@@ -146,7 +145,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
 
 class BestCheckpointer(HookBase):
-    """Keep the checkpoint with the best value of a metric; comes after the hook that puts the metric."""
+    """Keeps the checkpoint with the best value of a metric. Register it after the hook that puts the metric."""
 
     def __init__(
         self,
@@ -159,9 +158,9 @@ class BestCheckpointer(HookBase):
         """
         Args:
             eval_period: the period of the :class:`EvalHook`.
-            checkpointer: writes the checkpoint.
-            val_metric: name of the metric in the storage, such as "bbox/AP50".
-            mode: "max" or "min", whichever is better.
+            checkpointer: the checkpointer that writes the checkpoint.
+            val_metric: the metric's name in the storage, such as "bbox/AP50".
+            mode: "max" if larger values are better, "min" if smaller ones are.
             file_prefix: the checkpoint's name.
         """
         assert mode in ("max", "min"), f'Mode "{mode}" of BestCheckpointer is neither "max" nor "min"'
@@ -202,20 +201,21 @@ class BestCheckpointer(HookBase):
 
 
 def _is_due(trainer, period: int) -> bool:
-    """Whether an evaluation comes after this iteration; the last one comes after training instead."""
+    """Whether an evaluation follows this iteration. After the last iteration the evaluation comes after training
+    instead."""
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 class LRScheduler(HookBase):
-    """Put the learning rate into the storage as "lr" and step the scheduler, after every iteration."""
+    """Puts the learning rate into the storage as "lr" and steps the scheduler, after every iteration."""
 
     def __init__(self, optimizer=None, scheduler=None):
         """
         Args:
-            optimizer: torch optimizer; the trainer's by default.
-            scheduler: torch scheduler, or fvcore ``ParamScheduler`` as a factor on the optimizer's rates; the
-                trainer's by default.
+            optimizer: a PyTorch optimizer, by default the trainer's.
+            scheduler: a PyTorch scheduler, or fvcore's ``ParamScheduler`` as a factor on the optimizer's rates. By
+                default the trainer's.
         """
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -230,7 +230,8 @@ class LRScheduler(HookBase):
 
     @staticmethod
     def get_best_param_group_id(optimizer) -> int:
-        """The group whose rate stands for all: the largest; if all have size 1, one of the commonest rate."""
+        """The group with the rate that is reported: the largest group. If all groups have size 1, a group with the
+        most common rate."""
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         if max(sizes) > 1:
             return sizes.index(max(sizes))
@@ -256,15 +257,15 @@ class LRScheduler(HookBase):
 
 
 class EvalHook(HookBase):
-    """Evaluate every ``eval_period`` iterations and after a training that was not cut short."""
+    """Evaluates every ``eval_period`` iterations, and after training unless it was interrupted."""
 
     def __init__(self, eval_period, eval_function, eval_after_train=True):
         """
         Args:
             eval_period: 0 for no evaluation during training.
-            eval_function: no arguments; returns a nested dict of numbers, which go into the storage under
-                names joined by "/", or nothing. All ranks must have this hook; those without a part in the
-                evaluation take a function that does nothing.
+            eval_function: a function without arguments. It returns None or a nested dict of numbers, which are put into
+                the storage under names joined by "/". All ranks must have this hook. A rank without a part in the
+                evaluation needs a function that does nothing.
             eval_after_train: whether to evaluate after training.
         """
         self._period = eval_period
@@ -284,7 +285,7 @@ class EvalHook(HookBase):
                         f"[EvalHook] eval_function should return a nested dict of float. Got '{name}: {value}' instead."
                     ) from error
             self.trainer.storage.put_scalars(**results, smoothing_hint=False)
-        # Ranks may take differently long: let them start their next iteration together.
+        # Ranks may need different times. They start the next iteration together.
         comm.synchronize()
 
     def after_step(self):
@@ -294,20 +295,20 @@ class EvalHook(HookBase):
     def after_train(self):
         if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
-        # Probably a closure over the trainer, which owns this hook: let go of it.
+        # The function may refer to the trainer, which owns this hook: delete it to break the cycle.
         del self._func
 
 
 class PreciseBN(HookBase):
-    """Replace batch norms' moving averages by averages over whole batches, periodically and in the end."""
+    """Replaces the moving averages of batch norms by averages over whole batches, periodically and at the end."""
 
     def __init__(self, period, model, data_loader, num_iter):
         """
         Args:
-            period: iterations between updates; 0 for the one after the last iteration only.
-            model: its batch norms in training mode are updated.
-            data_loader: iterable of batches for ``model(batch)``.
-            num_iter: batches to average over.
+            period: iterations between updates. With 0 there is only the update after the last iteration.
+            model: the model. Its batch norms in training mode are updated.
+            data_loader: an iterable of batches for ``model(batch)``.
+            num_iter: the number of batches.
         """
         self._disabled = len(get_bn_modules(model)) == 0
         if self._disabled:
@@ -330,6 +331,6 @@ class PreciseBN(HookBase):
         if self._data_iter is None:
             self._data_iter = iter(self._data_loader)
         logger.info("Running precise-BN for %d iterations...", self._num_iter)
-        # What the model puts into the storage here belongs to no iteration of training.
+        # A separate storage, as scalars of these forward passes do not belong to an iteration of training.
         with EventStorage():
             update_bn_stats(self._model, self._data_iter, self._num_iter)

@@ -25,20 +25,20 @@ def launch(
     args=(),
     timeout=DEFAULT_TIMEOUT,
 ):
-    """Call ``main_func(*args)`` in every process of a distributed job; to be called once on every machine.
+    """Call ``main_func(*args)`` in every process of a distributed job. Call this once on every machine.
 
-    With one process in all, it is called right here. Otherwise processes are spawned, joined to a process
-    group (nccl with a GPU each where there are GPUs, else gloo) and waited for.
+    A single process calls it directly. For more, processes are started and joined to a process group (nccl with one GPU
+    each if there are GPUs, otherwise gloo). The call returns when all of them have ended.
 
     Args:
-        main_func: picklable.
-        num_gpus_per_machine: processes on each machine.
-        num_machines: machines of the job.
-        machine_rank: index of this machine.
-        dist_url: where the processes meet, such as "tcp://127.0.0.1:8686", or "auto" for a free port of this
-            machine, if it is the only one.
-        args: arguments of ``main_func``.
-        timeout: timedelta after which a collective call gives up.
+        main_func: a function that can be pickled.
+        num_gpus_per_machine: the number of processes on each machine.
+        num_machines: the number of machines.
+        machine_rank: the index of this machine.
+        dist_url: where the processes meet, for example "tcp://127.0.0.1:8686". On a single machine "auto" chooses a
+            free port.
+        args: the arguments of ``main_func``.
+        timeout: a timedelta, the time limit of a collective call.
     """
     world_size = num_machines * num_gpus_per_machine
     if world_size <= 1:
@@ -81,6 +81,6 @@ def _worker(local_rank, main_func, world_size, processes_per_machine, machine_ra
     comm.create_local_process_group(processes_per_machine)
     if has_gpu:
         torch.cuda.set_device(local_rank)
-    # Nobody may start with its first collective call while another still joins the group.
+    # No process may make its first collective call while another one is still joining the group.
     comm.synchronize()
     main_func(*args)

@@ -18,12 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class HookBase:
-    """Something to do at fixed points of training.
+    """Code that runs at fixed points of training.
 
-    The trainer calls ``before_train``, then for every iteration ``before_step``, ``after_backward`` and
-    ``after_step``, and in the end, also of a failed training, ``after_train``. ``self.trainer`` is the
-    trainer. Work that takes time belongs into ``after_step``: hooks that measure time rely on a quick
-    ``before_step``.
+    The trainer calls ``before_train``, then ``before_step``, ``after_backward`` and ``after_step`` in every iteration,
+    and at the end ``after_train``, also if training failed. ``self.trainer`` is the trainer. Do slow work in
+    ``after_step``, as hooks that measure time rely on a fast ``before_step``.
     """
 
     trainer: TrainerBase = None
@@ -44,17 +43,17 @@ class HookBase:
         """After each iteration."""
 
     def state_dict(self):
-        """What to keep in a checkpoint; a hook that returns something also has ``load_state_dict``."""
+        """The hook's state for a checkpoint. A hook that returns a state also needs ``load_state_dict``."""
         return {}
 
 
 class TrainerBase:
-    """A loop of iterations with hooks, which knows nothing of models, data or optimizers.
+    """A loop of iterations with hooks. It knows nothing about models, data and optimizers.
 
     Attributes:
-        iter: the current iteration; ``max_iter`` after a training that was not cut short.
+        iter: the current iteration. It is ``max_iter`` after a training that was not interrupted.
         start_iter: the first iteration, at least 0.
-        max_iter: the iteration before which training ends.
+        max_iter: training ends before this iteration.
         storage: the ``EventStorage`` that is open during training.
     """
 
@@ -66,12 +65,12 @@ class TrainerBase:
         self.storage: EventStorage
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Add hooks, which are called in the order of their registration; None is left out."""
+        """Add hooks, which are called in the order of their registration. None is ignored."""
         for hook in hooks:
             if hook is None:
                 continue
             assert isinstance(hook, HookBase), hook
-            # The trainer owns its hooks, so a hook must not own its trainer.
+            # A weak reference, as the trainer owns its hooks.
             hook.trainer = weakref.proxy(self)
             self._hooks.append(hook)
 
@@ -87,7 +86,7 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                # Only a training that ran to its end gets here: hooks tell it by iter == max_iter.
+                # Only a complete training reaches this line. Hooks recognise it by iter == max_iter.
                 self.iter += 1
             except Exception:
                 logger.exception("Exception during training:")
@@ -105,7 +104,7 @@ class TrainerBase:
             hook.after_train()
 
     def before_step(self):
-        # Whoever writes an event in this iteration finds the storage at the trainer's iteration.
+        # Events of this iteration are stored under the trainer's iteration.
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.before_step()
@@ -119,11 +118,12 @@ class TrainerBase:
             hook.after_step()
 
     def run_step(self):
-        """One iteration; to be written by subclasses."""
+        """One iteration. Subclasses implement it."""
         raise NotImplementedError
 
     def state_dict(self):
-        """The iteration and the hooks' states by class name; of several hooks of a class, the first's."""
+        """The iteration and the states of hooks by their class names. If several hooks have the same class, the
+        first one's state."""
         state = {"iteration": self.iter}
         hooks = {}
         for hook in self._hooks:
@@ -145,9 +145,10 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one source of data, one optimizer; one batch, one backward pass and one step an iteration.
+    """A trainer with one model, one data loader and one optimizer. An iteration has one batch, one backward pass and
+    one step.
 
-    All else (checkpoints, logs, evaluation, the learning rate) is hooks.
+    Hooks do everything else (checkpoints, logs, evaluation, the learning rate).
     """
 
     def __init__(
@@ -161,13 +162,13 @@ class SimpleTrainer(TrainerBase):
     ):
         """
         Args:
-            model: batch to a scalar loss or a dict of scalar losses; is put into training mode.
-            data_loader: iterable of batches, long enough for the whole training.
-            optimizer: torch optimizer of the model's parameters.
-            gather_metric_period: losses are gathered from all ranks and logged every this many iterations.
+            model: maps a batch to a scalar loss or a dict of scalar losses. It is put into training mode.
+            data_loader: an iterable with enough batches for the whole training.
+            optimizer: a PyTorch optimizer of the model's parameters.
+            gather_metric_period: iterations between two times that losses are gathered from all ranks and logged.
             zero_grad_before_forward: whether gradients are cleared before the forward pass or after it.
-            async_write_metrics: whether losses are read and logged in a thread, so that the device need not
-                be waited for.
+            async_write_metrics: whether losses are read and logged in another thread, so that training does not wait
+                for the device.
         """
         super().__init__()
         model.train()
@@ -178,7 +179,7 @@ class SimpleTrainer(TrainerBase):
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
-        # One thread only, so that metrics are written in the order of iterations.
+        # A single thread writes metrics in the order of iterations.
         self.concurrent_executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
 
     def run_step(self):
@@ -215,13 +216,13 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def _data_loader_iter(self):
-        # Made at first use: its workers start when training does, not with the trainer.
+        # Made at first use, so that its workers start with training and not with the trainer.
         if self._data_loader_iter_obj is None:
             self._data_loader_iter_obj = iter(self.data_loader)
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder):
-        """Drop the data loader, then put the one that ``data_loader_builder()`` returns in its place."""
+        """Delete the data loader, then replace it by the result of ``data_loader_builder()``."""
         del self.data_loader
         self._data_loader_iter_obj = None
         self.data_loader = data_loader_builder()
@@ -239,18 +240,18 @@ class SimpleTrainer(TrainerBase):
         try:
             SimpleTrainer.write_metrics(loss_dict, data_time, iter, prefix)
         except Exception:
-            # In the thread of async_write_metrics nobody else would ever tell.
+            # With async_write_metrics, an exception of the thread would be lost without this line.
             logger.exception("Exception in writing metrics: ")
             raise
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
-        """Put losses, averaged over all ranks, and their sum into the event storage; every rank must call it.
+        """Put the losses, averaged over all ranks, and their sum into the event storage. Every rank must call it.
 
         Args:
             loss_dict: scalar losses.
-            data_time: seconds that this rank waited for its batch.
-            cur_iter: the iteration that they are of.
+            data_time: the seconds that this rank waited for its batch.
+            cur_iter: the iteration of the losses.
             prefix: put before "total_loss".
 
         Raises:
@@ -263,7 +264,7 @@ class SimpleTrainer(TrainerBase):
         if not comm.is_main_process():
             return
 
-        # The slowest rank decides how long all of them wait.
+        # All ranks wait for the slowest one.
         storage.put_scalar("data_time", max(seconds for _, seconds in gathered), cur_iter=cur_iter)
         metrics = {name: np.mean([rank_metrics[name] for rank_metrics, _ in gathered]) for name in metrics}
         total = sum(metrics.values())
@@ -305,8 +306,8 @@ class AMPTrainer(SimpleTrainer):
             model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward,
             async_write_metrics:
                 as in :class:`SimpleTrainer`.
-            grad_scaler: torch ``GradScaler``; a new one by default.
-            precision: dtype of the forward pass where it is safe.
+            grad_scaler: PyTorch's ``GradScaler``, by default a new one.
+            precision: the dtype of autocast in the forward pass.
             log_grad_scaler: whether the scale is logged, as "[metric]grad_scaler".
         """
         single_device = not isinstance(model, DataParallel)

@@ -40,13 +40,14 @@ _METRICS = {
 
 
 class _InstanceEvaluator(DatasetEvaluator):
-    """What COCO's and LVIS's evaluators share: collecting instances, gathering ranks, writing files."""
+    """The common part of COCO's and LVIS's evaluators: collects instances, gathers them from all ranks, writes
+    files."""
 
     _RESULTS_FILE: str  # the results JSON in output_dir
-    _FIRST_ID: int  # of class 0's category, where the metadata says nothing about ids
+    _FIRST_ID: int  # the category id of class 0, if the metadata has no ids
     _METRIC_NAMES: tuple[str, ...]
 
-    _do_evaluation: bool  # test sets come without annotations: their results are evaluated elsewhere
+    _do_evaluation: bool  # False for test sets without annotations
 
     def __init__(self, dataset_name: str, tasks, distributed: bool, output_dir: str | None):
         self._logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class _InstanceEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]):
         """
         Args:
-            inputs: with "image_id".
-            outputs: with "instances", see :func:`instances_to_coco_json`; others are passed over.
+            inputs: samples with "image_id".
+            outputs: predictions with "instances", see :func:`instances_to_coco_json`. Others are ignored.
         """
         for given, output in zip(inputs, outputs):
             if "instances" in output:
@@ -76,7 +77,7 @@ class _InstanceEvaluator(DatasetEvaluator):
                 self._predictions.append({"image_id": image_id, "instances": converted})
 
     def _gather(self) -> list[dict] | None:
-        """All ranks' predictions, dumped to ``output_dir``; None on other ranks than the first."""
+        """The predictions of all ranks, also written to ``output_dir``. None on all ranks but the first."""
         predictions = self._predictions
         if self._distributed:
             comm.synchronize()
@@ -96,7 +97,7 @@ class _InstanceEvaluator(DatasetEvaluator):
         """Metrics of each task.
 
         Args:
-            metrics_of: metrics by name of at least one result, for a task.
+            metrics_of: (results, task) -> {metric: value}. There is at least one result.
         """
         predictions = self._gather()
         if not predictions:
@@ -108,19 +109,19 @@ class _InstanceEvaluator(DatasetEvaluator):
         metrics = OrderedDict()
         for task in self._tasks_of(results):
             assert task in ("bbox", "segm"), f"Got unknown task: {task}!"
-            if not results:  # which neither API can take
+            if not results:  # neither API accepts an empty list
                 self._logger.warning("No predictions from the model!")
                 metrics[task] = dict.fromkeys(self._METRIC_NAMES, float("nan"))
                 continue
-            # Both take a detection's area from its box if there is one, from its mask otherwise.
+            # Both APIs take a detection's area from its box if it has one. For masks it should be the mask's area.
             dropped = "bbox" if task == "segm" else None
             metrics[task] = metrics_of([{k: v for k, v in r.items() if k != dropped} for r in results], task)
         return metrics
 
     def _in_dataset_ids(self, predictions: list[dict]) -> list[dict]:
-        """All images' detections with the dataset's category ids, written to the results JSON.
+        """The detections of all images with the dataset's category ids. Writes them to the results JSON.
 
-        They are copies: ``evaluate`` may be called again.
+        They are copies, as ``evaluate`` may be called again.
         """
         to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
         id_of = None if to_index is None else {index: i for i, index in to_index.items()}
@@ -149,22 +150,23 @@ class _InstanceEvaluator(DatasetEvaluator):
 class COCOEvaluator(_InstanceEvaluator):
     """AP of boxes and masks by COCO's rules, http://cocodataset.org/#detection-eval, from 0 to 100.
 
-    NaN stands for what cannot be computed, for example without ground truth of an area. All metrics are also
-    given for each category, as "AP-<name>", where there are more than one.
+    A metric that cannot be computed is NaN, for example without ground truth of its area. With more than one category,
+    "AP-<name>" is the AP of each category.
 
     Args:
-        dataset_name: with "json_file" in its metadata; any other registered dataset is first written as COCO
-            JSON to ``output_dir``.
-        tasks: of "bbox" and "segm"; None takes what the predictions have.
-        distributed: gather predictions of all ranks and evaluate on the first; else each its own.
-        output_dir: for "coco_instances_results.json" and "instances_predictions.pth"; None writes neither.
-        max_dets_per_image: how many detections of an image and category count, best first; None is 100.
-        use_fast_impl: evaluate by faster-coco-eval, else by pycocotools.
-        kpt_oks_sigmas: upstream's; only its default, keypoints need upstream.
-        allow_cached_coco: take a JSON written earlier for a dataset that has no "json_file".
+        dataset_name: a dataset with "json_file" in its metadata. Any other registered dataset is first written to
+            ``output_dir`` as a COCO JSON.
+        tasks: a selection of "bbox" and "segm". None evaluates the types that the predictions have.
+        distributed: whether predictions of all ranks are gathered and evaluated on the first. Otherwise each rank
+            evaluates its own.
+        output_dir: for "coco_instances_results.json" and "instances_predictions.pth". None writes no files.
+        max_dets_per_image: the number of detections of an image and category that count, best first. None is 100.
+        use_fast_impl: evaluate with faster-coco-eval, otherwise with pycocotools.
+        kpt_oks_sigmas: upstream's argument; only its default is accepted, as keypoints need upstream.
+        allow_cached_coco: reuse a JSON that was written earlier for a dataset without "json_file".
 
     Raises:
-        ValueError: a JSON is to be written but there is no ``output_dir``.
+        ValueError: a JSON has to be written and there is no ``output_dir``.
     """
 
     _RESULTS_FILE = "coco_instances_results.json"
@@ -204,11 +206,11 @@ class COCOEvaluator(_InstanceEvaluator):
             img_ids: evaluate on these images only.
 
         Returns:
-            {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": ...}; empty without predictions, without ground
-            truth and on other ranks than the first.
+            {"bbox": {"AP": ..., "AP50": ..., ...}, "segm": ...}. Empty without predictions, without ground truth, and
+            on all ranks but the first.
 
         Raises:
-            AssertionError: a predicted class is none of the dataset's.
+            AssertionError: a predicted class is not a class of the dataset.
         """
         return self._evaluate(lambda results, task: self._evaluate_task(results, task, img_ids))
 
@@ -221,7 +223,7 @@ class COCOEvaluator(_InstanceEvaluator):
         evaluation.evaluate()
         evaluation.accumulate()
         if self._use_fast_impl or self._max_dets[-1] == 100:
-            evaluation.summarize()  # pycocotools' table knows no other limit
+            evaluation.summarize()  # pycocotools' table needs the limit of 100
         return self._derive_coco_results(evaluation, task, self._metadata.get("thing_classes"))
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names: list[str] | None = None):
@@ -253,7 +255,7 @@ class COCOEvaluator(_InstanceEvaluator):
 
 
 def _mean_ap(precision: np.ndarray) -> float:
-    """The mean in percent of all precisions that COCO could compute (it marks others -1), or NaN."""
+    """The mean, in percent, of all precisions that could be computed (COCO marks the others with -1), or NaN."""
     valid = precision[precision > -1]
     return float(valid.mean() * 100) if valid.size else float("nan")
 
@@ -262,13 +264,13 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
     """Detections of one image in COCO's results format.
 
     Args:
-        instances: on the CPU, with ``pred_boxes`` (absolute XYXY), ``scores`` and ``pred_classes``, and maybe
+        instances: on the CPU, with ``pred_boxes`` (absolute XYXY), ``scores``, ``pred_classes`` and optionally
             ``pred_masks`` [N, H, W] of the image's size.
         img_id: the image's id in the annotations.
 
     Returns:
-        One dict a detection: "image_id", "category_id", "bbox" (XYWH), "score" and, with masks,
-        "segmentation" as run-length encoding.
+        One dict for each detection: "image_id", "category_id", "bbox" (XYWH), "score" and, with masks, "segmentation"
+            as run-length encoding.
     """
     if len(instances) == 0:
         return []

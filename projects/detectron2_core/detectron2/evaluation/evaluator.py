@@ -1,4 +1,4 @@
-"""Running a model over a dataset and handing what comes out to evaluators."""
+"""Runs a model over a dataset and gives its outputs to evaluators."""
 
 import datetime
 import logging
@@ -18,24 +18,24 @@ logger = logging.getLogger(__name__)
 
 
 class DatasetEvaluator:
-    """Base class: takes inputs and outputs batch by batch, and gives metrics at the end."""
+    """Base class of evaluators. It gets inputs and outputs batch by batch, and returns metrics at the end."""
 
     def reset(self):
-        """Forget everything, before a round of evaluation."""
+        """Forget all outputs, before a new evaluation."""
 
     def process(self, inputs, outputs):
         """
         Args:
-            inputs (list): what the model was given.
-            outputs (list): what it returned, one element for each of ``inputs``.
+            inputs (list): the inputs of the model.
+            outputs (list): the model's outputs, one for each of ``inputs``.
         """
 
     def evaluate(self):
-        """Metrics of all that was processed: {task: {metric: value}}; None on ranks that have none."""
+        """The metrics of all outputs: {task: {metric: value}}. None on ranks without results."""
 
 
 class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one; no two may give results for the same task."""
+    """Several evaluators as one. Two evaluators must not return results for the same task."""
 
     def __init__(self, evaluators: list[DatasetEvaluator]):
         self._evaluators = evaluators
@@ -51,7 +51,7 @@ class DatasetEvaluators(DatasetEvaluator):
     def evaluate(self):
         results = OrderedDict()
         for evaluator in self._evaluators:
-            result = evaluator.evaluate()  # on all ranks: they may talk to each other
+            result = evaluator.evaluate()  # called on all ranks, as evaluators may communicate
             if not is_main_process() or result is None:
                 continue
             for task, metrics in result.items():
@@ -74,7 +74,7 @@ class _Stopwatch:
         self.start = self._last = time.perf_counter()
 
     def lap(self, kind: str) -> None:
-        """Book the time since the last lap under ``kind``."""
+        """Add the time since the last call to ``kind``."""
         now = time.perf_counter()
         self.seconds[kind] += now - self._last
         self._last = now
@@ -82,7 +82,7 @@ class _Stopwatch:
     def finish_iteration(self) -> None:
         self.done += 1
         if self.done == self.warmup:
-            self._restart()  # the first batches pay for allocations and caches
+            self._restart()  # the first batches are slower, as they allocate memory and fill caches
 
     @property
     def counted(self) -> int:
@@ -105,16 +105,16 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: dict[str, Callable[[], None]] | None = None,
 ) -> dict:
-    """Run a model over a loader without gradients and evaluate what it returns.
+    """Run a model over a loader without gradients and evaluate its outputs.
 
     Args:
-        model: called with each batch; a module is in eval mode meanwhile.
-        data_loader: has a length.
-        evaluator: one or more; None to measure speed alone.
-        callbacks: functions of nothing, by "on_start", "before_inference", "after_inference", "on_end".
+        model: called with each batch. A module is in eval mode during this.
+        data_loader: a loader with a length.
+        evaluator: an evaluator or a list of them. None only measures speed.
+        callbacks: functions without arguments, by "on_start", "before_inference", "after_inference", "on_end".
 
     Returns:
-        What the evaluator gives, an empty dict for None.
+        The evaluator's results, or an empty dict if they are None.
     """
     if evaluator is None or isinstance(evaluator, MutableSequence):
         evaluator = DatasetEvaluators(evaluator or [])
@@ -138,7 +138,7 @@ def inference_on_dataset(
             outputs = model(inputs)
             callback("after_inference")
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # kernels run on after the call
+                torch.cuda.synchronize()  # kernels still run after the call
             watch.lap("compute")
             evaluator.process(inputs, outputs)
             watch.lap("eval")
@@ -162,7 +162,7 @@ def inference_on_dataset(
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and back into the mode it was in."""
+    """A context in which a module is in eval mode. Afterwards it has its earlier mode again."""
     training = model.training
     model.eval()
     try:

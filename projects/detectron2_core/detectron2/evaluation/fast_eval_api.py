@@ -1,4 +1,4 @@
-"""COCO's evaluation in C++, where upstream has its own extension: faster-coco-eval's."""
+"""COCO's evaluation in C++ by faster-coco-eval, in place of upstream's own extension."""
 
 from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
@@ -7,7 +7,7 @@ __all__ = ["COCOeval_opt"]
 
 
 class COCOeval_opt(COCOeval_faster):
-    """A faster ``pycocotools.cocoeval.COCOeval`` for "bbox" and "segm": same calls, same numbers.
+    """A faster ``pycocotools.cocoeval.COCOeval`` for "bbox" and "segm", with the same calls and the same results.
 
     Args:
         cocoGt, cocoDt: ground truth and detections.

@@ -13,7 +13,7 @@ __all__ = ["LVISEvaluator"]
 
 
 class _NumpyWithFloat:
-    """NumPy, with the ``np.float`` that it had until 1.24."""
+    """NumPy with the name ``np.float``, which NumPy 1.24 removed."""
 
     float = float
 
@@ -22,7 +22,7 @@ class _NumpyWithFloat:
 
 
 def _see_numpy_with_float(function: types.FunctionType) -> types.FunctionType:
-    """A copy of a function for which the module-level name ``np`` means :class:`_NumpyWithFloat`."""
+    """A copy of a function in which the global name ``np`` is :class:`_NumpyWithFloat`."""
     names = {**function.__globals__, "np": _NumpyWithFloat()}
     copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
@@ -31,25 +31,26 @@ def _see_numpy_with_float(function: types.FunctionType) -> types.FunctionType:
 
 @functools.cache
 def _evaluation_class() -> type:
-    """lvis 0.5.3's evaluation on today's NumPy, with neither of the two modules changed."""
-    # Here and not above, because lvis imports matplotlib, of which nobody else has any use: 0.4 s at every start.
+    """lvis 0.5.3's evaluation for NumPy 1.24 and later. The modules lvis and NumPy are not changed."""
+    # Imported here, as lvis imports matplotlib, which takes 0.4 s.
     from lvis import LVISEval
 
     return type("_LVISEval", (LVISEval,), {"accumulate": _see_numpy_with_float(LVISEval.accumulate)})
 
 
 class LVISEvaluator(_InstanceEvaluator):
-    """AP of boxes and masks by LVIS's rules, from 0 to 100; -100 is what cannot be computed.
+    """AP of boxes and masks by LVIS's rules, from 0 to 100. A metric that cannot be computed is -100.
 
-    APr, APc and APf are those of rare, common and frequent categories.
+    APr, APc and APf are the AP of rare, common and frequent categories.
 
     Args:
-        dataset_name: with "json_file" in its metadata. Without "thing_dataset_id_to_contiguous_id" in it,
-            class k is the category of id k + 1.
-        tasks: of "bbox" and "segm"; None takes what the predictions have.
-        distributed: gather predictions of all ranks and evaluate on the first; else each its own.
-        output_dir: for "lvis_instances_results.json" and "instances_predictions.pth"; None writes neither.
-        max_dets_per_image: how many detections of an image count, best first; None is LVIS's 300.
+        dataset_name: a dataset with "json_file" in its metadata. Without "thing_dataset_id_to_contiguous_id" in the
+            metadata, class k is the category with the id k + 1.
+        tasks: a selection of "bbox" and "segm". None evaluates the types that the predictions have.
+        distributed: whether predictions of all ranks are gathered and evaluated on the first. Otherwise each rank
+            evaluates its own.
+        output_dir: for "lvis_instances_results.json" and "instances_predictions.pth". None writes no files.
+        max_dets_per_image: the number of detections of an image that count, best first. None is LVIS's 300.
     """
 
     _RESULTS_FILE = "lvis_instances_results.json"
@@ -75,11 +76,11 @@ class LVISEvaluator(_InstanceEvaluator):
     def evaluate(self) -> dict:
         """
         Returns:
-            {"bbox": {"AP": ..., "APr": ..., ...}, "segm": ...}; empty without predictions, without ground
-            truth and on other ranks than the first.
+            {"bbox": {"AP": ..., "APr": ..., ...}, "segm": ...}. Empty without predictions, without ground truth, and on
+            all ranks but the first.
 
         Raises:
-            AssertionError: a predicted class is none of the dataset's.
+            AssertionError: a predicted class is not a class of the dataset.
         """
         return self._evaluate(self._evaluate_task)
 

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping) -> None:
-    """Log the metrics of each task as two comma-separated lines, those of single categories left out."""
+    """Log the metrics of each task as two comma-separated lines. Metrics of single categories are left out."""
     assert isinstance(results, Mapping) or not len(results), results
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
@@ -29,8 +29,7 @@ def verify_results(cfg, results: Mapping) -> bool:
     """Compare results with ``cfg.TEST.EXPECTED_RESULTS``, a list of (task, metric, expected, tolerance).
 
     Returns:
-        True; where a metric is missing, not finite or further off than its tolerance, the process exits
-        with 1.
+        True. If a metric is missing, not finite, or differs by more than its tolerance, the process exits with code 1.
     """
     expected_results = cfg.TEST.EXPECTED_RESULTS
     if not len(expected_results):
@@ -47,7 +46,7 @@ def verify_results(cfg, results: Mapping) -> bool:
 
 
 def flatten_results_dict(results: Mapping) -> dict:
-    """Nested dicts as one, keys joined by "/": {"bbox": {"AP": 1}} becomes {"bbox/AP": 1}."""
+    """Nested dicts as one dict, with keys joined by "/": {"bbox": {"AP": 1}} becomes {"bbox/AP": 1}."""
     flat = {}
     for key, value in results.items():
         if isinstance(value, Mapping):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass
 class ShapeSpec:
-    """What a module knows about a feature map before it has seen one; an unknown part is None.
+    """The known shape of a feature map. An unknown part is None.
 
-    ``stride`` is relative to the input image, ``height`` and ``width`` are in pixels of the map itself.
+    ``stride`` is relative to the input image. ``height`` and ``width`` are in pixels of the map.
     """
 
     channels: int | None = None

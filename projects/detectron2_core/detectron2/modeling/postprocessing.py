@@ -9,17 +9,17 @@ from torch.nn import functional as F
 def detector_postprocess(
     results: Instances, output_height: int, output_width: int, mask_threshold: float = 0.5
 ) -> Instances:
-    """Bring the predictions for a resized image back to the size that the user asks for.
+    """Scale the predictions for a resized image to the requested size.
 
     Args:
-        results: ``pred_boxes`` (or ``proposal_boxes``) in pixels of ``results.image_size``; optionally
-            ``pred_masks``, probabilities [N,1,M,M] relative to the predicted boxes, and ``pred_keypoints``
-            [N,K,3]. Its boxes and keypoints are scaled in place.
-        output_height, output_width: the size to return.
-        mask_threshold: probability from which a pixel belongs to a mask.
+        results: ``pred_boxes`` (or ``proposal_boxes``) in pixels of ``results.image_size``. Optionally ``pred_masks``,
+            probabilities [N,1,M,M] relative to the predicted boxes, and ``pred_keypoints`` [N,K,3]. Boxes and keypoints
+            are scaled in place.
+        output_height, output_width: the requested size.
+        mask_threshold: a pixel with at least this probability belongs to a mask.
 
     Returns:
-        Instances of the new size: boxes scaled and clipped, empty ones dropped with all their fields, masks
+        Instances of the requested size. Boxes are scaled and clipped. Instances with empty boxes are removed. Masks are
         bool [N,output_height,output_width].
     """
     scale_x = output_width / results.image_size[1]
@@ -44,13 +44,12 @@ def detector_postprocess(
 def sem_seg_postprocess(
     result: torch.Tensor, img_size: tuple[int, int], output_height: int, output_width: int
 ) -> torch.Tensor:
-    """Cut the padding off per-pixel predictions and resize them bilinearly to the size that the user asks
-    for.
+    """Cut the padding off per-pixel predictions and resize them bilinearly to the requested size.
 
     Args:
         result: [C,H,W] at the resolution of the padded network input.
-        img_size: (height, width) of the image inside that input, which starts at the top left corner.
-        output_height, output_width: the size to return.
+        img_size: (height, width) of the image inside that input, at its top left corner.
+        output_height, output_width: the requested size.
 
     Returns:
         [C,output_height,output_width].

@@ -26,21 +26,21 @@ _NORM_LAYERS = (
 
 
 class GradientClipType(Enum):
-    """Values of ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: each entry, or the norm of each parameter's gradient."""
+    """Values of ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``: clip each entry, or the norm of each parameter's gradient."""
 
     VALUE = "value"
     NORM = "norm"
 
 
 def maybe_add_gradient_clipping(cfg, optimizer):
-    """Give the optimizer a ``step`` that first clips gradients as ``cfg.SOLVER.CLIP_GRADIENTS`` says.
+    """Give the optimizer a ``step`` that first clips gradients by ``cfg.SOLVER.CLIP_GRADIENTS``.
 
     Args:
         cfg: CfgNode.
-        optimizer: an optimizer (changed in place) or an optimizer class.
+        optimizer: an optimizer, which is changed in place, or an optimizer class.
 
     Returns:
-        The given optimizer, or a subclass of the given class; unchanged if clipping is not enabled.
+        The given optimizer, or a subclass of the given class. Without clipping, ``optimizer`` unchanged.
     """
     if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         return optimizer
@@ -60,14 +60,14 @@ def maybe_add_gradient_clipping(cfg, optimizer):
 
     clipping = type(base.__name__ + "WithGradientClip", (base,), {"step": step})
     if isinstance(optimizer, torch.optim.Optimizer):
-        # The optimizer's groups and state stay as they are; only what `step` does changes.
+        # The optimizer keeps its groups and its state. Only ``step`` changes.
         optimizer.__class__ = clipping
         return optimizer
     return clipping
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD by ``cfg.SOLVER``, with gradient clipping if that is enabled."""
+    """SGD with the settings of ``cfg.SOLVER``, and with gradient clipping if it is enabled."""
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -96,16 +96,17 @@ def get_default_optimizer_params(
     lr_factor_func: Callable | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The model's trainable parameters, each once, in as few groups as their settings allow.
+    """The trainable parameters of the model, each once, in as few groups as possible.
 
     Args:
-        model: whose parameters are taken.
-        base_lr, weight_decay: of every group; left to the optimizer where None.
-        weight_decay_norm: weight decay of normalisation layers.
-        bias_lr_factor: factor on the rate of parameters called ``bias``.
-        weight_decay_bias: weight decay of parameters called ``bias``.
-        lr_factor_func: full parameter name to a factor on the rate.
-        overrides: settings by a parameter's own name (``{"embedding": {"lr": 0.01}}``); they win.
+        model: the model.
+        base_lr, weight_decay: of every group. None leaves them to the optimizer.
+        weight_decay_norm: the weight decay of normalisation layers.
+        bias_lr_factor: a factor on the rate of parameters with the name ``bias``.
+        weight_decay_bias: the weight decay of parameters with the name ``bias``.
+        lr_factor_func: maps a full parameter name to a factor on the rate.
+        overrides: settings by a parameter's own name, for example ``{"embedding": {"lr": 0.01}}``. They take
+            precedence.
 
     Raises:
         ValueError: ``base_lr`` is missing, or ``overrides`` and the bias settings both set ``bias``.
@@ -144,9 +145,9 @@ def get_default_optimizer_params(
 
 
 def reduce_param_groups(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge parameter groups of equal settings: multi-tensor optimizers are fast on few, large groups.
+    """Merge parameter groups with equal settings, as multi-tensor optimizers are fast with few, large groups.
 
-    Where a parameter is in several groups, later settings win.
+    If a parameter is in several groups, later settings take precedence.
     """
     settings_of = defaultdict(dict)
     for group in params:
@@ -159,7 +160,7 @@ def reduce_param_groups(params: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """The schedule that ``cfg.SOLVER.LR_SCHEDULER_NAME`` names, with ``cfg.SOLVER``'s warm-up before it.
+    """The schedule with the name ``cfg.SOLVER.LR_SCHEDULER_NAME``, after the warm-up of ``cfg.SOLVER``.
 
     Raises:
         ValueError: the name is neither WarmupMultiStepLR nor WarmupCosineLR.

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """Put a warm-up before another scheduler."""
+    """A scheduler with a warm-up before it."""
 
     def __init__(
         self,
@@ -29,12 +29,13 @@ class WarmupParamScheduler(CompositeParamScheduler):
     ):
         """
         Args:
-            scheduler: what follows the warm-up.
-            warmup_factor: where the warm-up starts, as a share of the scheduler's first value.
-            warmup_length: length of the warm-up as a share of the whole training, in [0,1].
-            warmup_method: "linear" climbs to the scheduler's value at that point, "constant" stays.
-            rescale_interval: whether the whole schedule is squeezed into the time after the warm-up;
-                otherwise its part before the end of the warm-up is left out.
+            scheduler: the scheduler after the warm-up.
+            warmup_factor: the warm-up's first value, as a share of the scheduler's first value.
+            warmup_length: the length of the warm-up, as a share of the whole training, in [0,1].
+            warmup_method: "linear" rises to the scheduler's value at the end of the warm-up, "constant" keeps the first
+                value.
+            rescale_interval: whether the whole schedule is compressed into the time after the warm-up. Otherwise the
+                warm-up replaces the first part of the schedule.
         """
         start = warmup_factor * scheduler(0.0)
         if warmup_method == "linear":
@@ -51,9 +52,9 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """The rate of every parameter group is its initial value times what fvcore's scheduler says.
+    """The rate of every parameter group is its initial rate times the value of fvcore's scheduler.
 
-    So groups keep their rates relative to each other.
+    So the ratios of the groups' rates stay the same.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class LRMultiplier(LRScheduler):
     ):
         """
         Args:
-            optimizer: whose groups' rates are set.
+            optimizer: the optimizer. The rates of its groups are set.
             multiplier: the factor, a function of progress in [0,1).
-            max_iter: iterations of the whole training.
-            last_iter: the iteration that is done already, as ``last_epoch`` of torch's schedulers.
+            max_iter: the number of iterations of the whole training.
+            last_iter: the last finished iteration, as ``last_epoch`` in PyTorch's schedulers.
         """
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier must be an fvcore ParamScheduler, got {multiplier}")
@@ -73,7 +74,7 @@ class LRMultiplier(LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self):
-        # The multiplier follows from the config, and is not always picklable.
+        # The multiplier comes from the config, and cannot always be pickled.
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float]:
@@ -82,7 +83,7 @@ class LRMultiplier(LRScheduler):
 
 
 class _WarmupLR(LRScheduler):
-    """A decay by iteration under a warm-up factor; the interface that preceded :class:`LRMultiplier`."""
+    """A decay by iteration, multiplied by a warm-up factor. :class:`LRMultiplier` replaces it in upstream."""
 
     def __init__(self, optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch):
         logger.warning("%s is deprecated: use LRMultiplier with an fvcore ParamScheduler", type(self).__name__)

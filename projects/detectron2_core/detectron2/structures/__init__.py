@@ -1,4 +1,4 @@
-"""Containers for what is known about one image (boxes, masks, fields of instances) and for image batches."""
+"""Containers for data of one image (boxes, masks, fields of instances) and for batches of images."""
 
 from .boxes import Boxes, BoxMode, pairwise_ioa, pairwise_iou
 from .image_list import ImageList

@@ -1,4 +1,4 @@
-"""Boxes in absolute coordinates: ways to write them down, a container, and pairwise overlaps."""
+"""Boxes in absolute coordinates: their formats, a container, and pairwise overlaps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ RawBox = TypeVar("RawBox", list, tuple, np.ndarray, Tensor)
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are read. Integers, so that dataset dicts stay plain data.
+    """Formats of boxes. The values are integers, so that dataset dicts contain plain data only.
 
-    ``XYXY_ABS`` is (x0, y0, x1, y1) and ``XYWH_ABS`` (x0, y0, width, height), both in pixels. ``XYXY_REL``
-    and ``XYWH_REL`` are the same in shares of the image's size, ``XYWHA_ABS`` a rotated box (centre x, centre
-    y, width, height, degrees counter-clockwise); these have their numbers, but nothing here converts them.
+    ``XYXY_ABS`` is (x0, y0, x1, y1) and ``XYWH_ABS`` is (x0, y0, width, height), both in pixels. ``XYXY_REL`` and
+    ``XYWH_REL`` are the same, relative to the image's size. ``XYWHA_ABS`` is a rotated box (centre x, centre y, width,
+    height, degrees counter-clockwise). The last three have upstream's values, but :meth:`convert` does not support
+    them.
     """
 
     XYXY_ABS = 0
@@ -30,14 +31,14 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: RawBox, from_mode: BoxMode, to_mode: BoxMode) -> RawBox:
-        """Rewrites one box (list or tuple of 4) or many (array or tensor [N,4]) in another mode.
+        """Converts one box (list or tuple of 4) or many (array or tensor [N,4]) to another mode.
 
         Returns:
-            The same type as ``box``; the input is left as it is (and returned itself if the modes are equal).
+            Boxes of the same type as ``box``. The input is not changed. If the modes are equal, it is returned itself.
 
         Raises:
-            AssertionError: a list or tuple that is no box, or a relative mode.
-            NotImplementedError: a pair of modes without conversion.
+            AssertionError: a list or tuple is not a box, or a mode is relative.
+            NotImplementedError: there is no conversion between these modes.
         """
         if from_mode == to_mode:
             return box
@@ -69,7 +70,7 @@ class Boxes:
     """
 
     def __init__(self, tensor: Tensor | np.ndarray | Sequence):
-        """Takes anything that becomes a tensor [N,4]; something empty becomes [0,4].
+        """Takes anything that can be converted to a tensor [N,4]. An empty input becomes [0,4].
 
         Raises:
             AssertionError: another shape.
@@ -86,7 +87,7 @@ class Boxes:
         return Boxes(self.tensor.clone())
 
     def to(self, device: torch.device | str) -> Boxes:
-        """On another device. The type of the numbers is always float32."""
+        """The boxes on another device. The dtype is always float32."""
         return Boxes(self.tensor.to(device=device))
 
     @property
@@ -111,18 +112,18 @@ class Boxes:
         self.tensor = torch.stack(clipped, dim=1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
-        """Bool [N]: both sides are longer than ``threshold`` pixels."""
+        """Bool [N]: whether both sides are longer than ``threshold`` pixels."""
         return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """Bool [N]: no side is further than ``boundary_threshold`` outside of (height, width)."""
+        """Bool [N]: whether no side is more than ``boundary_threshold`` outside of (height, width)."""
         height, width = box_size
         x0, y0, x1, y1 = self.tensor.unbind(dim=1)
         low, right, bottom = -boundary_threshold, width + boundary_threshold, height + boundary_threshold
         return (x0 >= low) & (y0 >= low) & (x1 < right) & (y1 < bottom)
 
     def get_centers(self) -> Tensor:
-        """[N,2] of (x, y)."""
+        """The centres, [N,2] of (x, y)."""
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
@@ -131,7 +132,7 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
-        """The boxes of an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
+        """The boxes at an index, a slice, a vector of indices or a bool vector [N]. The result may share storage."""
         chosen = self.tensor[item]
         if isinstance(item, int):
             chosen = chosen[None]
@@ -150,7 +151,7 @@ class Boxes:
 
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
-        """All boxes of a list or tuple in one object with its own storage."""
+        """All boxes of a list or tuple as one object with its own storage."""
         assert isinstance(boxes_list, (list, tuple)) and all(isinstance(boxes, Boxes) for boxes in boxes_list)
         if not boxes_list:
             return cls(torch.empty(0))
@@ -158,20 +159,20 @@ class Boxes:
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Areas [N,M] shared by each of N and each of M boxes."""
+    """Areas [N,M] of the intersections of each of N boxes with each of M boxes."""
     top_left = torch.max(boxes1.tensor[:, None, :2], boxes2.tensor[:, :2])
     bottom_right = torch.min(boxes1.tensor[:, None, 2:], boxes2.tensor[:, 2:])
     return (bottom_right - top_left).clamp(min=0).prod(dim=2)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over union [N,M] of each of N and each of M boxes; 0 where they do not overlap."""
+    """Intersection over union [N,M] of each of N boxes with each of M boxes. It is 0 for boxes that do not overlap."""
     shared = pairwise_intersection(boxes1, boxes2)
     union = boxes1.area()[:, None] + boxes2.area() - shared
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over the area of the second box, [N,M]; 0 where they do not overlap."""
+    """Intersection over the area of the second box, [N,M]. It is 0 for boxes that do not overlap."""
     shared = pairwise_intersection(boxes1, boxes2)
     return torch.where(shared > 0, shared / boxes2.area(), torch.zeros_like(shared))

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 class ImageList:
-    """A padded batch that remembers each image's own size.
+    """A padded batch of images and the size of each image.
 
     Attributes:
-        tensor: [N,H,W] or [N,...,H,W]; images lie in the top left corner, padding right and below.
+        tensor: [N,H,W] or [N,...,H,W]. Images are at the top left, with padding at the right and the bottom.
         image_sizes: (height, width) of each image before padding.
     """
 
@@ -25,7 +25,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int) -> Tensor:
-        """The idx-th image without its padding."""
+        """Image ``idx`` without its padding."""
         height, width = self.image_sizes[idx]
         return self.tensor[idx, ..., :height, :width]
 
@@ -47,14 +47,14 @@ class ImageList:
         """Pads images to the largest height and the largest width among them.
 
         Args:
-            tensors: at least one, each [...,H_i,W_i] with equal leading sizes.
+            tensors: at least one image, each [...,H_i,W_i] with equal leading sizes.
             size_divisibility: if above 1, the batch's height and width are rounded up to multiples of it.
-            pad_value: what the padding holds.
+            pad_value: the value of the padding.
             padding_constraints: "square_size" (if above 0, height and width of the batch before rounding) and
-                "size_divisibility" (takes the place of the argument).
+                "size_divisibility" (replaces the argument).
 
         Raises:
-            AssertionError: no images, or ones whose leading sizes differ.
+            AssertionError: there are no images, or their leading sizes differ.
         """
         assert isinstance(tensors, (list, tuple)) and len(tensors) > 0
         leading = tensors[0].shape[:-2]

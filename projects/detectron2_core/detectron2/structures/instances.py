@@ -1,4 +1,4 @@
-"""Fields that belong together because they describe the same instances of one image."""
+"""A table of instances of one image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Instances:
-    """A table with one row an instance, its columns ("fields") read and written as attributes.
+    """A table with one row for each instance. Its columns ("fields") are attributes.
 
-    A field is anything with a length and an index: a tensor, ``Boxes``, masks, a list. All are equally long.
-    Names with a leading underscore are ordinary attributes::
+    A field is any object with a length and indexing: a tensor, ``Boxes``, masks, a list. All fields have the same
+    length. Names with a leading underscore are ordinary attributes::
 
         found = Instances((480, 640), pred_boxes=Boxes(...), scores=torch.tensor([0.9, 0.2]))
         found.pred_classes = torch.tensor([3, 1])
@@ -24,7 +24,7 @@ class Instances:
         """
         Args:
             image_size: (height, width) of the image that coordinates refer to.
-            kwargs: first fields.
+            kwargs: the first fields.
         """
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
@@ -43,7 +43,7 @@ class Instances:
             self.set(name, val)
 
     def __getattr__(self, name: str) -> Any:
-        # Copying and unpickling ask for attributes before __init__ has made `_fields`.
+        # Copying and unpickling read attributes before __init__ has set ``_fields``.
         if name == "_fields" or name not in self._fields:
             raise AttributeError(f"Cannot find field '{name}' in the given Instances!")
         return self._fields[name]
@@ -52,12 +52,12 @@ class Instances:
         """Adds or replaces a field.
 
         Raises:
-            AssertionError: its length is not that of the fields already there.
+            AssertionError: its length differs from that of the other fields.
         """
         if self._fields:
             assert len(value) == len(self), f"Field '{name}' has {len(value)} rows, the Instances have {len(self)}"
         else:
-            len(value)  # something without a length is no field
+            len(value)  # raises TypeError without a length
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
@@ -70,16 +70,16 @@ class Instances:
         """The field.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: there is no field with this name.
         """
         return self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """The dict from names to fields itself, not a copy."""
+        """The dict of fields by name. It is not a copy."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """New Instances, with ``to`` called on every field that has it."""
+        """New Instances. ``to`` is called on every field that has it."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
@@ -89,12 +89,12 @@ class Instances:
         """The chosen rows of all fields: an index, a slice, a vector of indices or a bool vector.
 
         Raises:
-            IndexError: an index that is out of range.
+            IndexError: an index is out of range.
         """
         if type(item) is int:
             if not -len(self) <= item < len(self):
                 raise IndexError("Instances index out of range!")
-            # A slice keeps every field a sequence, also a list's.
+            # A slice returns a sequence for every field, also for a list.
             item = slice(item, None, len(self))
         chosen = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -112,11 +112,11 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: list[Instances]) -> Instances:
-        """One table below the other. All must have the same image size and the first one's fields.
+        """Concatenates tables. All must have the same image size and the fields of the first one.
 
         Raises:
-            AssertionError: an empty list, or image sizes that differ.
-            ValueError: a field that cannot be concatenated.
+            AssertionError: the list is empty, or image sizes differ.
+            ValueError: a field cannot be concatenated.
         """
         assert len(instance_lists) > 0 and all(isinstance(one, Instances) for one in instance_lists)
         first = instance_lists[0]

@@ -14,13 +14,13 @@ from .boxes import Boxes
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
-    """Area by the shoelace formula of the polygon with corners (x[i], y[i])."""
+    """The area of the polygon with corners (x[i], y[i]), by the shoelace formula."""
     return 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
 
 
 def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Bool [height,width], the union of polygons ([x0,y0,x1,y1,...] each) as the COCO API rasterises them."""
-    if len(polygons) == 0:  # which the COCO API does not accept
+    """The union of polygons (each [x0,y0,x1,y1,...]), rasterised by the COCO API, as bool [height,width]."""
+    if len(polygons) == 0:  # the COCO API does not accept an empty list
         return np.zeros((height, width), dtype=bool)
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, height, width))).astype(bool)
 
@@ -34,10 +34,10 @@ class BitMasks:
     """
 
     def __init__(self, tensor: Tensor | np.ndarray):
-        """Takes anything that becomes a tensor [N,H,W]; what is not 0 is inside.
+        """Takes anything that can be converted to a tensor [N,H,W]. Values other than 0 are inside the mask.
 
         Raises:
-            AssertionError: another number of dimensions.
+            AssertionError: the number of dimensions is not 3.
         """
         tensor = tensor.to(torch.bool) if isinstance(tensor, Tensor) else torch.as_tensor(tensor, dtype=torch.bool)
         assert tensor.dim() == 3, f"BitMasks need the shape [N,H,W], not {tuple(tensor.shape)}"
@@ -52,7 +52,7 @@ class BitMasks:
         return self.tensor.device
 
     def __getitem__(self, item: int | slice | Tensor) -> BitMasks:
-        """The masks of an index, a slice, a vector of indices or a bool vector [N]. May share storage."""
+        """The masks at an index, a slice, a vector of indices or a bool vector [N]. The result may share storage."""
         chosen = self.tensor[item]
         if isinstance(item, int):
             chosen = chosen[None]
@@ -70,12 +70,12 @@ class BitMasks:
         return f"BitMasks(num_instances={len(self)})"
 
     def nonempty(self) -> Tensor:
-        """Bool [N]: the mask has a pixel."""
+        """Bool [N]: whether the mask has any pixel."""
         return self.tensor.flatten(1).any(dim=1)
 
     @staticmethod
     def from_polygon_masks(polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int) -> BitMasks:
-        """Each instance's polygons as one bitmap of (height, width)."""
+        """A bitmap of (height, width) for each instance, from its polygons."""
         bitmaps = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
         return BitMasks(np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=bool))
 
@@ -97,7 +97,7 @@ class BitMasks:
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First occupied position and last one + 1 in each row of [N,L]; 0 and 0 in a row without any."""
+    """The first occupied position and the last one + 1 in each row of [N,L]. Both are 0 in an empty row."""
     position = torch.arange(1, occupied.shape[1] + 1, device=occupied.device)
     last = (occupied * position).amax(dim=1)
     first = occupied.shape[1] - (occupied * position.flip(0)).amax(dim=1)
@@ -105,16 +105,17 @@ def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PolygonMasks:
-    """N masks, each a list of polygons. They stay on the CPU, whatever device they are sent to.
+    """N masks, each a list of polygons. They are always on the CPU, even after ``to``.
 
     Attributes:
-        polygons: for each instance its polygons, float64 [x0,y0,x1,y1,...] in pixels.
+        polygons: a list of polygons for each instance. A polygon is float64 [x0,y0,x1,y1,...] in pixels.
     """
 
     def __init__(self, polygons: list[list[Tensor | np.ndarray | list[float]]]):
         """
         Raises:
-            ValueError: not a list of lists, or a polygon of fewer than three corners or half a corner.
+            ValueError: the input is not a list of lists, or a polygon has fewer than three corners or an odd number of
+                coordinates.
         """
         if not isinstance(polygons, list):
             raise ValueError(f"PolygonMasks need a list (instances) of lists (polygons), not {type(polygons)}")
@@ -128,7 +129,7 @@ class PolygonMasks:
         return torch.device("cpu")
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes around each instance's corners; (0, 0, 0, 0) where there are none."""
+        """Tight boxes around the corners of each instance. It is (0, 0, 0, 0) for an instance without polygons."""
         boxes = torch.zeros(len(self), 4)
         for row, polygons in zip(boxes, self.polygons, strict=True):
             if not polygons:
@@ -138,11 +139,11 @@ class PolygonMasks:
         return Boxes(boxes)
 
     def nonempty(self) -> Tensor:
-        """Bool [N]: the instance has a polygon."""
+        """Bool [N]: whether the instance has any polygon."""
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
-        """The chosen instances: an index, a slice, a list or vector of indices or a bool vector [N]."""
+        """The masks at an index, a slice, a list or vector of indices or a bool vector [N]."""
         if isinstance(item, int):
             return PolygonMasks([self.polygons[item]])
         if isinstance(item, slice):
@@ -167,7 +168,7 @@ class PolygonMasks:
         return f"PolygonMasks(num_instances={len(self)})"
 
     def area(self) -> Tensor:
-        """[N], the sum of the areas of the instance's polygons in square pixels, overlaps counted twice."""
+        """The sum of the areas of each instance's polygons in square pixels, [N]. Overlaps count twice."""
         areas = [sum(polygon_area(p[0::2], p[1::2]) for p in polygons) for polygons in self.polygons]
         return torch.tensor(areas)
 

@@ -1,4 +1,4 @@
-"""A picture that shapes and text are blended into. Serves ``visualizer``, which exports ``VisImage``."""
+"""A picture on which shapes and text are drawn. ``visualizer`` uses it and exports ``VisImage``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _LETTERS = {
     "k": (0, 0, 0),
     "w": (1, 1, 1),
 }
-# On and off lengths of a line in multiples of its width, to which OpenCV's round ends add one and take one.
+# On and off lengths of a line, in multiples of its width. OpenCV's round ends make the first longer by 1, the second
+# shorter by 1.
 _DASHES = {"-": (), "--": (2.7, 2.6), "-.": (5.4, 2.6, 0.0, 2.6), ":": (0.0, 2.65)}
-_PIXELS_PER_POINT = 100 / 72  # widths and font sizes are given in points, at upstream's 100 dots an inch
+_PIXELS_PER_POINT = 100 / 72  # widths and font sizes are in points, with upstream's 100 dots per inch
 _SHIFT = 4  # OpenCV takes coordinates as integers, here in units of 1/16 pixel
 _TEXT_BACKGROUND = (0, 0, 0, 204)
 _TEXT_PADDING = 1
@@ -35,7 +36,7 @@ def to_rgb(color: Color) -> tuple[float, float, float]:
     """A colour as three numbers in 0..1.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not a colour.
     """
     if isinstance(color, str):
         if color in _LETTERS:
@@ -53,15 +54,15 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont:
 
 
 class VisImage:
-    """A picture under construction, in the coordinates of the image it starts from.
+    """A picture in progress, in the coordinates of the image that it starts from.
 
-    The top left pixel covers (0, 0) to (1, 1), whatever the scale. ``Visualizer`` draws through the methods
-    with an underscore, which stand in for upstream's matplotlib figure.
+    The top left pixel covers (0, 0) to (1, 1) at every scale. ``Visualizer`` draws with the methods that begin with an
+    underscore. They replace upstream's matplotlib figure.
 
     Attributes:
-        img: the image it starts from.
+        img: the original image.
         scale: output pixels per image pixel.
-        width, height: of the image, before scaling.
+        width, height: the size of the original image.
     """
 
     def __init__(self, img: np.ndarray, scale: float = 1.0):
@@ -79,13 +80,13 @@ class VisImage:
         self.reset_image(img)
 
     def reset_image(self, img: np.ndarray) -> None:
-        """Starts again from another image [H,W,3] of the same size. Text that was drawn stays."""
+        """Replaces the picture by another image [H,W,3] of the same size. Text is kept."""
         img = np.ascontiguousarray(img.astype(np.uint8))
-        # A copy also where nothing is resized: drawing must not reach the caller's array.
+        # A copy even without resizing, so that drawing does not change the caller's array.
         self._canvas = cv2.resize(img, self._shape[::-1], interpolation=cv2.INTER_NEAREST).copy()
 
     def get_image(self) -> np.ndarray:
-        """The picture so far, uint8 RGB [H * scale, W * scale, 3]; text lies above everything else."""
+        """The picture so far, uint8 RGB [H * scale, W * scale, 3]; text is above all shapes."""
         picture = self._canvas.copy()
         for label, left, top in self._labels:
             height, width = label.shape[:2]
@@ -95,18 +96,18 @@ class VisImage:
         return picture
 
     def save(self, filepath: str) -> None:
-        """Writes the picture in the format that the file's ending names."""
+        """Writes the picture to a file. The suffix decides the format."""
         image_format = Image.registered_extensions()["." + filepath.rsplit(".", 1)[-1].lower()]
         with PathManager.open(filepath, "wb") as file:
             Image.fromarray(self.get_image()).save(file, format=image_format)
 
     def _fill_coverage(self, coverage: np.ndarray, color: Color, alpha: float) -> None:
-        """Blends a colour in by ``alpha`` times a uint8 coverage of the whole canvas, 255 being full."""
+        """Blends a colour over the whole canvas, with the opacity ``alpha`` times a uint8 coverage (255 is full)."""
         left, top, width, height = cv2.boundingRect(coverage)
         self._blend_coverage(coverage[top : top + height, left : left + width], left, top, color, alpha)
 
     def _fill_mask(self, mask: np.ndarray, color: Color, edge_color: Color, alpha: float, linewidth: float) -> None:
-        """Fills the pixels of a mask [H,W] of 0 and 1, holes left out, and outlines them."""
+        """Fills the pixels of a mask [H,W] of 0 and 1, without its holes, and outlines them."""
         coverage = cv2.resize(mask * np.uint8(255), self._shape[::-1], interpolation=cv2.INTER_LINEAR)
         self._fill_coverage(coverage, color, alpha)
         inside = (coverage >= 128).astype(np.uint8)
@@ -164,7 +165,7 @@ class VisImage:
         return max(round(linewidth * _PIXELS_PER_POINT), 1)
 
     def _window(self, points: np.ndarray, margin: int) -> tuple[int, int, np.ndarray]:
-        """The part of the canvas around points: its left, its top, and room for a coverage (may be empty)."""
+        """The part of the canvas around points: its left, its top, and an array for its coverage (may be empty)."""
         scaled = np.asarray(points, dtype=np.float64) * self.scale
         limits = np.array(self._shape[::-1])
         low = np.clip(np.floor(scaled.min(axis=0)) - margin, 0, limits).astype(int)
@@ -173,7 +174,7 @@ class VisImage:
         return int(low[0]), int(low[1]), np.zeros((height, width), np.uint8)
 
     def _fixed_point(self, points: np.ndarray, left: int, top: int) -> np.ndarray:
-        # OpenCV counts from the centre of the first pixel, we from its corner.
+        # OpenCV's origin is the centre of the first pixel, ours is its corner.
         positions = np.asarray(points, dtype=np.float64) * self.scale - 0.5 - (left, top)
         return np.round(positions * 2**_SHIFT).astype(np.int32)
 
@@ -206,10 +207,10 @@ def _dashes(points: np.ndarray, pattern: np.ndarray) -> list[np.ndarray]:
 
 
 def _render_text(text: str, pixels: int, color: Color, rotation: float) -> np.ndarray:
-    """RGBA uint8 [h,w,4] of text on its background, transparent where turning it leaves corners."""
+    """Text on its background, RGBA uint8 [h,w,4]. After a rotation, corners are transparent."""
     font = _font(pixels)
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGBA", (1, 1))).textbbox((0, 0), text, font=font)
-    # As high as any letter, so that labels of "one" and "eight" look alike.
+    # As high as the highest letter, so that the labels "one" and "eight" have the same height.
     ascent, descent = font.getmetrics()
     bottom = max(bottom, ascent + descent // 2)
     size = (int(right - left) + 2 * _TEXT_PADDING, int(bottom - min(top, 0)) + 2 * _TEXT_PADDING)

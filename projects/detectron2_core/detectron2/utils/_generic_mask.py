@@ -1,4 +1,4 @@
-"""One mask in whatever form it comes. Serves ``visualizer``, which exports ``GenericMask``."""
+"""A mask of any format. ``visualizer`` uses it and exports ``GenericMask``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from detectron2.structures import polygons_to_bitmask
 
 
 class GenericMask:
-    """A mask from a bitmap, polygons or COCO's run lengths, readable as bitmap or as polygons."""
+    """A mask from a bitmap, polygons or COCO's run lengths, which can be read as a bitmap or as polygons."""
 
     def __init__(self, mask_or_polygons: dict | list | np.ndarray, height: int, width: int):
         """
         Raises:
-            AssertionError: a bitmap or run lengths of another size than (height, width).
-            ValueError: something else than a mask.
+            AssertionError: the size of a bitmap or of run lengths is not (height, width).
+            ValueError: the input is not a mask.
         """
         self.height = height
         self.width = width
@@ -43,14 +43,14 @@ class GenericMask:
     def polygons(self) -> list[np.ndarray]:
         """[x0,y0,x1,y1,...] each.
 
-        Those made from a bitmap run through the centres of its border pixels, around holes as well as around
-        parts; parts of one or two pixels have none.
+        Polygons of a bitmap run through the centres of its border pixels, around parts and around holes. Parts of one
+        or two pixels have no polygon.
         """
         return self._given if self._from_polygons else self._outlines[0]
 
     @property
     def has_holes(self) -> bool:
-        """Of a bitmap; polygons count as having none."""
+        """Whether a bitmap has holes. False for polygons."""
         return not self._from_polygons and self._outlines[1]
 
     @cached_property
@@ -70,11 +70,11 @@ class GenericMask:
         return polygons_to_bitmask(polygons, self.height, self.width).astype(np.uint8)
 
     def area(self) -> int:
-        """In pixels."""
+        """The area in pixels."""
         return self.mask.sum()
 
     def bbox(self) -> np.ndarray:
-        """(x0, y0, x1, y1) around the polygons."""
+        """The box (x0, y0, x1, y1) around the polygons."""
         points = np.concatenate(self.polygons).reshape(-1, 2)
         return np.concatenate([points.min(axis=0), points.max(axis=0)])
 

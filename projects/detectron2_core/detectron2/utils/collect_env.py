@@ -1,4 +1,4 @@
-"""What this machine and its software are, for bug reports: ``python -m detectron2.utils.collect_env``."""
+"""Describes this machine and its software for bug reports: ``python -m detectron2.utils.collect_env``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIBRARIES = {
 
 
 def collect_env_info() -> str:
-    """A table of versions, paths and GPUs, followed by how torch was built."""
+    """A table of versions, paths and GPUs, and the build settings of PyTorch."""
     import detectron2
 
     rows = [

@@ -1,4 +1,4 @@
-"""Colours that are easy to tell apart."""
+"""Colours that are easy to distinguish."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndar
     """``N`` different colours, drawn with Python's global generator. Arguments as in ``colormap``.
 
     Raises:
-        ValueError: more than there are.
+        ValueError: ``N`` is larger than the number of colours.
     """
     colors = colormap(rgb, maximum)
     return [colors[index] for index in random.sample(range(len(colors)), N)]

@@ -1,4 +1,4 @@
-"""Talking between the processes of a distributed run. A process without one counts as a run of one."""
+"""Communication between the processes of a distributed run. Without a process group, the run has one process."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """This process's number, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Makes the group of the processes on this machine. ``launch`` does it; else call it in every process.
+    """Create the group of the processes on this machine.
+
+    ``launch`` calls it. Without ``launch``, call it in every process.
 
     Args:
-        num_workers_per_machine: the same on each machine.
+        num_workers_per_machine: the number of processes, the same on each machine.
 
     Raises:
-        AssertionError: the group exists, or the processes cannot be spread evenly.
+        AssertionError: the group exists, or the processes cannot be divided evenly among machines.
     """
     global _local_process_group
     assert _local_process_group is None, "The local process group exists already"
@@ -43,7 +45,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
     assert world_size % num_workers_per_machine == 0, f"{world_size} processes, {num_workers_per_machine} a machine"
     for first in range(0, world_size, num_workers_per_machine):
         ranks = list(range(first, first + num_workers_per_machine))
-        group = dist.new_group(ranks)  # every process takes part in making every group
+        group = dist.new_group(ranks)  # a collective call: every process creates every group
         if get_rank() in ranks:
             _local_process_group = group
 
@@ -52,7 +54,7 @@ def get_local_process_group() -> dist.ProcessGroup:
     """The group of the processes on this machine.
 
     Raises:
-        AssertionError: it has not been made.
+        AssertionError: it has not been created.
     """
     assert _local_process_group is not None, (
         "There is no local process group. Start processes with detectron2's launch(), or call "
@@ -62,7 +64,7 @@ def get_local_process_group() -> dist.ProcessGroup:
 
 
 def get_local_rank() -> int:
-    """This process's number on its machine, from 0."""
+    """The rank of this process on its machine, from 0."""
     return dist.get_rank(group=get_local_process_group()) if _is_distributed() else 0
 
 
@@ -76,23 +78,24 @@ def is_main_process() -> bool:
 
 
 def synchronize() -> None:
-    """Waits until every process has come here."""
+    """Wait until every process has called this."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])  # which NCCL otherwise guesses, with a warning
+        # Without the argument, NCCL guesses the device and warns.
+        dist.barrier(device_ids=[torch.cuda.current_device()])
     else:
         dist.barrier()
 
 
 @functools.lru_cache
 def _get_global_gloo_group() -> dist.ProcessGroup:
-    """All processes, communicating through the CPU so that no GPU memory is spent on objects."""
+    """A group of all processes that communicates through the CPU, so that objects take no GPU memory."""
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Every process's ``data`` (anything that pickles), by rank, in every process.
+    """The ``data`` of all processes (any object that can be pickled), by rank, in every process.
 
     Args:
         group: by default all processes, through the CPU.
@@ -106,7 +109,8 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Every process's ``data`` (anything that pickles), by rank, in process ``dst``; elsewhere an empty list.
+    """The ``data`` of all processes (any object that can be pickled), by rank, in process ``dst``. Others get an empty
+    list.
 
     Args:
         group: by default all processes, through the CPU.
@@ -120,24 +124,24 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """A number drawn from process 0's NumPy generator; the same in every process. All must call it."""
+    """A number from process 0's NumPy generator, the same in every process. All processes must call it."""
     return all_gather(np.random.randint(2**31))[0]
 
 
 def reduce_dict(input_dict: dict[str, Tensor], average: bool = True) -> dict[str, Tensor]:
-    """Sums or averages the values of the same key over all processes; process 0 gets the result.
+    """Sum or average the values of each key over all processes. Process 0 gets the result.
 
     Args:
         input_dict: scalar tensors under the same keys in every process, on the device of the backend.
 
     Returns:
-        On rank 0 the reduced values. On other ranks the values mean nothing.
+        The reduced values on rank 0. The values on other ranks are undefined.
     """
     world_size = get_world_size()
     if world_size < 2:
         return input_dict
     with torch.no_grad():
-        names = sorted(input_dict)  # the same order everywhere
+        names = sorted(input_dict)  # the same order in all processes
         values = torch.stack([input_dict[name] for name in names])
         dist.reduce(values, dst=0)
         if average and get_rank() == 0:

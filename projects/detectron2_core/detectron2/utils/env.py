@@ -1,4 +1,4 @@
-"""The process: seeds, versions, and settings made once when the package is imported."""
+"""Seeds, versions, and settings of the process that are made when the package is imported."""
 
 import importlib
 import importlib.util
@@ -22,7 +22,8 @@ def seed_all_rng(seed: int | None = None) -> None:
     """Seeds the global generators of Python, NumPy and torch (all devices).
 
     Args:
-        seed: None draws one from the process, the clock and the operating system, and logs it.
+        seed: with None, a seed is made from the process id, the clock and the operating system's random numbers, and
+            logged.
     """
     if seed is None:
         clock = int(datetime.now().strftime("%S%f"))
@@ -37,8 +38,8 @@ def seed_all_rng(seed: int | None = None) -> None:
 def setup_environment() -> None:
     """Prepares the process, on the first call only.
 
-    OpenCV's OpenCL is switched off, because it and CUDA disturb each other. If the environment variable
-    ``DETECTRON2_ENV_MODULE`` names a Python file or module, its ``setup_environment()`` is called.
+    OpenCL is disabled in OpenCV, as it conflicts with CUDA. If the environment variable ``DETECTRON2_ENV_MODULE`` names
+    a Python file or module, its ``setup_environment()`` is called.
     """
     global _environment_is_set_up
     if _environment_is_set_up:
@@ -58,7 +59,7 @@ def setup_custom_environment(custom_module: str) -> None:
     """Imports a module by its name or by the path of its .py file, and calls its ``setup_environment()``.
 
     Raises:
-        AssertionError: it has no such function.
+        AssertionError: the module has no such function.
     """
     if custom_module.endswith(".py"):
         spec = importlib.util.spec_from_file_location("detectron2.utils.env.custom_module", custom_module)

@@ -1,4 +1,4 @@
-"""What training reports: a storage that numbers and pictures are put into, and writers that take them out."""
+"""Events of training: a storage for scalars, pictures and histograms, and writers that read it."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def get_event_storage() -> EventStorage:
 
 
 def has_event_storage() -> bool:
-    """Whether ``get_event_storage`` would find one."""
+    """Whether there is a storage for ``get_event_storage``."""
     return len(_storages) > 0
 
 
 class EventStorage:
-    """The history of every scalar by name, and pictures and histograms until a writer has taken them.
+    """Stores the history of every scalar by name. Stores pictures and histograms until a writer has written them.
 
-    Used as a context: inside of it ``get_event_storage()`` gives this object, so that any module can report
-    numbers without being handed anything.
+    It is a context. Inside it ``get_event_storage()`` returns this object, so that any module can put scalars without
+    having the storage as an argument.
     """
 
     def __init__(self, start_iter: int = 0):
@@ -60,7 +60,7 @@ class EventStorage:
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
         self._prefix = ""
-        # Taken and cleared by TensorboardXWriter.
+        # TensorboardXWriter writes and clears them.
         self._vis_data: list[tuple[str, Tensor | np.ndarray, int]] = []
         self._histograms: list[dict[str, Any]] = []
 
@@ -70,11 +70,12 @@ class EventStorage:
         """Adds a number to the history of ``name``.
 
         Args:
-            smoothing_hint: whether it is noisy, so that writers show a median. The same at every call.
-            cur_iter: the iteration it belongs to; by default the current one.
+            smoothing_hint: whether the scalar is noisy. Writers show the median of noisy scalars. It must be the same
+                at every call.
+            cur_iter: the iteration of the value, by default the current one.
 
         Raises:
-            AssertionError: the hint is not that of earlier calls.
+            AssertionError: the hint differs from that of earlier calls.
         """
         name = self._prefix + name
         value = float(value)
@@ -115,7 +116,7 @@ class EventStorage:
     def history(self, name: str) -> HistoryBuffer:
         """
         Raises:
-            KeyError: nothing was put under that name.
+            KeyError: there is no scalar with this name.
         """
         if name not in self._history:
             raise KeyError(f"No history metric available for {name}!")
@@ -126,11 +127,11 @@ class EventStorage:
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """By name the last number and its iteration."""
+        """The last value of each scalar and its iteration, by name."""
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """As ``latest``, with the median over the last ``window_size`` iterations for noisy scalars."""
+        """As ``latest``, but for noisy scalars the median over the last ``window_size`` iterations."""
         smoothed = {}
         for name, (value, iteration) in self._latest_scalars.items():
             if self._smoothing_hints[name]:
@@ -139,7 +140,7 @@ class EventStorage:
         return smoothed
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
-        """How many numbers of ``name`` belong to the ``window_size`` iterations up to its last one."""
+        """The number of values of ``name`` in the ``window_size`` iterations up to its last value."""
         samples = self._history[name].values()
         oldest = samples[-1][1] - window_size
         count = 0
@@ -148,7 +149,7 @@ class EventStorage:
         return count
 
     def smoothing_hints(self) -> dict[str, bool]:
-        """By name whether the scalar is noisy."""
+        """Whether each scalar is noisy, by name."""
         return self._smoothing_hints
 
     def step(self) -> None:
@@ -179,7 +180,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Inside, scalars are stored under "name/..."."""
+        """A context in which scalars are stored under "name/..."."""
         outer = self._prefix
         self._prefix = name.rstrip("/") + "/"
         try:
@@ -188,16 +189,16 @@ class EventStorage:
             self._prefix = outer
 
     def clear_images(self) -> None:
-        """Forgets the pictures, once they are written."""
+        """Remove all pictures, after they were written."""
         self._vis_data = []
 
     def clear_histograms(self) -> None:
-        """Forgets the histograms, once they are written."""
+        """Remove all histograms, after they were written."""
         self._histograms = []
 
 
 class EventWriter:
-    """Takes what is new out of the current storage whenever ``write`` is called."""
+    """Writes the new events of the current storage whenever ``write`` is called."""
 
     def write(self) -> None:
         raise NotImplementedError
@@ -207,13 +208,13 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """Appends scalars to a file of one JSON object a line, each with its "iteration"."""
+    """Appends scalars to a file with one JSON object in each line, which has its "iteration"."""
 
     def __init__(self, json_file: str, window_size: int = 20):
         """
         Args:
-            json_file: is continued if it exists.
-            window_size: iterations that the medians of noisy scalars are taken over.
+            json_file: the file. Lines are appended if it exists.
+            window_size: the number of iterations for the medians of noisy scalars.
         """
         self._file_handle = PathManager.open(json_file, "a")
         self._window_size = window_size
@@ -228,7 +229,7 @@ class JSONWriter(EventWriter):
             self._file_handle.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
         self._last_write = max(lines, default=self._last_write)
         self._file_handle.flush()
-        with suppress(AttributeError):  # a file that is not on this machine
+        with suppress(AttributeError):  # the file is not on this machine
             os.fsync(self._file_handle.fileno())
 
     def close(self) -> None:
@@ -242,8 +243,8 @@ class TensorboardXWriter(EventWriter):
         """
         Args:
             log_dir: the folder of the event files.
-            window_size: iterations that the medians of noisy scalars are taken over.
-            kwargs: go to ``torch.utils.tensorboard.SummaryWriter``.
+            window_size: the number of iterations for the medians of noisy scalars.
+            kwargs: arguments of ``torch.utils.tensorboard.SummaryWriter``.
         """
         self._window_size = window_size
         self._writer_args = {"log_dir": log_dir, **kwargs}
@@ -251,7 +252,7 @@ class TensorboardXWriter(EventWriter):
 
     @cached_property
     def _writer(self):
-        # When it is first needed: importing it takes long, and making it leaves a file behind.
+        # Made at first use, as the import takes long and the writer creates a file.
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(**self._writer_args)
@@ -278,16 +279,16 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs one line: time to go, iteration, losses, times of an iteration, learning rate, GPU memory.
+    """Logs one line: time left, iteration, losses, times of an iteration, learning rate, GPU memory.
 
-    Losses are the scalars with "loss" in their name; those with "[metric]" in it follow. Both are medians.
+    Losses are the scalars with "loss" in their names. Scalars with "[metric]" in their names follow. Both are medians.
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
         """
         Args:
-            max_iter: the run's iterations, for the time to go; None: that is not shown.
-            window_size: iterations that medians are taken over.
+            max_iter: the number of iterations of the run, for the time left. With None it is not shown.
+            window_size: the number of iterations for medians.
         """
         self.logger = logging.getLogger("detectron2.utils.events")
         self._max_iter = max_iter
@@ -296,7 +297,7 @@ class CommonMetricPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        if storage.iter == self._max_iter:  # the run is over; there is no progress to report
+        if storage.iter == self._max_iter:  # the run has ended
             return
         parts = [self._eta(storage), f"iter: {storage.iter}"]
         for marker in ("loss", "[metric]"):
@@ -317,7 +318,7 @@ class CommonMetricPrinter(EventWriter):
             return ""
         if "time" in storage.histories():
             seconds_per_iter = storage.history("time").median(1000)
-        else:  # from the time since the last call, which is less exact
+        else:  # less exact: from the time since the last call
             last, self._last_write = self._last_write, (storage.iter, time.perf_counter())
             if last is None or last[0] == storage.iter:
                 return ""
@@ -328,7 +329,7 @@ class CommonMetricPrinter(EventWriter):
         return f"eta: {datetime.timedelta(seconds=int(seconds))}"
 
     def _times(self, storage: EventStorage) -> list[str]:
-        """The mean and the last of the iterations' times; absent before training has measured any."""
+        """The mean and the last time of iterations, as far as they have been measured."""
         parts = []
         if "time" in storage.histories():
             history = storage.history("time")

@@ -1,4 +1,4 @@
-"""The one place through which files are opened, so that a user may register more kinds of paths."""
+"""Opens all files of the package, so that a user can register handlers for other kinds of paths."""
 
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as PathManagerBase

@@ -1,4 +1,4 @@
-"""Loggers that write to the terminal and to a file, and log calls that do not repeat themselves."""
+"""Loggers that write to the terminal and to a file, and log calls that limit repetitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _ColorfulFormatter(logging.Formatter):
         self._abbreviation = abbreviation + "." if abbreviation else ""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # On a copy: the record goes on to handlers that want the whole name.
+        # On a copy, as other handlers need the whole name.
         shown = logging.makeLogRecord(record.__dict__)
         shown.name = record.name.replace(self._root, self._abbreviation)
         line = super().formatMessage(shown)
@@ -42,7 +42,7 @@ class _ColorfulFormatter(logging.Formatter):
         return line
 
 
-@functools.lru_cache  # a second call with the same arguments must not add handlers a second time
+@functools.lru_cache  # a second call with the same arguments must not add the handlers again
 def setup_logger(
     output: str | None = None,
     distributed_rank: int = 0,
@@ -53,15 +53,16 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Gives a logger its handlers, with everything from DEBUG on let through.
+    """Adds handlers to a logger and sets its level to DEBUG.
 
     Args:
-        output: a file ending in .txt or .log, or a folder for a log.txt; None: no file. Lines are appended.
-        distributed_rank: only rank 0 writes to stdout; the others' files end in ".rank<number>".
-        color: for terminals.
-        name: of the logger; the loggers below it are served as well.
-        abbrev_name: what coloured lines show for ``name``; by default "d2" for detectron2, else ``name``.
-        enable_propagation: whether records also reach the handlers of the loggers above.
+        output: a file with the suffix .txt or .log, or a folder for a log.txt. Lines are appended. With None there is
+            no file.
+        distributed_rank: only rank 0 writes to stdout. The files of the others end in ".rank<number>".
+        color: whether lines on stdout are coloured.
+        name: the name of the logger. The handlers also get the records of loggers below it.
+        abbrev_name: replaces ``name`` in coloured lines. The default is "d2" for detectron2, otherwise ``name``.
+        enable_propagation: whether records also go to the handlers of the loggers above.
         configure_stdout: whether to write to stdout at all.
     """
     logger = logging.getLogger(name)
@@ -87,7 +88,7 @@ def setup_logger(
     return logger
 
 
-@functools.cache  # loggers of different names share one stream into the same file
+@functools.cache  # loggers with different names share a stream to the same file
 def _open_log(path: str):
     stream = PathManager.open(path, "a")
     atexit.register(stream.close)
@@ -95,7 +96,7 @@ def _open_log(path: str):
 
 
 def _find_caller() -> tuple[str, tuple]:
-    """The module that called into this file, for the logger's name, and its line, to tell callers apart."""
+    """The caller from outside this file: its module, for the logger's name, and its line, to identify the call."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__:
         frame = frame.f_back
@@ -111,9 +112,9 @@ def log_first_n(
 
     Args:
         lvl: a level of ``logging``.
-        name: of the logger; by default the calling module.
-        key: what counts as the same: the line that calls ("caller"), the text ("message"), or both together,
-            given as a tuple.
+        name: the name of the logger, by default the calling module's.
+        key: how repetitions are recognised: by the calling line ("caller"), by the text ("message"), or by a tuple of
+            both.
     """
     keys = (key,) if isinstance(key, str) else key
     assert len(keys) > 0
@@ -125,7 +126,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Logs the first, the (n+1)-th, the (2n+1)-th, ... call from a line."""
+    """Logs the first, the (n+1)-th, the (2n+1)-th, ... call from each line."""
     module, caller = _find_caller()
     _counter[caller] += 1
     if (_counter[caller] - 1) % n == 0:
@@ -133,7 +134,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Logs a call from a line unless less than ``n`` seconds have passed since it last did."""
+    """Logs a call from a line if at least ``n`` seconds have passed since the last one that was logged."""
     module, caller = _find_caller()
     now = time.time()
     if caller not in _last_logged or now - _last_logged[caller] >= n:

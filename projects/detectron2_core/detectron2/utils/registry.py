@@ -1,4 +1,4 @@
-"""Names to objects: registries that users fill, and dotted paths."""
+"""Registries, which map names to objects, and objects by dotted paths."""
 
 import importlib
 import pydoc
@@ -13,12 +13,12 @@ def locate(name: str) -> Any:
     """The object with the dotted path ``name``, such as "torch.optim.sgd.SGD".
 
     Raises:
-        ImportError: there is none.
+        ImportError: there is no such object.
     """
     found = pydoc.locate(name)
     if found is not None:
         return found
-    # pydoc walks attributes, so it misses modules that their package hides behind another attribute.
+    # pydoc follows attributes. It misses a module if its package has another attribute of the same name.
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

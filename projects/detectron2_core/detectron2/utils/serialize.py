@@ -1,4 +1,4 @@
-"""Pickling of what pickle refuses."""
+"""Pickling of objects that ``pickle`` does not accept."""
 
 import cloudpickle
 
@@ -6,9 +6,9 @@ __all__ = ["PicklableWrapper"]
 
 
 class PicklableWrapper:
-    """Behaves as the wrapped object, which may be a lambda or closure, and is pickled through cloudpickle.
+    """Behaves like the wrapped object, which may be a lambda or closure, and is pickled by cloudpickle.
 
-    Pickling turns it back into the object itself: what comes out is no wrapper.
+    Unpickling returns the object itself and not a wrapper.
     """
 
     def __init__(self, obj):
@@ -23,6 +23,6 @@ class PicklableWrapper:
         return self._obj(*args, **kwargs)
 
     def __getattr__(self, attr):
-        if attr == "_obj":  # asked for before __init__ has run: there is nothing to look it up in
+        if attr == "_obj":  # read before __init__ has set it
             raise AttributeError(attr)
         return getattr(self._obj, attr)

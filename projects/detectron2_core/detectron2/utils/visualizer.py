@@ -19,17 +19,17 @@ from .colormap import random_color
 
 __all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
-_SMALL_AREA = 1000  # an object below this, in square pixels, gets its label beside it
+_SMALL_AREA = 1000  # a smaller object, in square pixels, has its label beside it
 _LOW_HEIGHT = 40
-_LARGE_AREA = 120000  # a part of a mask above this gets a label of its own
+_LARGE_AREA = 120000  # a larger part of a mask has its own label
 
 
 @unique
 class ColorMode(Enum):
-    """How instances are told apart.
+    """How the colours of instances are chosen.
 
-    ``IMAGE``: a random colour each, half transparent. ``SEGMENTATION``: the category's colour
-    (``metadata.thing_colors``), nearly opaque. ``IMAGE_BW``: as IMAGE, with the image grey outside of masks.
+    ``IMAGE``: a random colour for each instance, half transparent. ``SEGMENTATION``: the category's colour
+    (``metadata.thing_colors``), nearly opaque. ``IMAGE_BW``: as IMAGE, with a grey image outside of masks.
     """
 
     IMAGE = 0
@@ -43,7 +43,7 @@ def _create_text_labels(
     class_names: Sequence[str] | None,
     is_crowd: Sequence[bool] | None = None,
 ) -> list[str] | None:
-    """ "name 87%|crowd", of which the parts that are known; None if nothing is."""
+    """ "name 87%|crowd", without the parts that are unknown. None if all are unknown."""
     parts = []
     if classes is not None:
         parts.append([class_names[index] if class_names else str(index) for index in classes])
@@ -58,11 +58,10 @@ def _create_text_labels(
 
 
 class Visualizer:
-    """Draws on an image, either whole predictions or annotations or single shapes.
+    """Draws predictions, annotations or single shapes on an image.
 
     Every method returns the picture, a ``VisImage``. Colours are names or triples in 0..1. Source:
-    ``detectron2.utils.visualizer.Visualizer``, of which keypoints, rotated boxes, semantic and panoptic
-    segmentation are left out.
+    ``detectron2.utils.visualizer.Visualizer``, without keypoints, rotated boxes, semantic and panoptic segmentation.
     """
 
     def __init__(
@@ -76,16 +75,17 @@ class Visualizer:
         """
         Args:
             img_rgb: RGB [H,W,3] in 0..255.
-            metadata: of the dataset; its ``thing_classes`` and ``thing_colors`` (0..255) are used if set.
+            metadata: the dataset's metadata. Its ``thing_classes`` and ``thing_colors`` (0..255) are used if they are
+                set.
             scale: output pixels per image pixel.
-            instance_mode: how instances are told apart.
+            instance_mode: how the colours of instances are chosen.
             font_size_scale: a factor on the size of all text.
         """
         self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
         self.metadata = MetadataCatalog.get("__nonexist__") if metadata is None else metadata
         self.output = VisImage(self.img, scale=scale)
         size = np.sqrt(self.output.height * self.output.width)
-        # In points. Smaller text could not be read.
+        # In points. Smaller text would not be legible.
         self._default_font_size = max(size // 90, 10 // scale) * font_size_scale
         self._instance_mode = instance_mode
 
@@ -94,11 +94,11 @@ class Visualizer:
         return self.output
 
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
-        """Draws what a model found.
+        """Draws a model's predictions.
 
         Args:
             predictions: on the CPU, with any of the fields pred_boxes, scores, pred_classes, pred_masks.
-            jittering: in the mode SEGMENTATION, whether instances of a category differ a little in colour.
+            jittering: in the mode SEGMENTATION, whether the colours of instances of a category vary slightly.
         """
         boxes, scores, masks, classes = (
             predictions.get(name) if predictions.has(name) else None
@@ -140,13 +140,13 @@ class Visualizer:
         assigned_colors: Sequence[Color] | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
-        """Draws instances, large ones first, so that small ones stay visible.
+        """Draws instances, with large ones first, so that small ones stay visible.
 
         Args:
             boxes: N boxes (x0, y0, x1, y1).
-            labels: N texts, written at the box or else in the middle of the mask.
-            masks: N masks: one of our types, or for each instance a bitmap, polygons or COCO run lengths.
-            keypoints: None; scripts written for upstream pass it on from images that have none.
+            labels: N texts. A text is written at the box, or without boxes in the middle of the mask.
+            masks: N masks: ``PolygonMasks``, ``BitMasks``, or a bitmap, polygons or COCO run lengths for each instance.
+            keypoints: must be None. Scripts written for upstream pass it for images without keypoints.
             assigned_colors: N colours; by default random ones.
             alpha: opacity of masks.
 
@@ -192,12 +192,12 @@ class Visualizer:
         horizontal_alignment: str = "center",
         rotation: float = 0,
     ) -> VisImage:
-        """Writes on dark ground, above everything that is drawn.
+        """Writes text on a dark background, above all shapes.
 
         Args:
-            position: (x, y) of the upper border, of its left end, middle or right end by the alignment.
-            font_size: in points, before scaling; by default one that suits the image.
-            color: dark ones are lightened.
+            position: (x, y) of the left end, the middle or the right end of the text's upper border, by the alignment.
+            font_size: in points, before scaling. The default depends on the size of the image.
+            color: the colour of the text. Dark colours are lightened.
             horizontal_alignment: "left", "center" or "right".
             rotation: degrees counter-clockwise.
         """
@@ -230,7 +230,7 @@ class Visualizer:
 
         Args:
             segment: corners [K,2].
-            edge_color: by default the colour of the inside, darker where that is nearly opaque.
+            edge_color: the default is the colour of the inside, or a darker one if the inside is nearly opaque.
             alpha: opacity of the inside.
         """
         segment = np.asarray(segment, dtype=np.float64)
@@ -248,15 +248,15 @@ class Visualizer:
         alpha: float = 0.5,
         area_threshold: float = 10,
     ) -> VisImage:
-        """Fills and outlines a mask, leaving its holes free.
+        """Fills and outlines a mask. Its holes are not filled.
 
         Args:
             binary_mask: [H,W] of 0 and 1.
-            color: by default a random one.
+            color: the default is random.
             edge_color: as in ``draw_polygon``.
-            text: written on the largest part and on other very large ones.
+            text: written on the largest part and on other very large parts.
             alpha: opacity.
-            area_threshold: connected parts of fewer pixels are not drawn.
+            area_threshold: connected parts with fewer pixels are not drawn.
         """
         color = to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
         _, parts, stats, _ = cv2.connectedComponentsWithStats(binary_mask.astype(np.uint8), connectivity=8)
@@ -284,13 +284,13 @@ class Visualizer:
             position, alignment = (x0, y0), "left"
         elif mask is not None and mask.polygons:
             x0, y0, x1, y1 = mask.bbox()
-            # The median stays inside where parts lie far off.
+            # The median is robust against distant parts.
             position, alignment = np.median(mask.mask.nonzero(), axis=1)[::-1], "center"
         else:
             return
         scale = self.output.scale
         if (y1 - y0) * (x1 - x0) < _SMALL_AREA * scale or y1 - y0 < _LOW_HEIGHT * scale:
-            # Beside the object, which the text would cover: below, or to the right at the lower border.
+            # Text would cover a small object. It is written below it, or at its right near the image's lower border.
             position = (x1, y0) if y1 >= self.output.height - 5 else (x0, y1)
         relative_height = (y1 - y0) / np.sqrt(self.output.height * self.output.width)
         size = np.clip((relative_height - 0.02) / 0.08 + 1, 1.2, 2) * 0.5 * self._default_font_size
@@ -326,7 +326,7 @@ class Visualizer:
 
     @staticmethod
     def _brighter(color: Color, by: float) -> tuple[float, float, float]:
-        """The colour with its lightness changed by this share of it; negative: darker."""
+        """The colour with its lightness multiplied by 1 + ``by``. A negative value makes it darker."""
         hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(color))
         return colorsys.hls_to_rgb(hue, min(max(lightness * (1 + by), 0), 1), saturation)
 

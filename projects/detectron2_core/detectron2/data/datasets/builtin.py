@@ -1,6 +1,6 @@
-"""The built-in dataset names, with files under the directory that ``DETECTRON2_DATASETS`` names.
+"""The built-in datasets. Their files are below the directory in ``DETECTRON2_DATASETS``, "datasets" by default.
 
-It is "datasets" by default. Nothing is read before a dataset is asked for.
+A dataset's files are read when it is first used.
 """
 
 import os
@@ -23,7 +23,7 @@ _COCO_SPLITS = {
     "coco_2017_val_100": ("coco/val2017", "coco/annotations/instances_val2017_100.json"),
 }
 
-# LVIS's images are COCO's; its annotations name the folder.
+# LVIS's images are COCO's. Its annotations have the folder of each image.
 _LVIS_SPLITS = {
     "lvis_v1_train": ("coco/", "lvis/lvis_v1_train.json"),
     "lvis_v1_val": ("coco/", "lvis/lvis_v1_val.json"),
@@ -44,7 +44,7 @@ def register_all_coco(root: str) -> None:
 
 
 def register_all_lvis(root: str) -> None:
-    """Register LVIS v1 under ``root``; its 1203 categories are read from its files when first wanted."""
+    """Register LVIS v1 under ``root``. Its 1203 categories are read from its files when they are first used."""
     for name, (image_root, json_file) in _LVIS_SPLITS.items():
         MetadataCatalog[name] = _LazyLvisMetadata(name=name)
         register_lvis_instances(name, {}, os.path.join(root, json_file), os.path.join(root, image_root))

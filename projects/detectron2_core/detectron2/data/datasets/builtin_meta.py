@@ -1,6 +1,6 @@
 """Metadata of the built-in datasets: COCO's 80 categories."""
 
-# In the order of their ids, which run from 1 to 90 with the gaps below.
+# In the order of their ids, which are 1 to 90 without the unused ids below.
 # fmt: off
 _COCO_NAMES = [
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -15,7 +15,7 @@ _COCO_NAMES = [
 ]
 # fmt: on
 
-# Ids whose categories COCO gave up before its first release.
+# Ids of categories that COCO dropped before its first release.
 _COCO_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
@@ -30,7 +30,7 @@ def _get_coco_instances_meta() -> dict:
 
 
 def _get_builtin_metadata(dataset_name: str) -> dict:
-    """Metadata by the name of a family of datasets; KeyError if there is none."""
+    """Metadata of a family of datasets by its name; KeyError if there is none."""
     if dataset_name == "coco":
         return _get_coco_instances_meta()
     raise KeyError(f"No built-in metadata for dataset {dataset_name}")

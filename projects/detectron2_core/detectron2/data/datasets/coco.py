@@ -1,4 +1,4 @@
-"""COCO's instance annotations: loading them, registering them, and writing any dataset as such."""
+"""COCO's instance annotations: loading and registering them, and converting other datasets to them."""
 
 import contextlib
 import datetime
@@ -31,11 +31,11 @@ def load_coco_json(
 
     Args:
         json_file: annotations in COCO's format.
-        image_root: the folder that the JSON's file names are relative to.
-        dataset_name: where given, category ids become indices 0, 1, ... in the order of the JSON's ids, and
-            this dataset's metadata gets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``.
-            Otherwise category ids stay as they are.
-        extra_annotation_keys: of annotations, to be taken over unchanged.
+        image_root: the folder of the images; file names in the JSON are relative to it.
+        dataset_name: with a name, category ids become indices 0, 1, ... in the order of the JSON's ids, and the
+            dataset's metadata gets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. With None, category ids
+            are not changed.
+        extra_annotation_keys: further keys of annotations, which are copied unchanged.
 
     Returns:
         Records in Detectron2's format, sorted by image id.
@@ -59,7 +59,7 @@ def load_coco_json(
             len(coco_api.anns),
             len(annotations),
         )
-    # COCO 2014's minival and valminusminival have repeated ids, too few to matter.
+    # COCO 2014's minival and valminusminival have some repeated ids, which upstream accepts, too.
     unique = len({annotation["id"] for annotation in annotations}) == len(annotations)
     assert unique or "minival" in json_file, f"Annotation ids in '{json_file}' are not unique!"
 
@@ -85,7 +85,7 @@ def load_coco_json(
 
 
 def _set_category_metadata(coco_api: COCO, dataset_name: str) -> dict[int, int]:
-    """Put the JSON's categories into the metadata; returns the map from their ids to indices."""
+    """Put the JSON's categories into the metadata. Returns {category id: index}."""
     ids = sorted(coco_api.cats)
     metadata = MetadataCatalog.get(dataset_name)
     metadata.thing_classes = [coco_api.cats[i]["name"] for i in ids]
@@ -96,7 +96,7 @@ def _set_category_metadata(coco_api: COCO, dataset_name: str) -> dict[int, int]:
 
 
 def _convert(annotation: dict, keys: list[str], index_of: dict[int, int] | None) -> dict | None:
-    """An annotation in Detectron2's format; None if it has polygons but none of three points or more."""
+    """An annotation in Detectron2's format. None if it has polygons but none of them has three points or more."""
     assert annotation.get("ignore", 0) == 0, '"ignore" in COCO json file is not supported.'
     converted = {key: annotation[key] for key in keys if key in annotation}
     if "bbox" in converted and len(converted["bbox"]) == 0:
@@ -126,7 +126,7 @@ def _convert(annotation: dict, keys: list[str], index_of: dict[int, int] | None)
 
 
 def _is_polygon(coordinates: list[float]) -> bool:
-    """Whether x0, y0, x1, y1, ... are at least three whole points."""
+    """Whether x0, y0, x1, y1, ... are at least three complete points."""
     return len(coordinates) % 2 == 0 and len(coordinates) >= 6
 
 
@@ -136,10 +136,10 @@ def register_coco_instances(
     """Register a dataset in COCO's format.
 
     Args:
-        name: for ``DatasetCatalog``; the function of a name already registered stays.
-        metadata: more of it, may be empty.
-        json_file: its annotations.
-        image_root: the folder of its images.
+        name: for ``DatasetCatalog``. If it is registered already, its function is kept.
+        metadata: further metadata, may be empty.
+        json_file: the dataset's annotations.
+        image_root: the folder of the dataset's images.
     """
     assert isinstance(name, str), name
     assert isinstance(json_file, str | os.PathLike), json_file
@@ -152,14 +152,14 @@ def register_coco_instances(
 def convert_to_coco_dict(dataset_name: str) -> dict:
     """A registered dataset as the content of a COCO JSON.
 
-    Areas are the segmentations', the boxes' where there are none. Category ids are mapped back by the
-    metadata's ``thing_dataset_id_to_contiguous_id``, if any.
+    An annotation's area is that of its segmentation, or of its box if it has none. Category ids are mapped back with
+    ``thing_dataset_id_to_contiguous_id`` of the metadata, if there is one.
 
     Args:
         dataset_name: in ``DatasetCatalog``, with ``thing_classes`` in its metadata.
 
     Raises:
-        ValueError: a box is not four numbers.
+        ValueError: a box does not have four numbers.
         TypeError: a segmentation is neither polygons nor a run-length encoding.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -179,7 +179,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict:
         images.append(image)
         for annotation in record.get("annotations", []):
             converted = {
-                "id": len(annotations) + 1,  # COCO's evaluation takes 0 for no annotation
+                "id": len(annotations) + 1,  # ids begin with 1, as COCO's evaluation uses 0 for "no annotation"
                 "image_id": image["id"],
                 "iscrowd": int(annotation.get("iscrowd", 0)),
                 "category_id": int(id_of[annotation["category_id"]]),
@@ -194,7 +194,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict:
         "categories": [{"id": id_of[i], "name": name} for i, name in enumerate(metadata.thing_classes)],
         "licenses": None,
     }
-    if annotations:  # an absent list says that there is no ground truth
+    if annotations:  # without ground truth the list is left out
         coco_dict["annotations"] = annotations
     return coco_dict
 
@@ -223,7 +223,7 @@ def _box_area_and_segmentation(annotation: dict) -> dict:
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
     """Write :func:`convert_to_coco_dict` to a file, unless it exists and ``allow_cached``."""
     PathManager.mkdirs(os.path.dirname(output_file))
-    with file_lock(output_file):  # several ranks may want it at once
+    with file_lock(output_file):  # several ranks may write at once
         if PathManager.exists(output_file) and allow_cached:
             logger.warning("Using the COCO format annotations at '%s' from an earlier run.", output_file)
             return

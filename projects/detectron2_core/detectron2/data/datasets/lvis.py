@@ -1,4 +1,4 @@
-"""LVIS's instance annotations. Categories come from LVIS's own files, which all carry them."""
+"""LVIS's instance annotations. Categories come from LVIS's own files, each of which has all of them."""
 
 import functools
 import glob
@@ -22,10 +22,10 @@ def register_lvis_instances(name: str, metadata: dict, json_file: str, image_roo
     """Register a dataset in LVIS's format.
 
     Args:
-        name: for ``DatasetCatalog``; contains "v1" or "v0.5", or "cocofied" for COCO's categories.
-        metadata: more of it, may be empty.
-        json_file: its annotations.
-        image_root: what the last two parts of each image's ``coco_url`` are appended to: ends with "/".
+        name: for ``DatasetCatalog``. It contains "v1" or "v0.5", or "cocofied" for COCO's categories.
+        metadata: further metadata, may be empty.
+        json_file: the dataset's annotations.
+        image_root: a path with "/" at its end. The last two parts of each image's ``coco_url`` are appended to it.
     """
     DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata)
@@ -41,17 +41,17 @@ def load_lvis_json(
 
     Args:
         json_file: annotations in LVIS's format.
-        image_root: what the last two parts of each image's ``coco_url`` are appended to: ends with "/".
-        dataset_name: where given, this dataset's metadata gets ``thing_classes``. A name with "cocofied"
-            stands for COCO's categories; otherwise category ids count from 1.
-        extra_annotation_keys: of annotations, to be taken over unchanged.
+        image_root: a path with "/" at its end. The last two parts of each image's ``coco_url`` are appended to it.
+        dataset_name: with a name, the dataset's metadata gets ``thing_classes``. A name with "cocofied" means COCO's
+            categories. Otherwise category ids begin with 1.
+        extra_annotation_keys: further keys of annotations, which are copied unchanged.
 
     Returns:
-        Records in Detectron2's format, with "neg_category_ids" and "not_exhaustive_category_ids" as in the
-        file (ids, not indices), sorted by image id.
+        Records in Detectron2's format, sorted by image id. They have "neg_category_ids" and
+        "not_exhaustive_category_ids" as in the file (ids, not indices).
 
     Raises:
-        ValueError: ``dataset_name`` is of no known version of LVIS.
+        ValueError: ``dataset_name`` has no known version of LVIS.
         AssertionError: annotation ids are not unique, or a polygon has less than three points.
     """
     from lvis import LVIS
@@ -82,7 +82,7 @@ def load_lvis_json(
     records = []
     for image_id in image_ids:
         image = lvis_api.imgs[image_id]
-        # ".../train2017/000000155379.jpg": LVIS draws from several of COCO's folders
+        # ".../train2017/000000155379.jpg": LVIS uses images of several of COCO's folders
         folder, file_name = image["coco_url"].split("/")[-2:]
         records.append(
             {
@@ -109,7 +109,7 @@ def _version(dataset_name: str) -> str:
 def _metadata_for(dataset_name: str, categories: list[dict]) -> dict:
     if "cocofied" in dataset_name:
         return _get_coco_instances_meta()
-    _version(dataset_name)  # raises for a name that is not LVIS's
+    _version(dataset_name)  # raises for a name without LVIS's version
     categories = sorted(categories, key=lambda category: category["id"])
     ids = [category["id"] for category in categories]
     assert ids == list(range(1, len(ids) + 1)), "Category ids are not in [1, #categories], as expected"
@@ -117,17 +117,17 @@ def _metadata_for(dataset_name: str, categories: list[dict]) -> dict:
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict:
-    """``thing_classes`` of a version of LVIS, each category by its first synonym.
+    """``thing_classes`` of a version of LVIS. A category's name is its first synonym.
 
-    They are read from the smallest of that version's annotation files under
-    ``$DETECTRON2_DATASETS/lvis``, where upstream has tables.
+    They are read from the smallest of the version's annotation files under ``$DETECTRON2_DATASETS/lvis``. Upstream has
+    tables instead.
 
     Args:
         dataset_name: contains "v1" or "v0.5", or "cocofied" for COCO's categories.
 
     Raises:
-        ValueError: of another name.
-        FileNotFoundError: there is no such file.
+        ValueError: the name contains none of these.
+        FileNotFoundError: there is no such annotation file.
     """
     if "cocofied" in dataset_name:
         return _get_coco_instances_meta()
@@ -147,7 +147,7 @@ def _read_thing_classes(json_file: str, dataset_name: str) -> tuple[str, ...]:
 
 
 class _LazyLvisMetadata(Metadata):
-    """Metadata whose ``thing_classes`` are read from LVIS's files when first asked for."""
+    """Metadata that reads ``thing_classes`` from LVIS's files when they are first used."""
 
     def __getattr__(self, key: str):
         if key != "thing_classes":

@@ -1,6 +1,6 @@
-"""Index streams that ranks share without talking: each takes its part of one seeded sequence.
+"""Samplers for several ranks without communication: each rank takes its part of one seeded sequence.
 
-None of them looks at DataLoader workers; :class:`detectron2.data.ToIterableDataset` splits among those.
+They ignore DataLoader workers. :class:`detectron2.data.ToIterableDataset` divides indices among workers.
 """
 
 import itertools
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class _InfiniteSampler(Sampler):
-    """An endless stream of epochs, of which rank r of n takes the elements r, r + n, r + 2n, ..."""
+    """An endless sequence of epochs. Rank r of n takes the elements r, r + n, r + 2n, ..."""
 
     def __init__(self, shuffle: bool, seed: int | None):
         self._shuffle = shuffle
@@ -46,15 +46,15 @@ class _InfiniteSampler(Sampler):
 
 
 class TrainingSampler(_InfiniteSampler):
-    """Endless shuffled passes over a dataset, no index twice within one pass, over all ranks together.
+    """Endless shuffled epochs of a dataset. Over all ranks together, an epoch has each index once.
 
     Args:
-        size: number of elements of the dataset.
-        shuffle: else in order.
-        seed: the same on all ranks; None draws one and shares it, for which all ranks must call.
+        size: the number of elements of the dataset.
+        shuffle: False keeps the order.
+        seed: the same on all ranks. With None a seed is drawn and shared, a collective call that all ranks must make.
 
     Raises:
-        TypeError: ``size`` is no int.
+        TypeError: ``size`` is not an int.
         ValueError: ``size`` is not positive.
     """
 
@@ -74,7 +74,7 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
     """:class:`TrainingSampler` in which element i comes ``repeat_factors[i]`` times an epoch on average.
 
     Args:
-        repeat_factors: [N] float; a factor's fraction is the chance of one more repeat in an epoch.
+        repeat_factors: [N] float. A factor's fraction is the probability of one more repeat in an epoch.
         shuffle, seed: as in :class:`TrainingSampler`.
     """
 
@@ -87,15 +87,15 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Factors [N] that show images of rare categories more often (LVIS paper, appendix B.2).
+        """Factors [N] that repeat images of rare categories (LVIS paper, appendix B.2).
 
-        With f(c) the share of images that have category c, an image's factor is the largest
-        ``max(1, sqrt(repeat_thresh / f(c)))`` among its categories, 1 for an image without any.
+        Let f(c) be the share of images with category c. An image's factor is the largest ``max(1, sqrt(repeat_thresh /
+        f(c)))`` among its categories, or 1 for an image without annotations.
 
         Args:
-            dataset_dicts: with "annotations".
-            repeat_thresh: categories less frequent than this are repeated.
-            sqrt: False leaves the square root out.
+            dataset_dicts: records with "annotations".
+            repeat_thresh: categories that are less frequent than this are repeated.
+            sqrt: False omits the square root.
         """
         categories = [{ann["category_id"] for ann in record["annotations"]} for record in dataset_dicts]
         images_with = Counter(itertools.chain.from_iterable(categories))
@@ -113,10 +113,10 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
 
 
 class InferenceSampler(Sampler):
-    """Every index exactly once, a contiguous block to each rank, sizes differing by at most one.
+    """Every index exactly once. Each rank has a contiguous block, and the sizes of blocks differ by at most one.
 
     Args:
-        size: number of elements of the dataset, at least 1.
+        size: the number of elements of the dataset, at least 1.
     """
 
     def __init__(self, size: int):

@@ -1,4 +1,4 @@
-"""Deterministic transforms (fvcore's and ours) and the random augmentations that draw them."""
+"""Deterministic transforms (fvcore's and ours), and the random augmentations that produce them."""
 
 from fvcore.transforms.transform import (
     BlendTransform,

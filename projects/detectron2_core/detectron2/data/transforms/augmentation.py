@@ -1,4 +1,4 @@
-"""What an augmentation is: a policy that looks at its input and draws a transform to apply to it."""
+"""The interface of augmentations: an augmentation looks at its input and draws a transform to apply to it."""
 
 import inspect
 import pprint
@@ -13,14 +13,14 @@ __all__ = ["AugInput", "Augmentation", "AugmentationList", "StandardAugInput", "
 class Augmentation:
     """Base class of all augmentations. A subclass defines :meth:`get_transform`.
 
-    Its parameters' names say what it wants to see of the input: attributes of :class:`AugInput` ("image",
-    "boxes", "sem_seg") or of a user's own class. A single parameter, of any name, gets the image.
+    The parameter names of ``get_transform`` decide which attributes of the input it gets: those of :class:`AugInput`
+    ("image", "boxes", "sem_seg") or of a user's own class. A single parameter, with any name, gets the image.
     """
 
     input_args: tuple[str, ...] | None = None
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
-        """Take a constructor's ``locals()`` as attributes, so that ``repr`` can show them."""
+        """Store a constructor's ``locals()`` as attributes, which ``repr`` shows."""
         for name, value in (params or {}).items():
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
@@ -28,8 +28,8 @@ class Augmentation:
     def get_transform(self, *args) -> Transform:
         """Draw the transform for the given attributes of an input.
 
-        An image is [H, W] or [H, W, C], uint8 or float; boxes are [N, 4] float32, absolute XYXY; sem_seg is
-        [H, W] uint8.
+        An image is [H, W] or [H, W, C], uint8 or float. Boxes are [N, 4] float32, absolute XYXY. sem_seg is [H, W]
+        uint8.
         """
         raise NotImplementedError
 
@@ -73,7 +73,7 @@ class Augmentation:
         return np.random.uniform(low, high, [] if size is None else size)
 
     def __repr__(self) -> str:
-        """``Name(argument=value, ...)`` of those arguments that are not at their default."""
+        """``Name(argument=value, ...)`` with the arguments that differ from their defaults."""
         shown = []
         for name, parameter in inspect.signature(self.__init__).parameters.items():
             variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -89,7 +89,7 @@ class Augmentation:
 
 
 class _TransformToAug(Augmentation):
-    """The augmentation that always gives one transform."""
+    """An augmentation that always returns the same transform."""
 
     def __init__(self, tfm: Transform):
         self.tfm = tfm
@@ -109,9 +109,9 @@ def _transform_to_aug(tfm_or_aug: Transform | Augmentation) -> Augmentation:
 
 
 class AugmentationList(Augmentation):
-    """Augmentations and transforms one after the other, each seeing what the ones before have made.
+    """Augmentations and transforms in sequence. Each gets the output of the one before.
 
-    It has no :meth:`get_transform`: what the second draws depends on the first's output.
+    It has no :meth:`get_transform`, as the second draw depends on the first one's output.
     """
 
     def __init__(self, augs: list[Augmentation | Transform]):
@@ -127,10 +127,10 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """What augmentations look at and transform in place.
+    """The input that augmentations look at and transform in place.
 
-    Other data is transformed afterwards by the transforms that the augmentations return. Any class with the
-    attributes that the augmentations ask for and a ``transform`` method will do in its place.
+    The transforms that augmentations return can be applied to other data afterwards. Another class can take the place
+    of this one, if it has a ``transform`` method and the attributes that the augmentations need.
 
     Args:
         image: [H, W] or [H, W, C], uint8 in 0..255 or float in 0..1 or 0..255.
@@ -165,7 +165,7 @@ def apply_augmentations(augmentations: list[Transform | Augmentation], inputs):
     """Apply augmentations to an :class:`AugInput` or to an image alone.
 
     Returns:
-        The transformed input (an image for an image), and the transforms.
+        The transformed input (an image if ``inputs`` is an image), and the transforms.
     """
     image_only = isinstance(inputs, np.ndarray)
     aug_input = AugInput(inputs) if image_only else inputs

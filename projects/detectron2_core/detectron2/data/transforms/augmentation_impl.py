@@ -1,4 +1,4 @@
-"""The augmentations themselves. All draw from NumPy's global generator, in upstream's order."""
+"""The augmentations. All draw from NumPy's global generator, in the same order as upstream."""
 
 import sys
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class RandomApply(Augmentation):
-    """Apply a transform or an augmentation with probability ``prob``, else nothing."""
+    """Apply a transform or an augmentation with probability ``prob``. Otherwise do nothing."""
 
     def __init__(self, tfm_or_aug: Transform | Augmentation, prob: float = 0.5):
         self.aug = _transform_to_aug(tfm_or_aug)
@@ -52,7 +52,7 @@ class RandomFlip(Augmentation):
     """Flip with probability ``prob``, either horizontally or vertically.
 
     Raises:
-        ValueError: not exactly one of ``horizontal`` and ``vertical``.
+        ValueError: both or none of ``horizontal`` and ``vertical`` are true.
     """
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False):
@@ -119,9 +119,9 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The (height, width) that an image of (oldh, oldw) gets, rounded half up."""
+        """The new (height, width) of an image of size (oldh, oldw), rounded half up."""
         scale = short_edge_length / min(oldh, oldw)
-        # The short edge is set, not computed, lest rounding takes a pixel from it.
+        # The short edge is set and not computed, as rounding could make it a pixel shorter.
         newh, neww = (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
         if max(newh, neww) > max_size:
             shrink = max_size / max(newh, neww)
@@ -130,9 +130,9 @@ class ResizeShortestEdge(Augmentation):
 
 
 class ResizeScale(Augmentation):
-    """Resize to fit a target box that is scaled by a factor drawn from [min_scale, max_scale].
+    """Resize to fit into a target box that is scaled by a random factor in [min_scale, max_scale].
 
-    With :class:`FixedSizeCrop` after it, this is large-scale jittering.
+    Followed by :class:`FixedSizeCrop`, this is large-scale jittering.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class ResizeScale(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """Rotate counter-clockwise by a drawn angle around a drawn centre.
+    """Rotate counter-clockwise by a random angle around a random centre.
 
     Args:
-        angle: degrees; (smallest, largest) for the style "range", all angles for "choice", or one angle.
+        angle: degrees. (smallest, largest) for the style "range", a list of angles for "choice", or one angle.
         expand, interp: see :class:`RotationTransform`.
-        center: relative to the image, (0, 0) its top left and (1, 1) its bottom right; a pair of corners
-            for "range", a list of points for "choice", or one point. None is the image's centre.
+        center: relative to the image, with (0, 0) at its top left and (1, 1) at its bottom right. Two corners of a
+            region for "range", a list of points for "choice", or one point. None is the image's centre.
         sample_style: "range" or "choice".
     """
 
@@ -193,12 +193,13 @@ class RandomRotation(Augmentation):
 
 
 class FixedSizeCrop(Augmentation):
-    """Crop what exceeds ``crop_size`` at a drawn place; pad the right and the bottom up to it.
+    """Crop the part of an image that exceeds ``crop_size`` at a random place, and pad the right and the bottom up to
+    it.
 
     Args:
         crop_size: (height, width).
-        pad: False leaves smaller images smaller.
-        pad_value, seg_pad_value: what the padding holds in images and in segmentation maps.
+        pad: whether smaller images are padded.
+        pad_value, seg_pad_value: the padding's value in images and in segmentation maps.
     """
 
     def __init__(
@@ -226,14 +227,14 @@ class FixedSizeCrop(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """Crop a rectangle of a set or drawn size at a drawn place.
+    """Crop a rectangle of a given or random size at a random place.
 
     Args:
-        crop_type: what ``crop_size`` means, for an image of (H, W):
+        crop_type: the meaning of ``crop_size`` for an image of (H, W):
             "relative": the crop's share of (H, W), in (0, 1];
-            "relative_range": the least share of (H, W), the most is 1;
+            "relative_range": the smallest share of (H, W), the largest is 1;
             "absolute": (height, width) in pixels, at most the image's;
-            "absolute_range": (least, most) pixels, of height and width alike.
+            "absolute_range": (smallest, largest) number of pixels, for height and width.
         crop_size: two numbers.
     """
 
@@ -250,7 +251,7 @@ class RandomCrop(Augmentation):
         return CropTransform(x0, y0, crop_w, crop_h)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Draw a crop's (height, width) in pixels for an image's."""
+        """Draw a crop's (height, width) in pixels for an image of this size."""
         h, w = image_size
         if self.crop_type == "absolute":
             return min(self.crop_size[0], h), min(self.crop_size[1], w)
@@ -266,9 +267,9 @@ class RandomCrop(Augmentation):
 
 
 class _RandomBlend(Augmentation):
-    """Mix an image with its own colourless version, by a weight drawn from [min, max].
+    """Blends an image with a reference of it, by a random weight of the image in [min, max].
 
-    Below 1 it reduces the quality that the subclass is named for, above 1 it adds to it.
+    A weight below 1 reduces the property in the subclass's name, a weight above 1 increases it.
     """
 
     def __init__(self, intensity_min: float, intensity_max: float):
@@ -280,21 +281,21 @@ class _RandomBlend(Augmentation):
 
 
 class RandomContrast(_RandomBlend):
-    """Draw contrast: mix with the image's mean."""
+    """Change the contrast: blend with the image's mean."""
 
     def get_transform(self, image):
         return self._blend(image.mean())
 
 
 class RandomBrightness(_RandomBlend):
-    """Draw brightness: mix with black."""
+    """Change the brightness: blend with black."""
 
     def get_transform(self, image):
         return self._blend(0)
 
 
 class RandomSaturation(_RandomBlend):
-    """Draw saturation: mix an RGB image with its luma."""
+    """Change the saturation: blend an RGB image with its luma."""
 
     def get_transform(self, image):
         assert image.shape[-1] == 3, "RandomSaturation only works on RGB images"

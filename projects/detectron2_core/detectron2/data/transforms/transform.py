@@ -1,6 +1,6 @@
 """Transforms that fvcore lacks: resizing by Pillow and rotation by OpenCV.
 
-Coordinates are continuous: an image of H x W pixels spans [0, W] x [0, H], pixel (i, j) its unit square.
+Coordinates are continuous. An image of H x W pixels covers [0, W] x [0, H], and a pixel covers a unit square.
 """
 
 import cv2
@@ -18,8 +18,7 @@ _TORCH_MODE = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICUB
 class ResizeTransform(Transform):
     """Resize from (h, w) to (new_h, new_w) pixels.
 
-    uint8 images go through Pillow, which filters when it shrinks; other types through ``F.interpolate``,
-    which does not.
+    Pillow resizes uint8 images. It filters when it shrinks. ``F.interpolate`` resizes other types, without a filter.
 
     Args:
         interp: a Pillow resampling filter, bilinear by default.
@@ -37,7 +36,7 @@ class ResizeTransform(Transform):
         interp = self.interp if interp is None else interp
         if img.dtype != np.uint8:
             return self._resize_floats(img, interp)
-        # Pillow knows single channels only without their axis.
+        # Pillow takes single-channel images only without a channel axis.
         channel_axis = img.ndim == 3 and img.shape[2] == 1
         picture = Image.fromarray(img[:, :, 0] if channel_axis else img)
         resized = np.asarray(picture.resize((self.new_w, self.new_h), interp))
@@ -61,7 +60,7 @@ class ResizeTransform(Transform):
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """As an image, without mixing labels."""
+        """Resize a map of labels, without mixing labels."""
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
     def inverse(self) -> "ResizeTransform":
@@ -74,8 +73,9 @@ class RotationTransform(Transform):
 
     Args:
         angle: in degrees.
-        expand: enlarge the canvas to hold all of the rotated image; else keep h x w and cut.
-        center: (x, y) to rotate around, the image's centre by default; without effect under ``expand``.
+        expand: whether the canvas is enlarged to contain the whole rotated image. Otherwise it stays h x w and corners
+            are cut off.
+        center: (x, y), the centre of the rotation. The default is the image's centre. It has no effect with ``expand``.
         interp: an OpenCV interpolation flag, ``cv2.INTER_LINEAR`` by default.
     """
 
@@ -99,7 +99,7 @@ class RotationTransform(Transform):
             bounds = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int)
             self.bound_w, self.bound_h = int(bounds[0]), int(bounds[1])
         self.rm_coords = self._rotation_matrix()
-        # OpenCV's pixel centres are whole numbers, ours lie half a pixel further.
+        # OpenCV has pixel centres at whole numbers. Ours are half a pixel further right and down.
         self.rm_image = self._rotation_matrix(offset=-0.5)
 
     def _rotation_matrix(self, offset: float = 0.0) -> np.ndarray:
@@ -112,7 +112,7 @@ class RotationTransform(Transform):
         return matrix
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """[h, w] or [h, w, C]; what lies outside the image becomes 0."""
+        """Rotate an image [h, w] or [h, w, C]. Pixels from outside the image become 0."""
         if len(img) == 0 or self.angle % 360 == 0:
             return img
         assert img.shape[:2] == (self.h, self.w)
@@ -127,11 +127,15 @@ class RotationTransform(Transform):
         return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """As an image, without mixing labels."""
+        """Rotate a map of labels, without mixing labels."""
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
 
     def inverse(self) -> TransformList:
-        """Rotate back and crop to h x w; NotImplementedError where ``expand=False`` has cut corners off."""
+        """Rotate back and crop to h x w.
+
+        Raises:
+            NotImplementedError: with ``expand=False``, as corners were cut off.
+        """
         if not self.expand:
             raise NotImplementedError("a rotation that cuts the image has no inverse")
         back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)

@@ -9,25 +9,26 @@ from torch import nn
 class Backbone(nn.Module, metaclass=ABCMeta):
     """A network that turns a batch of images into named feature maps.
 
-    A subclass implements :meth:`forward`, and either overrides :meth:`output_shape` or sets the attributes
-    that its default reads: ``_out_features`` (names, in order), ``_out_feature_channels`` and
-    ``_out_feature_strides`` (each a dict by name).
+    A subclass implements :meth:`forward`. It also overrides :meth:`output_shape`, or sets the attributes that the
+    default of this method reads: ``_out_features`` (names, in order), ``_out_feature_channels`` and
+    ``_out_feature_strides`` (dicts by name).
     """
 
     @abstractmethod
     def forward(self):
-        """Images [B,C,H,W] to a dict of feature maps by name, each [B,C',H/stride,W/stride]."""
+        """Maps images [B,C,H,W] to a dict of feature maps by name, each [B,C',H/stride,W/stride]."""
 
     @property
     def size_divisibility(self) -> int:
-        """What height and width of the input must be multiples of; 0 for no such need."""
+        """The height and width of the input must be multiples of this number. 0 means no condition."""
         return 0
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """How inputs must be padded, as :meth:`ImageList.from_tensors` takes it.
+        """The padding of inputs, as an argument of :meth:`ImageList.from_tensors`.
 
-        Optional keys: ``size_divisibility``; ``square_size``, the side of a square to pad to if positive.
+        Optional keys: ``size_divisibility``, and ``square_size``, the side of the square that inputs are padded to if
+        it is positive.
         """
         return {}
 

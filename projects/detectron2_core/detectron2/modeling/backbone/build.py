@@ -12,7 +12,7 @@ BACKBONE_REGISTRY.__doc__ = (
 
 
 def build_backbone(cfg, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the backbone that ``cfg.MODEL.BACKBONE.NAME`` names.
+    """Build the backbone with the name ``cfg.MODEL.BACKBONE.NAME``.
 
     ``input_shape`` defaults to an image with as many channels as ``cfg.MODEL.PIXEL_MEAN`` has entries.
     """

@@ -9,7 +9,8 @@ META_ARCH_REGISTRY.__doc__ = """Whole models by name: callables of (cfg) to an `
 
 
 def build_model(cfg) -> nn.Module:
-    """Build the model that ``cfg.MODEL.META_ARCHITECTURE`` names on ``cfg.MODEL.DEVICE``, without weights."""
+    """Build the model with the name ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``, without loading
+    weights."""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     model.to(torch.device(cfg.MODEL.DEVICE))
     return model
