@@ -1,5 +1,6 @@
 """The studies as modules, on a small digit_scenes and a model that trains in moments."""
 
+import gzip
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from uniperceiver_v2.data import register_digit_scenes
+from uniperceiver_v2.evaluation import meteor
 
 PROJECT = Path(__file__).parents[2] / "projects" / "uniperceiver_v2"
 
@@ -66,12 +68,16 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_data(small_tree, monkeypatch) -> None:
+def small_data(small_tree, monkeypatch, tmp_path) -> None:
     """The registered names stand for small trees."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_tree))
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", {})
     register_digit_scenes(str(small_tree / "digit_scenes"))
+    # METEOR's five million paraphrases take longer to read than all that a test trains.
+    with gzip.open(tmp_path / "paraphrases.gz", "wb") as file:
+        file.write(b"0.5\na pair\ntwo\n")
+    monkeypatch.setattr(meteor, "_PARAPHRASES", str(tmp_path / "paraphrases.gz"))
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_an_arm_trains_and_stands_in_the_table(
     assert len(json.loads((folder / "run.json").read_text())["results"]) == tasks
     assert not list(folder.glob("model_*.pth")), "a finished run needs no checkpoint"
     assert set(replaced) == ({uses} if uses else set()) and all(replaced.values())
-    ablations.main([*options, "--jobs", "0"])
+    ablations.STUDY.main([*options, "--jobs", "0"])
     rows = [line for line in ablations.STUDY.document.read_text().splitlines() if "| 1 |" in line]
     assert len(rows) == 1 and rows[0].count(" - ") == {4: 2, 1: 6, 5: 0}[tasks]
 
