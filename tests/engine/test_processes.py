@@ -1,8 +1,10 @@
 """How the processes of a run find each other, pass signals on and tell mistakes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from argparse import Namespace
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from uniperceiver_v2.engine import processes as module
 from uniperceiver_v2.engine import run_in_processes, world_size
@@ -121,3 +124,83 @@ def test_torchrun_and_num_gpus_exclude_each_other(monkeypatch):
     assert world_size(arguments()) == 6
     with pytest.raises(UserError, match="--num-gpus"):
         world_size(arguments(num_gpus=2))
+
+
+TOLD = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(**variables): those alone of the ones that tell of other processes."""
+    sizes = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TORCHELASTIC_RUN_ID")
+    for name in (*TOLD, *sizes):
+        monkeypatch.delenv(name, raising=False)
+
+    def put(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "WORLD_SIZE is 2, but LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT",
+        ),
+        ({**TOLD, "LOCAL_RANK": ""}, "WORLD_SIZE is 4, but LOCAL_RANK not"),
+        ({**TOLD, "RANK": "one"}, "WORLD_SIZE is 4"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "0"}, "SLURM_STEP_NUM_TASKS is 8: srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun"),
+        ({"PMI_SIZE": "2"}, "mpirun"),
+    ],
+)
+def test_processes_that_do_not_know_of_each_other_are_refused(environment, variables, expected):
+    environment(**variables)
+    with pytest.raises(UserError) as caught:
+        world_size(arguments())
+    assert expected in str(caught.value) and "torchrun --nproc_per_node" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "changes", "expected"),
+    [
+        ({}, {}, 1),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, {}, 1),
+        ({**TOLD, "RANK": "0", "WORLD_SIZE": "1"}, {}, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, {}, 1),  # a batch script, which runs once
+        ({"WORLD_SIZE": "2", "RANK": "1"}, {"num_machines": 2, "machine_rank": 1}, 2),  # the arguments say who is there
+        (TOLD, {}, 4),
+    ],
+)
+def test_one_process_and_processes_that_are_told_of_each_other_run(environment, variables, changes, expected):
+    environment(**variables)
+    assert world_size(arguments(**changes)) == expected
+
+
+def test_a_starter_that_tells_as_much_as_torchrun_does_as_well(environment, processes, tmp_path):
+    """Two processes with torchrun's variables but without torchrun find each other."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def main(args: Namespace) -> None:
+        (tmp_path / f"{comm.get_rank()} of {comm.get_world_size()}").touch()
+
+    def program(rank: int) -> None:
+        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        environment(**{**TOLD, **told})
+        raise SystemExit(run_in_processes(main, arguments(), CPU))
+
+    pids = [processes.fork(lambda rank=rank: program(rank)) for rank in range(2)]
+    assert [processes.exit_code(pid) for pid in pids] == [0, 0]
+    assert sorted(os.listdir(tmp_path)) == ["0 of 2", "1 of 2"]

@@ -1,9 +1,13 @@
 """Image-text pairs in WebDataset shards: what is read, in which order, and what cannot be read."""
 
+import errno
 import io
+import multiprocessing
 import os
+import resource
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +28,8 @@ from uniperceiver_v2.data import (
 from uniperceiver_v2.data.datasets import shards as shards_module
 from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, ShardOrder
-from uniperceiver_v2.data.reading import read_image
 from uniperceiver_v2.errors import UnreadableImage, UserError
+from uniperceiver_v2.reading import disk, read_image
 
 from ..conftest import CAPTIONS, RETRIEVAL
 from ..loading.test_build import assert_same, take
@@ -334,3 +338,87 @@ def test_what_generated_captions_are_compared_with_is_the_annotated_data_where_t
     both = config(web=web.TASKS.captions, scenes=CAPTIONS)
     records, _ = training_images_of_captions(both)
     assert len(records) == 40
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar's header with any size, also one that cannot be."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True) if size < 0 else b"%011o\0" % size
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
+    return bytes(block)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def record_of_pax(key: str, value: str) -> bytes:
+    text = f" {key}={value}\n"
+    return f"{len(text) + 2}{text}".encode()
+
+
+BEFORE = header("0.txt", 5) + padded(b"hello")
+SIZE_OF_PAX = record_of_pax("size", "-2048")
+DAMAGED = {
+    "negative size": header("1.txt", -1024),
+    "negative size of the first": header("1.txt", -512),
+    "negative size of a long name": header("././@LongLink", -512, tarfile.GNUTYPE_LONGNAME),
+    "negative size of an extended header": header("pax", -512, tarfile.XHDTYPE),
+    "negative size in an extended header": header("pax", len(SIZE_OF_PAX), tarfile.XHDTYPE)
+    + padded(SIZE_OF_PAX)
+    + header("1.txt", 0),
+    "long name of gigabytes": header("././@LongLink", 2**32, tarfile.GNUTYPE_LONGNAME),
+    "long names in a chain": (header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + padded(b"x\0")) * 3000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED.keys())
+@pytest.mark.parametrize("before", [BEFORE, b""], ids=["second", "first"])
+def test_a_damaged_header_is_refused_with_the_tar_and_hangs_nothing(tmp_path, catalogs, damage, before):
+    path = tmp_path / "damaged.tar"
+    path.write_bytes(before + damage + header("2.txt", 2) + padded(b"ok") + bytes(1024))
+    register_image_text_shards("damaged", str(path))
+
+    def read() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (10, 10))  # a loop without end is killed
+        try:
+            load_dataset("damaged")
+        except UserError as error:
+            (tmp_path / "message").write_text(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert f"{path} cannot be read as a" in (tmp_path / "message").read_text()
+
+
+def test_a_member_that_says_to_be_larger_than_its_shard_takes_no_memory(tmp_path):
+    path = tmp_path / "large.tar"
+    path.write_bytes(BEFORE + header("0.jpg", 2**33 - 1) + padded(b"x"))
+    records = records_of(path)
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match=r"large\.tar/0: the shard is cut short here"):
+        records[0]
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_shard_on_a_disk_that_fails_for_a_moment_gives_the_same_pair(tmp_path, monkeypatch):
+    records = records_of(write_shard(tmp_path / "good.tar", pairs_of(0)))
+    expected = records[3]
+    monkeypatch.setattr(disk, "WAITS", (0.001, 0.001))
+    pread, failures = os.pread, [errno.EIO, errno.ESTALE]
+
+    def failing(*arguments):
+        if failures:
+            raise OSError(failures.pop(), "for a moment")
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert records[3] == expected and not failures
+    failures += [errno.EIO] * 100
+    with pytest.raises(UserError, match=r"good\.tar cannot be read: .*EIO"):
+        records[3]

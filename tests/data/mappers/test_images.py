@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from uniperceiver_v2.data import load_dataset
-from uniperceiver_v2.data.mappers.augmentations import CenterCrop, RandomResizedCrop
+from uniperceiver_v2.data.mappers import augmentations
+from uniperceiver_v2.data.mappers.augmentations import BoundedResize, CenterCrop, RandomResizedCrop
 from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper
 from uniperceiver_v2.data.order import numpy_draws_from
 from uniperceiver_v2.errors import UnreadableImage
@@ -209,3 +210,42 @@ def test_unreadable_images_are_named(cfg, tmp_path, damage):
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello"}[damage])
     with pytest.raises(UnreadableImage, match=r"broken\.png: \S+"):
         DetectionMapper(cfg, "scenes", NAMES, is_train=True)(record)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 4000), (4000, 1), (1, 1)])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_picture_of_one_row_keeps_a_pixel(cfg, tmp_path, height, width, is_train):
+    path = tmp_path / "row.png"
+    Image.fromarray(np.full((height, width, 3), 200, np.uint8)).save(path)
+    annotation = {
+        "bbox": [0, 0, width, height],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 1,
+        "segmentation": [[0, 0, width, 0, width, height, 0, height]],
+    }
+    record = {"file_name": str(path), "image_id": 1, "annotations": [annotation]}
+    sample = DetectionMapper(cfg, "scenes", NAMES, is_train)(record)
+    longest = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
+    assert min(sample["image"].shape[1:]) >= 1 and max(sample["image"].shape[1:]) <= longest
+    assert (sample["height"], sample["width"]) == (height, width)
+    assert (sample["image"] == 200).all()
+
+
+def test_other_pictures_are_resized_as_detectron2_does():
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    theirs = T.ResizeShortestEdge((32, 32), 50)
+    expected = theirs.get_transform(image).apply_image(image)
+    assert np.array_equal(BoundedResize(theirs).get_transform(image).apply_image(image), expected)
+    assert isinstance(BoundedResize(T.ResizeShortestEdge(0)).get_transform(image), T.NoOpTransform)
+
+
+def test_a_picture_that_would_become_too_large_is_unreadable(tmp_path, monkeypatch):
+    monkeypatch.setattr(augmentations, "LARGEST_RESIZED", 32 * 1000)
+    path = tmp_path / "row.png"
+    record = {"file_name": str(path), "image_id": 1, "label": 0}
+    mapper = ClassificationMapper("classification", NAMES, "RGB", 32)
+    Image.fromarray(np.zeros((2, 40, 3), np.uint8)).save(path)
+    assert mapper(record)["image"].shape == (3, 32, 32)
+    Image.fromarray(np.zeros((1, 2000, 3), np.uint8)).save(path)
+    with pytest.raises(UnreadableImage, match=r"row\.png: of 2000 x 1 pixels it would be resized to 64000 x 32"):
+        mapper(record)

@@ -30,6 +30,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Without EPS, for which Pillow starts Ghostscript whatever the file's suffix.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
+
 # BT.601, https://en.wikipedia.org/wiki/YUV#SDTV_with_BT.601
 _RGB_TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
 _YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
@@ -72,7 +75,7 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image and rotate it as its EXIF orientation says.
+    """Read an image and rotate it as its EXIF orientation says. Only common formats are read: EPS would start a program.
 
     Args:
         file_name: a path, or anything else that ``PathManager`` opens.
@@ -82,7 +85,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         [H, W, C] uint8 in 0..255. For "YUV-BT.601" it is float, with luma in 0..1.
     """
     with PathManager.open(file_name, "rb") as file:
-        image = Image.open(file)
+        image = Image.open(file, formats=_FORMATS)
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         except Exception:  # a broken EXIF block does not make the image unreadable

@@ -1,6 +1,7 @@
 """Detectron2's checkpoints, written atomically and read without unpickling code."""
 
 import contextlib
+import glob
 import os
 import pickle
 import zipfile
@@ -16,6 +17,7 @@ from ..files import write_atomically
 
 # How many differing keys a message lists before it only counts.
 LISTED_DIFFERENCES = 12
+_LONGEST_NAME = 4096  # characters of a path
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -72,6 +74,55 @@ class AtomicCheckpointer(DetectionCheckpointer):
         # torch.save turns a failed write into a RuntimeError of its own.
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {path}: {error}; older checkpoints are untouched") from error
+
+    def has_checkpoint(self) -> bool:
+        """Whether ``save_dir`` names a last checkpoint, whatever its state; :meth:`get_checkpoint_file` looks closer.
+
+        Raises:
+            UserError: it cannot be known, as without the right to look into the folder.
+        """
+        path = self._last_checkpoint()
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise UserError(f"--resume: {path} cannot be looked for: {error.strerror}") from error
+        return True
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint that ``save_dir`` names; "" where it names none.
+
+        fvcore's own gives "" for whatever cannot be read, and ``--resume`` would then begin anew from random weights.
+
+        Raises:
+            UserError: what names it cannot be read, is no file's name, or the file is not there.
+        """
+        if not self.has_checkpoint():
+            return ""
+        path = self._last_checkpoint()
+        way_out = (
+            f"write the name of a checkpoint beside it into it{self._known_checkpoints()}, or remove it to begin anew"
+        )
+        try:
+            with open(path, "rb") as file:
+                name = file.read(_LONGEST_NAME + 1).decode("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+            raise UserError(f"--resume: {path} cannot be read ({reason}); {way_out}") from error
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise UserError(f"--resume: {path} holds {name[:40]!r}, not the name of a checkpoint; {way_out}")
+        checkpoint = os.path.join(self.save_dir, name)
+        if not os.path.isfile(checkpoint):
+            raise UserError(f"--resume: {path} names {name!r}, which is not there; {way_out}")
+        return checkpoint
+
+    def _last_checkpoint(self) -> str:
+        return os.path.abspath(os.path.join(self.save_dir, "last_checkpoint"))
+
+    def _known_checkpoints(self) -> str:
+        names = sorted(os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth")))
+        return f" ({', '.join(names[-3:])})" if names else ""
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As in ``DetectionCheckpointer``.

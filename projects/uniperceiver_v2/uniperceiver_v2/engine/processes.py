@@ -29,6 +29,44 @@ _POLL = 0.02  # seconds between two reads of the store
 Main = Callable[[Namespace], None]
 
 
+# How many processes a starter says that there are, and who says so. Slurm's variable is that of a step of a job: a
+# batch script runs once, but finds SLURM_NTASKS as well.
+_SIZES = {
+    "WORLD_SIZE": "whatever set WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+}
+# What torchrun tells a process; with all of it, another starter will do as well.
+_TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _is_started_with_others() -> bool:
+    """Whether torchrun, or a starter that tells a process as much, has started this process as one of several."""
+    if dist.is_torchelastic_launched():
+        return True
+    told = {name: os.environ.get(name, "") for name in _TOLD}
+    numbers = [told[name] for name in _TOLD if name != "MASTER_ADDR"]
+    return bool(told["MASTER_ADDR"]) and all(map(str.isdigit, numbers)) and int(told["WORLD_SIZE"]) > 1
+
+
+def _refuse_lonely_copies(args: Namespace) -> None:
+    """Each of several processes that does not know of the others would do the whole run, into the same OUTPUT_DIR."""
+    if args.num_machines > 1:
+        return  # told by the arguments who is there
+    for variable, starter in _SIZES.items():
+        size = os.environ.get(variable, "1")
+        if size in ("", "0", "1"):
+            continue
+        missing = [name for name in _TOLD if not os.environ.get(name, "")]
+        lacking = f", but {', '.join(missing)} not" if variable == "WORLD_SIZE" and missing else ""
+        raise UserError(
+            f"{variable} is {size}{lacking}: {starter} seems to start several processes, each of which would do the "
+            "whole run and write the same OUTPUT_DIR. Start them by torchrun --nproc_per_node N train_net.py ..., on "
+            f"several machines once on each (docs/training.md), or unset {variable} for runs of their own"
+        )
+
+
 def world_size(args: Namespace) -> int:
     """The number of processes of the run.
 
@@ -36,12 +74,14 @@ def world_size(args: Namespace) -> int:
         args: the arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: this machine has too few GPUs, or both torchrun and the arguments set the number of processes.
+        UserError: this machine has too few GPUs, both a starter and the arguments set the number of processes, or several
+            processes are started that do not know of each other.
     """
-    if dist.is_torchelastic_launched():
+    if _is_started_with_others():
         if args.num_gpus != 1 or args.num_machines != 1:
             raise UserError("torchrun starts the processes: --num-gpus and --num-machines are for runs without it")
         return int(os.environ["WORLD_SIZE"])
+    _refuse_lonely_copies(args)
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1):
         hint = "" if gpus else f"; for processes on the CPU: torchrun --nproc_per_node {args.num_gpus} ..."
@@ -62,7 +102,7 @@ def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     Returns:
         the exit code: 0, 1 after an error that was printed, or 128 + the number of the signal that ended a process.
     """
-    if dist.is_torchelastic_launched():
+    if _is_started_with_others():
         return _telling_mistakes(lambda args: _run_as_one_of_torchruns(main, args, cfg), args)
     if args.num_gpus * args.num_machines <= 1:
         return _telling_mistakes(main, args)
@@ -171,6 +211,6 @@ def _telling_mistakes(main: Main, args: Namespace) -> int:
 
 def _tell(mistake: object) -> int:
     rank = os.environ.get("RANK", comm.get_rank())
-    several = dist.is_torchelastic_launched() or comm.get_world_size() > 1
+    several = _is_started_with_others() or comm.get_world_size() > 1
     print(f"error (process {rank}): {mistake}" if several else f"error: {mistake}", file=sys.stderr, flush=True)
     return 1

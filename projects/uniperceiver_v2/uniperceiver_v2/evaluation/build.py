@@ -5,6 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ..kinds import evaluated_kind
+from ..reading import explained, require_source
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -16,7 +17,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         output_folder: created if it does not exist.
 
     Raises:
-        UserError: no kind of task evaluates the dataset.
+        UserError: no kind of task evaluates the dataset; its files are missing or cannot be read; an annotation in them
+            cannot be right.
     """
     kind = evaluated_kind(dataset_name)
-    return kind.evaluators[MetadataCatalog.get(dataset_name).evaluator_type](dataset_name, output_folder)
+    with explained(dataset_name):
+        require_source(dataset_name)
+        return kind.evaluators[MetadataCatalog.get(dataset_name).evaluator_type](dataset_name, output_folder)

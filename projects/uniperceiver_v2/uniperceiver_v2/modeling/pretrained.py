@@ -45,6 +45,29 @@ def resolve_directory(path: str, key: str) -> Path:
     raise UserError(f"{key}: no directory {path!r} (looked in {Path.cwd()} and {REPOSITORY})")
 
 
+def load_config(directory: Path, **fields: Any) -> PretrainedConfig:
+    """The configuration of a Hugging Face directory, of a kind that transformers itself knows.
+
+    Args:
+        directory: with a "config.json"; the Python files that its "auto_map" names are not run, nor does transformers
+            ask on the terminal whether they may be.
+        fields: that replace those of the file.
+
+    Raises:
+        LOADING_ERRORS: there is no such configuration; :func:`reason_of` words them.
+    """
+    return AutoConfig.from_pretrained(directory, trust_remote_code=False, **fields)
+
+
+def reason_of(error: Exception, directory: Path) -> str:
+    """Why a directory cannot be loaded: transformers' own words, but where it would have run code of the directory."""
+    if "trust_remote_code" not in str(error):  # an argument that our users cannot give
+        return str(error)
+    asking = [path for path in sorted(directory.glob("*.json")) if b"auto_map" in path.read_bytes()]
+    named = ", ".join(map(str, asking)) or str(directory)
+    return f"{named} asks for code of its own (auto_map), which is never run; a model that transformers knows is needed"
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a Hugging Face directory.
 
@@ -56,13 +79,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         UserError: no tokenizer can be loaded, or it breaks a convention.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         frame = tokenizer("")["input_ids"]
         if (directory / "config.json").is_file():
-            longest = longest_text(AutoConfig.from_pretrained(directory))
+            longest = longest_text(load_config(directory))
             tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     except LOADING_ERRORS as error:
-        raise UserError(f"no tokenizer can be loaded from {directory}: {error}") from error
+        raise UserError(f"no tokenizer can be loaded from {directory}: {reason_of(error, directory)}") from error
     # Where config.json is there but the tokenizer's files are not, transformers returns a tokenizer without words.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")

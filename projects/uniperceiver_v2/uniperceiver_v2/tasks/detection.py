@@ -25,6 +25,7 @@ from ..modeling.image_encoder import Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
+from ..reading import check_instances
 from ..visualization import draw_test_scenes
 from .task import Task, candidate_texts, log_accuracy
 
@@ -156,9 +157,18 @@ def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[R
     return records, DetectionMapper(cfg, task.name, candidate_names(dataset_name), is_train=False)
 
 
+def _coco_evaluator(name: str, folder: str) -> COCOEvaluator:
+    evaluator = COCOEvaluator(name, output_dir=folder)
+    # It reads the file by itself, and would rasterise what is in it only after inference.
+    check_instances(MetadataCatalog.get(name).json_file, evaluator._coco_api.dataset)
+    return evaluator
+
+
 def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
     repair_lvis()
-    return LVISEvaluator(name, output_dir=folder)
+    evaluator = LVISEvaluator(name, output_dir=folder)
+    check_instances(MetadataCatalog.get(name).json_file, evaluator._lvis_api.dataset)
+    return evaluator
 
 
 def _draw(cfg: CfgNode, model: Callable[[list[dict]], list[dict]], dataset_name: str) -> None:
@@ -178,7 +188,7 @@ DETECTION = TaskKind(
     task=DetectionTask,
     training_data=_training_data,
     test_data=_test_data,
-    evaluators={"coco": lambda name, folder: COCOEvaluator(name, output_dir=folder), "lvis": _lvis_evaluator},
+    evaluators={"coco": _coco_evaluator, "lvis": _lvis_evaluator},
     columns=dict.fromkeys(("AP", "AP50", "AP75", "APr", "APc", "APf"), 1),
     titles={"bbox": "boxes", "segm": "masks"},
     draw=_draw,

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from PIL import Image, ImageDraw, ImageFont
+
+from ..reading import read_image
 
 # All lengths are in pixels.
 _PICTURE = 360  # largest width and height of a scene
@@ -67,7 +68,7 @@ def draw_caption_sheet(
         left = _GAP + index % columns * cell_width
         top = _TITLE_HEIGHT + index // columns * cell_height
         shown = [d for d in detections[scene["image_id"]] if d["score"] >= score_threshold]
-        sheet.paste(_picture(utils.read_image(scene["file_name"], format="RGB"), shown, names), (left, top))
+        sheet.paste(_picture(read_image({"file_name": scene["file_name"]}, "RGB"), shown, names), (left, top))
         _write_captions(ImageDraw.Draw(sheet), left, top + _PICTURE + 10, scene["caption"], scene["references"][0])
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     sheet.save(path)

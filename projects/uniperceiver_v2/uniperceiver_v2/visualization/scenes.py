@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 from torch import nn
 
+from ..reading import read_image
 from .caption_sheet import text_block
 from .draw import draw_annotations, draw_detections, enlarged
 
@@ -74,7 +74,7 @@ def scene_picture(
     Returns:
         uint8 [H', W', 3], RGB.
     """
-    image = utils.read_image(record["file_name"], format="RGB")
+    image = read_image(record, "RGB")
     if instances is None:
         picture = enlarged(image)
     else:

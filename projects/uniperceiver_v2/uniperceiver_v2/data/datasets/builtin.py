@@ -110,7 +110,16 @@ def register_web_pairs(root: str) -> None:
         register_image_text_shards(f"{name}_train", os.path.join(root, name, "*.tar"))
 
 
-register_digit_scenes(os.path.join(datasets_root(), "digit_scenes"))
-register_imagenet(os.path.join(datasets_root(), "imagenet"))
-register_karpathy(datasets_root())
-register_web_pairs(datasets_root())
+def register_all(root: str) -> None:
+    """Register all of them.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    register_digit_scenes(os.path.join(root, "digit_scenes"))
+    register_imagenet(os.path.join(root, "imagenet"))
+    register_karpathy(root)
+    register_web_pairs(root)
+
+
+register_all(datasets_root())

@@ -1,12 +1,11 @@
 """Datasets as lists of records: loading them, and saying clearly why one cannot be used."""
 
-import json
-import os
 from collections.abc import Callable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError, nearest
+from ...reading import check_annotations, check_json_of, explained, source_of
 
 Records = list[dict]
 
@@ -15,11 +14,19 @@ def load_dataset(name: str) -> Records:
     """The records of a registered dataset, whoever registered it.
 
     Raises:
-        UserError: it is not registered, or its files are missing, cut short or not in their format. The
-            message names the file and, for the datasets that this project prepares, the command to prepare it.
+        UserError: it is not registered, its files are missing, cut short or not in their format, or an annotation
+            cannot be right. The message names the file and, for the datasets that this project prepares, the command to
+            prepare it.
     """
     check_known(name)
-    return load_checked(name, lambda: DatasetCatalog.get(name))
+    try:
+        records = load_checked(name, lambda: DatasetCatalog.get(name))
+    except UserError:
+        check_json_of(name)  # tells of the annotation at fault, where there is one
+        raise
+    with explained(name):
+        check_annotations(name, records)
+    return records
 
 
 def check_known(name: str) -> None:
@@ -45,22 +52,10 @@ def register_dataset(name: str, load: Callable[[], Records], **metadata) -> None
 
 def load_checked(name: str, load: Callable[[], Records]) -> Records:
     """``load()``, with what a user can put right as a :class:`UserError` that speaks of dataset ``name``."""
-    metadata = MetadataCatalog.get(name)
-    remedy = metadata.get("prepare_command")
-    remedy = f"; prepare it with: {remedy}" if remedy else "; datasets/README.md shows the expected files"
-    source = os.path.abspath(metadata.get("json_file") or metadata.get("source") or name)
-    try:
+    with explained(name):
         records = load()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        path = os.path.abspath(error.filename or source)
-        raise UserError(f"dataset '{name}' is missing: looked for {path}{remedy}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} of dataset '{name}' is cut short or damaged ({error}){remedy}") from error
-    except (AssertionError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{source} of dataset '{name}' cannot be used ({reason}){remedy}") from error
     if not records:
-        raise UserError(f"dataset '{name}' is empty: {source}{remedy}")
+        raise UserError(f"dataset '{name}' is empty: {source_of(name)}")
     return records
 
 

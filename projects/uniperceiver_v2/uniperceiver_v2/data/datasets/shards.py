@@ -23,6 +23,7 @@ from detectron2.utils import comm
 
 from ...errors import UnreadableImage, UserError
 from ...files import write_atomically
+from ...reading import LARGEST_FILE, patiently
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
 from .texts import tidy
@@ -34,6 +35,15 @@ _IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
 _BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
 _INDEX_VERSION = 1
 _SECONDS_BETWEEN_MESSAGES = 30
+# Headers that hold more of a member's header, such as a long name; tarfile reads them whole.
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_LARGEST_EXTENDED = 2**20  # bytes
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -176,21 +186,51 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
     return Shard(path, stamp, keys, members)
 
 
+class DamagedHeader(Exception):
+    """A member's header that cannot be right."""
+
+
+class _BoundedMember(tarfile.TarInfo):
+    """A header that cannot make tarfile go back in the file, for ever, or read more than a name into memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # called for each header, before what it says
+        if self.size < 0:
+            raise DamagedHeader(f"the header of {self.name!r} gives a size of {self.size} bytes")
+        if self.type in _EXTENDED and self.size > _LARGEST_EXTENDED:
+            raise DamagedHeader(f"an extended header has {self.size} bytes, more than {_LARGEST_EXTENDED}")
+        return super()._proc_member(tar)
+
+
+# What tarfile raises out of a header beside its own errors, which it takes for the end of the tar.
+_DAMAGED = (DamagedHeader, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def _reason(error: Exception) -> str:
+    known = {RecursionError: "its extended headers follow each other without a member"}
+    return known.get(type(error), str(error) or type(error).__name__)
+
+
 def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The keys and members of a :class:`Shard`.
 
     Raises:
-        UserError: the file is no uncompressed tar.
+        UserError: the file is no uncompressed tar, or a header in it is damaged.
     """
     pairs: dict[str, list[int]] = {}
     try:
-        tar = tarfile.open(path, "r:")  # noqa: SIM115
+        tar = tarfile.open(path, "r:", tarinfo=_BoundedMember)  # noqa: SIM115
     except tarfile.ReadError as error:
         raise UserError(f"{path} cannot be read as an uncompressed tar ({error}), which a shard has to be") from error
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as a shard: {_reason(error)}") from error
     with tar:
         try:
+            before = -1
             while (member := tar.next()) is not None:
                 tar.members.clear()  # which it would keep for look-ups
+                if member.size < 0 or tar.offset <= before:  # by an extended header, which may change the size
+                    raise DamagedHeader(f"{member.name!r} has a size of {member.size} bytes")
+                before = tar.offset
                 _add_member(pairs, member)
             end = os.pread(tar.fileobj.fileno(), tarfile.BLOCKSIZE, tar.offset)
             is_whole = end == bytes(
@@ -198,6 +238,8 @@ def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
             )  # a tar ends with zeros; anything else ends tarfile's reading too
         except tarfile.ReadError:
             is_whole = False
+        except _DAMAGED as error:
+            raise UserError(f"{path} cannot be read as a shard: {_reason(error)}") from error
     if not is_whole:
         logger.warning("%s is cut short or damaged: only its first %d pairs can be found", path, len(pairs))
     keys = np.array([key.encode("utf-8", "replace") for key in pairs], dtype=np.bytes_)
@@ -214,13 +256,25 @@ def _add_member(pairs: dict[str, list[int]], member: tarfile.TarInfo) -> None:
 
 def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
     """The content of a member."""
+    if offset + size > shard.stamp.size:
+        raise UnreadableImage(f"{file_name}: the shard is cut short here")
+    if size > LARGEST_FILE:
+        raise UnreadableImage(f"{file_name} has {size} bytes, more than {LARGEST_FILE}")
     try:
-        content = os.pread(_open(shard.path, shard.stamp).fileno(), size, offset)
+        content = patiently(lambda: _read_at(shard, offset, size), shard.path)
     except OSError as error:
         raise UnreadableImage(f"{file_name}: {error}") from error
     if len(content) < size:
         raise UnreadableImage(f"{file_name}: the shard is cut short here")
     return content
+
+
+def _read_at(shard: Shard, offset: int, size: int) -> bytes:
+    try:
+        return os.pread(_open(shard.path, shard.stamp).fileno(), size, offset)
+    except OSError:
+        _open.cache_clear()  # a file that was opened before its server went away stays broken
+        raise
 
 
 @functools.lru_cache(maxsize=2 * SHARDS_AT_A_TIME)

@@ -5,6 +5,40 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
+from ...errors import UnreadableImage
+
+LARGEST_RESIZED = 2**26  # pixels that an image may have after resizing: 200 MB
+
+
+class BoundedResize(T.Augmentation):
+    """A resizing augmentation whose result has at least one pixel a side, and no more than memory holds.
+
+    Of a picture of 1 x 4000 pixels, Detectron2's own would make one of 0 x 1333.
+
+    Args:
+        resize: of Detectron2, such as ``ResizeShortestEdge``.
+
+    Raises:
+        UnreadableImage: in use, the image is so long that it would have more than ``LARGEST_RESIZED`` pixels.
+    """
+
+    def __init__(self, resize: T.Augmentation):
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = self.resize.get_transform(image)
+        if not isinstance(transform, T.ResizeTransform):
+            return transform
+        height, width = max(transform.new_h, 1), max(transform.new_w, 1)
+        if height * width > LARGEST_RESIZED:
+            raise UnreadableImage(
+                f"of {transform.w} x {transform.h} pixels it would be resized to {width} x {height}, which is too large"
+            )
+        if (height, width) == (transform.new_h, transform.new_w):
+            return transform
+        return T.ResizeTransform(transform.h, transform.w, height, width, transform.interp)
+
 
 class CenterCrop(T.Augmentation):
     """The square of ``size`` pixels in the middle of an image that is no smaller."""

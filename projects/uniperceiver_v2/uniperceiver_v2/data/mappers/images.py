@@ -5,6 +5,7 @@ A mapper is a callable that takes a record, leaves it as it is, and gives a dict
 there are classes, "candidates", their names. Chance comes from NumPy's global generator alone, as in Detectron2.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -16,8 +17,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from pycocotools import mask as mask_api
 
-from ..reading import read_image
-from .augmentations import CenterCrop, RandomResizedCrop
+from ...errors import UnreadableImage
+from ...reading import read_image
+from .augmentations import BoundedResize, CenterCrop, RandomResizedCrop
 
 _SMALLEST_EDGE = 1e-5  # pixels; boxes below count as empty, as in Detectron2
 
@@ -41,17 +43,22 @@ class ImageMapper(ABC):
     ):
         self._task = task
         self._classes = {} if candidates is None else {"candidates": tuple(candidates)}
-        self._augmentations = T.AugmentationList(augmentations)
+        bounded = [BoundedResize(a) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+        self._augmentations = T.AugmentationList(bounded)
         self._image_format = image_format
 
     def __call__(self, record: dict) -> dict:
         """
         Raises:
             UnreadableImage: the file cannot be used.
+            UserError: the disk is at fault.
         """
         image = read_image(record, self._image_format)
         augmented = T.AugInput(image)
-        transforms = self._augmentations(augmented)
+        try:
+            transforms = self._augmentations(augmented)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {error}") from error
         sample = {
             "task": self._task,
             "image": torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -11,7 +13,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from ...errors import UserError
 from ..layers import replace_batch_norm
-from ..pretrained import LOADING_ERRORS, has_weights, load_weights, resolve_directory
+from ..pretrained import LOADING_ERRORS, has_weights, load_config, load_weights, reason_of, resolve_directory
 
 
 class HuggingFaceBackbone(Backbone):
@@ -97,14 +99,20 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
         if fields:
             model_type = fields.pop("model_type", None)
             config = AutoConfig.for_model(model_type, **fields, out_features=out_features)
-            return HuggingFaceBackbone(AutoBackbone.from_config(config), node.NORM)
-        directory = resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH")
-        config = AutoConfig.from_pretrained(directory, out_features=out_features)
-        if not has_weights(directory):
-            return HuggingFaceBackbone(AutoBackbone.from_config(config), node.NORM)
-        # AutoBackbone.from_pretrained reads a directory as the name of a timm model. The backbone's own class does not.
-        with torch.device("meta"):
-            backbone_class = type(AutoBackbone.from_config(config))
-        return HuggingFaceBackbone(load_weights(backbone_class, directory, config=config), node.NORM)
+            return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), node.NORM)
     except LOADING_ERRORS as error:
         raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {error}") from error
+    return _from_directory(resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH"), out_features, node.NORM)
+
+
+def _from_directory(directory: Path, out_features: list[str], norm: str) -> HuggingFaceBackbone:
+    try:
+        config = load_config(directory, out_features=out_features)
+        if not has_weights(directory):
+            return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), norm)
+        # AutoBackbone.from_pretrained reads a directory as the name of a timm model. The backbone's own class does not.
+        with torch.device("meta"):
+            backbone_class = type(AutoBackbone.from_config(config, trust_remote_code=False))
+        return HuggingFaceBackbone(load_weights(backbone_class, directory, config=config), norm)
+    except LOADING_ERRORS as error:
+        raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {reason_of(error, directory)}") from error

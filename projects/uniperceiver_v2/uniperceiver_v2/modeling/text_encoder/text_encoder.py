@@ -8,11 +8,20 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ..layers import KeyValueBuffer, WeightCache, autocast_dtype
-from ..pretrained import LOADING_ERRORS, has_weights, load_tokenizer, load_weights, longest_text, resolve_directory
+from ..pretrained import (
+    LOADING_ERRORS,
+    has_weights,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    longest_text,
+    reason_of,
+    resolve_directory,
+)
 from .causal_roberta import CausalRoberta, reads_causally
 
 TOKENIZED_SETS = 64  # the most sets of texts with kept token ids
@@ -203,18 +212,18 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
     """
     tokenizer = load_tokenizer(directory)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = load_config(directory)
         # A model saved as a decoder would always read causally.
         config.is_decoder = config.add_cross_attention = False
         if has_weights(directory):
-            model = load_weights(AutoModel, directory, config=config, add_pooling_layer=False)
+            model = load_weights(AutoModel, directory, config=config, add_pooling_layer=False, trust_remote_code=False)
         else:
-            model = AutoModel.from_config(config, add_pooling_layer=False)
+            model = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
             # With BERT's 0.02 a word weighs no more than its position, and all candidates are nearly alike. The first
             # steps then make them equal, and training needs long to leave uniform likelihoods.
             nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
     except LOADING_ERRORS as error:
-        raise UserError(f"no text encoder can be loaded from {directory}: {error}") from error
+        raise UserError(f"no text encoder can be loaded from {directory}: {reason_of(error, directory)}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer in {directory} has {len(tokenizer)} tokens, more than the text encoder's "

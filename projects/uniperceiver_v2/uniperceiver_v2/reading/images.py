@@ -10,6 +10,11 @@ from detectron2.data import detection_utils
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UnreadableImage
+from .disk import read_file
+
+# By content, whatever a file's suffix. Of Pillow's other formats one starts a program: EPS hands its content to
+# Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 # What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
 # raise.
@@ -19,14 +24,17 @@ _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.er
 def read_image(record: dict, image_format: str) -> np.ndarray:
     """The record's image as uint8 [H, W, 3]: of its "image_bytes" where it has them, else of the file "file_name".
 
+    Args:
+        record: its "width" and "height", if given, have to be the image's.
+        image_format: "RGB" or "BGR".
+
     Raises:
-        UnreadableImage: so that training can go on without it.
+        UnreadableImage: the image itself is at fault, so that training can go on without it.
+        UserError: the disk is at fault; see :func:`~uniperceiver_v2.reading.disk.patiently`.
     """
     try:
-        if "image_bytes" in record:
-            image = _decode(record["image_bytes"], image_format)
-        else:
-            image = detection_utils.read_image(record["file_name"], format=image_format)
+        content = record["image_bytes"] if "image_bytes" in record else read_file(record["file_name"])
+        image = decode_image(content, image_format)
         if "width" in record:
             detection_utils.check_image_size(record, image)
     except _READ_ERRORS as error:
@@ -35,12 +43,17 @@ def read_image(record: dict, image_format: str) -> np.ndarray:
     return image
 
 
-def _decode(content: bytes, image_format: str) -> np.ndarray:
-    """An encoded image as :func:`detection_utils.read_image` gives that of a file."""
+def decode_image(content: bytes, image_format: str) -> np.ndarray:
+    """An encoded image as ``detection_utils.read_image`` of Detectron2 gives that of a file, upright as EXIF says.
+
+    Raises:
+        ValueError: it is none of ``FORMATS``.
+        OSError, SyntaxError, ...: of Pillow's, for content that is damaged.
+    """
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:  # whose message would name a place in memory, another one each time
-        raise ValueError("cannot identify the image's format") from error
+        raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
     with image:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

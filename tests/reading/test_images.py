@@ -1,0 +1,150 @@
+"""What images come in, what does not, and that a disk's passing error changes no sample."""
+
+import errno
+import io
+import os
+
+import numpy as np
+import pytest
+from detectron2.data import detection_utils
+from PIL import EpsImagePlugin, Image
+
+from uniperceiver_v2.data.loading.train import TrainingBatches
+from uniperceiver_v2.data.order import SampleOrder
+from uniperceiver_v2.errors import UnreadableImage, UserError
+from uniperceiver_v2.reading import disk, read_image
+from uniperceiver_v2.visualization import scene_picture
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def picture(height: int = 9, width: int = 12) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture().save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def ghostscript(monkeypatch):
+    """The calls that Pillow would have made."""
+    calls = []
+
+    def started(*arguments, **_):
+        calls.append(arguments)
+        return picture().im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    return calls
+
+
+@pytest.mark.parametrize("suffix", ["eps", "jpg", "png"])
+def test_postscript_starts_no_program_whatever_its_suffix(tmp_path, ghostscript, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    path.write_bytes(EPS)
+    for record in (
+        {"file_name": str(path)},
+        {"file_name": "shard.tar/picture", "image_bytes": EPS},
+    ):
+        with pytest.raises(UnreadableImage, match=f"{record['file_name']}: cannot identify the image's format"):
+            read_image(record, "RGB")
+    with pytest.raises(UnreadableImage):
+        scene_picture({"file_name": str(path)}, None)
+    assert not ghostscript
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("wanted", ["RGB", "BGR"])
+def test_files_and_bytes_give_detectron2s_pixels(tmp_path, image_format, wanted):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    options = {"exif": exif} if image_format in ("JPEG", "PNG", "WEBP", "TIFF") else {}
+    path = tmp_path / "picture.jpg"  # the content counts
+    path.write_bytes(encoded(image_format, **options))
+    expected = detection_utils.read_image(str(path), format=wanted)
+    assert expected.shape == ((12, 9, 3) if options else (9, 12, 3))
+    for record in ({"file_name": str(path)}, {"file_name": "x", "image_bytes": path.read_bytes()}):
+        assert np.array_equal(read_image(record, wanted), expected)
+
+
+def test_what_is_no_file_is_unreadable_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, reason in (("pipe.jpg", "a pipe"), ("folder.jpg", "a folder"), ("none.jpg", "No such file")):
+        with pytest.raises(UnreadableImage, match=f"{name}: .*{reason}"):
+            read_image({"file_name": str(tmp_path / name)}, "RGB")
+
+
+class BrokenDisk:
+    """Fails so many reads with an error number."""
+
+    def __init__(self, number: int, times: int, opened):
+        self.number, self.times, self._open = number, times, opened
+
+    def open(self, path, mode):
+        if self.times:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number), path)
+        return self._open(path, mode)
+
+
+@pytest.fixture
+def broken_disk(monkeypatch):
+    """broken_disk(errno, times): the disk from now on; waits are short."""
+    monkeypatch.setattr(disk, "WAITS", (0.001, 0.001, 0.001))
+    opened = disk.PathManager.open
+
+    def replace(number: int, times: int) -> BrokenDisk:
+        broken = BrokenDisk(number, times, opened)
+        monkeypatch.setattr(disk, "PathManager", broken)
+        return broken
+
+    return replace
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """Batches of four of eight images; a sample is the name of its image."""
+    records = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(encoded("PNG"))
+        records.append({"file_name": str(path)})
+
+    def mapper(record: dict) -> dict:
+        read_image(record, "RGB")
+        return {"name": record["file_name"]}
+
+    return TrainingBatches(records, mapper, SampleOrder(8, "task", 0), batch_size=4, rank=0, world_size=1)
+
+
+PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_an_error_that_passes_changes_no_sample(batches, broken_disk, number):
+    expected = batches[0]
+    broken = broken_disk(number, times=3)
+    assert batches[0] == expected and not expected[1]
+    assert broken.times == 0
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_an_error_that_stays_ends_the_run_and_replaces_nothing(batches, broken_disk, number):
+    broken_disk(number, times=1000)
+    samples, unreadable = batches[0]
+    assert not unreadable
+    assert all(isinstance(sample, UserError) for sample in samples)
+    message = str(samples[0])
+    assert ".png" in message and errno.errorcode[number] in message and "--resume" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_an_error_of_the_file_itself_replaces_its_image_at_once(batches, broken_disk, number):
+    broken = broken_disk(number, times=1)
+    samples, unreadable = batches[0]
+    assert len(samples) == 4 and len(unreadable) == 1 and ".png" in unreadable[0]
+    assert broken.times == 0
