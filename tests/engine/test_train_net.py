@@ -83,6 +83,11 @@ def foreign_weights() -> None:
     torch.save({"model": {"shared.weight": torch.zeros(2, 2)}}, "foreign.pth")
 
 
+def damaged_last_checkpoint() -> None:
+    Path("output").mkdir()
+    Path("output/last_checkpoint").write_bytes(b"\xff\xfe")
+
+
 def cut_weights() -> None:
     torch.save({"model": {"shared.weight": torch.zeros(2, 2)}}, "cut.pth")
     Path("cut.pth").write_bytes(Path("cut.pth").read_bytes()[:300])
@@ -97,6 +102,8 @@ def cut_weights() -> None:
         (None, ("--num-gpus", "500"), "--num-gpus 500"),
         (None, ("--eval-only",), "nothing to evaluate"),
         (None, ("--eval-only", "--resume"), "there is no checkpoint in ./output"),
+        (damaged_last_checkpoint, ("--eval-only", "--resume"), "output/last_checkpoint cannot be read"),
+        (damaged_last_checkpoint, ("--resume",), "output/last_checkpoint cannot be read"),
         (None, ("MODEL.WEIGHTS", "nowhere.pth"), "not found: nowhere.pth"),
         (
             foreign_weights,

@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 
 @pytest.fixture
@@ -19,6 +19,15 @@ def pixels():
 def png(tmp_path, pixels):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return str(tmp_path / "a.png")
+
+
+@pytest.mark.skipif("detectron2_core" not in utils.__file__, reason="upstream's read_image lets Pillow open EPS")
+def test_read_image_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UnidentifiedImageError):
+        utils.read_image(str(path))
 
 
 def test_read_image_formats(png, pixels):

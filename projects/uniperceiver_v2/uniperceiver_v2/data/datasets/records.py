@@ -1,5 +1,6 @@
 """Datasets as lists of records: loading them, and saying clearly why one cannot be used."""
 
+import os
 from collections.abc import Callable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
