@@ -10,8 +10,8 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT},
     packages=find_packages(PROJECT, include=["uniperceiver_v2", "uniperceiver_v2.*"]),
-    # Detectron2 itself is left out on purpose: upstream is on no package index, so it is either there already
-    # or comes from projects/detectron2_core (see the Makefile).
+    # Without Detectron2: upstream is on no package index. It is installed already, or comes from
+    # projects/detectron2_core (see the Makefile).
     install_requires=[
         "torch>=2.4",
         "transformers>=5.0",

@@ -1,8 +1,8 @@
 """Draws the pictures of digit_scenes: real handwritten digits on textured backgrounds, with their masks.
 
-Everything is a pure function of a NumPy generator, so that a scene depends on its own seed alone and scenes
-can be drawn in any order or process. Shapes: H = W = `SCENE_SIZE`; images are uint8 [H, W, 3] in RGB, masks
-bool [H, W].
+Every function depends on its arguments only, among them a NumPy generator. So a scene depends on its seed only, and
+scenes can be drawn in any order and in any process. Shapes: H = W = ``SCENE_SIZE``; images are uint8 [H, W, 3] in RGB,
+masks bool [H, W].
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 
 SCENE_SIZE = 96
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# How often a drawn digit is of each class: two rare classes, three common ones and five frequent ones, so
-# that LVIS's frequency groups are all populated.
+# Probabilities of the classes: two rare classes, three common ones and five frequent ones, so that all of LVIS's
+# frequency groups occur.
 CLASS_WEIGHTS = np.array([4, 9, 9, 9, 1.5, 9, 4, 9, 4, 1.5]) / 60
 COLOURS_RGB = {
     "red": (226, 44, 48),
@@ -32,11 +32,11 @@ COLOURS_RGB = {
 DIGIT_HEIGHTS = (14.0, 40.0)
 CROWD_DIGIT_HEIGHTS = (9.0, 12.0)
 MAX_ROTATION_DEGREES = 15.0
-MAX_BOX_OVERLAP = 0.3  # of the smaller box
-MIN_VISIBLE_SHARE = 0.5  # of a digit's ink
-CROWD_SHARE = 0.05  # of the scenes
+MAX_BOX_OVERLAP = 0.3  # as a share of the smaller box
+MIN_VISIBLE_SHARE = 0.5  # as a share of a digit's ink
+CROWD_SHARE = 0.05  # as a share of the scenes
 
-_INK_THRESHOLD = 0.45  # of a sample's darkest ink
+_INK_THRESHOLD = 0.45  # as a share of a sample's darkest ink
 _GLYPH_SCALE, _GLYPH_PADDING = 8, 2
 _MIN_PART_AREA = 4.0  # square pixels
 _POLYGON_UPSAMPLING = 4
@@ -47,8 +47,8 @@ _POLYGON_TOLERANCE = 0.35  # pixels
 class Instance:
     """One annotated object: a digit, or a crowd of tiny digits of one class and colour.
 
-    `segmentation` is a list of polygons in absolute pixels, or an uncompressed COCO RLE for a crowd; `box`
-    (x, y, w, h) and `area` are those of the mask that pycocotools makes of it.
+    ``segmentation`` is a list of polygons in absolute pixels, or an uncompressed COCO RLE for a crowd. ``box`` (x, y,
+    w, h) and ``area`` are those of the mask that pycocotools makes from it.
     """
 
     label: int
@@ -72,27 +72,27 @@ class _Placed:
     colour: str
     sample_ids: tuple[int, ...]
     is_crowd: bool
-    alpha: np.ndarray  # [H, W] float32, how much of a pixel the ink covers
+    alpha: np.ndarray  # [H, W] float32, the share of a pixel that the ink covers
     ink: np.ndarray  # [H, W] bool
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 of the ink
 
 
 @cache
 def handwriting() -> tuple[np.ndarray, np.ndarray]:
-    """The UCI handwritten digits that scikit-learn carries: ink [1797, 8, 8] in 0..1 and labels [1797]."""
+    """The UCI handwritten digits of scikit-learn: ink [1797, 8, 8] in 0..1 and labels [1797]."""
     digits = load_digits()
     return (digits.images / 16.0).astype(np.float32), digits.target.astype(np.int64)
 
 
 @cache
 def samples_by_class(samples: range) -> tuple[np.ndarray, ...]:
-    """For each class, the indices of its handwriting samples among `samples`."""
+    """For each class, the indices of its handwriting samples among ``samples``."""
     labels = handwriting()[1][samples.start : samples.stop]
     return tuple(samples.start + np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES)))
 
 
 def draw_single_digit(sample_id: int, size: int = 32) -> np.ndarray:
-    """One handwriting sample, cubically enlarged, white on black: uint8 [size, size, 3]."""
+    """A handwriting sample, enlarged cubically, white on black: uint8 [size, size, 3]."""
     ink = handwriting()[0][sample_id]
     grey = np.rint(np.clip(cv2.resize(ink, (size, size), interpolation=cv2.INTER_CUBIC), 0, 1) * 255)
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
@@ -102,9 +102,9 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
     """Draws one scene.
 
     Args:
-        rng: the only source of chance.
-        samples: which handwriting may be used.
-        first_label: the class of the first digit, where the caller wants it to occur for certain.
+        rng: the only source of randomness.
+        samples: the indices of the handwriting samples that may be used.
+        first_label: the class of the first digit, to make sure that it occurs.
     """
     num_digits = int(rng.integers(1, 7))
     labels = rng.choice(len(CLASS_NAMES), size=num_digits, p=CLASS_WEIGHTS)
@@ -112,7 +112,7 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
         labels[0] = first_label
     has_crowd = rng.random() < CROWD_SHARE
     placed = None
-    while placed is None:  # a layout without room for the last digits is thrown away whole
+    while placed is None:  # if there is no room for the last digits, the whole layout is drawn again
         placed = _try_layout(rng, samples, labels, has_crowd)
 
     canvas = _draw_background(rng)
@@ -120,7 +120,7 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
     for index, item in enumerate(placed):
         colour = np.clip(np.array(COLOURS_RGB[item.colour]) + rng.uniform(-12, 12, size=3), 0, 255)
         x0, y0, x1, y1 = item.box
-        # The soft edge reaches a pixel or so beyond the ink.
+        # The soft edge extends about a pixel beyond the ink.
         near = np.s_[max(y0 - 2, 0) : y1 + 2, max(x0 - 2, 0) : x1 + 2]
         canvas[near] += item.alpha[near][:, :, None] * (colour.astype(np.float32) - canvas[near])
         owner[item.ink] = index
@@ -140,7 +140,7 @@ def _try_layout(rng: np.random.Generator, samples: range, labels: np.ndarray, ha
             if digit is not None and _fits(digit, placed):
                 placed.append(digit)
                 break
-            if attempt % 10 == 9:  # crowded already: settle for a smaller one
+            if attempt % 10 == 9:  # there is little room: try smaller digits
                 max_height = max(DIGIT_HEIGHTS[0] + 2, 0.8 * max_height)
         else:
             return None
@@ -148,7 +148,8 @@ def _try_layout(rng: np.random.Generator, samples: range, labels: np.ndarray, ha
 
 
 def _fits(new: _Placed, placed: list[_Placed]) -> bool:
-    """Whether `new`, drawn over `placed`, overlaps no box too much and hides no digit's ink too far."""
+    """Whether ``new``, drawn over ``placed``, overlaps no box too much and leaves enough of every digit's ink
+    visible."""
     for other in placed:
         overlap = _intersection(new.box, other.box)
         if other.is_crowd and overlap > 0:
@@ -174,7 +175,7 @@ def _box_area(box: tuple[int, int, int, int]) -> int:
 
 @cache
 def _glyph(sample_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """A sample's ink, padded and enlarged, in 0..1 [96, 96], and the hull of its strokes [P, 2]."""
+    """A sample's ink, padded and enlarged, in 0..1 [96, 96], and the convex hull of its strokes [P, 2]."""
     ink = np.pad(handwriting()[0][sample_id], _GLYPH_PADDING)
     ink = cv2.resize(ink / ink.max(), None, fx=_GLYPH_SCALE, fy=_GLYPH_SCALE, interpolation=cv2.INTER_CUBIC)
     rows, columns = np.nonzero(ink > _INK_THRESHOLD)
@@ -183,7 +184,7 @@ def _glyph(sample_id: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _render_ink(rng: np.random.Generator, sample_id: int, height: float) -> np.ndarray:
-    """The sample, rotated a little, its strokes `height` pixels high: 0..1 [h, w], a pixel of room around."""
+    """The sample, slightly rotated, with strokes ``height`` pixels high: 0..1 [h, w], with a margin of a pixel."""
     glyph, hull = _glyph(sample_id)
     angle = np.deg2rad(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -299,7 +300,7 @@ def _annotate(item: _Placed, visible: np.ndarray) -> Instance:
 
 
 def uncompressed_rle(mask: np.ndarray) -> dict:
-    """COCO's run lengths of a mask [H, W], column by column, beginning with the zeros."""
+    """COCO's run lengths of a mask [H, W]. Runs follow the columns and begin with zeros."""
     flat = np.concatenate([[0], mask.astype(np.int8).ravel(order="F"), [0]])
     changes = np.flatnonzero(np.diff(flat))
     ends = [0, *changes.tolist(), mask.size]
@@ -310,10 +311,10 @@ def uncompressed_rle(mask: np.ndarray) -> dict:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """The outer contours of a mask [H, W] as COCO polygons, parts below `_MIN_PART_AREA` left out.
+    """The outer contours of a mask [H, W] as COCO polygons, without parts smaller than ``_MIN_PART_AREA``.
 
-    OpenCV traces pixel centres, which would shave half a pixel off every side and so much of a thin stroke;
-    traced on an enlarged mask, the contour follows the pixels' outer edges.
+    OpenCV traces the centres of pixels, which loses half a pixel at every side and so much of a thin stroke. Contours
+    are therefore traced on an enlarged mask, where they follow the outer edges of the original pixels.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     enlarged = cv2.resize(

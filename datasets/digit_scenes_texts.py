@@ -1,7 +1,7 @@
 """Writes the texts of digit_scenes: true captions of a scene, and a corpus of sentences about digits.
 
-A caption states only what the annotations show, so that a test can parse it and check it. All is lower case
-and a pure function of a NumPy generator.
+A caption states only facts that the annotations show, so that a test can parse and check it. All text is lower case,
+and depends only on the arguments, among them a NumPy generator.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from digit_scenes_drawing import CLASS_NAMES, COLOURS_RGB, SCENE_SIZE
 
 _TEN_TO_TWENTY = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
 NUMBER_WORDS = (*CLASS_NAMES, *_TEN_TO_TWENTY.split())
-SMALL_HEIGHT, LARGE_HEIGHT = 20.0, 32.0  # box heights in pixels: below is "small", from the second on "large"
-RELATION_MARGIN = 4.0  # pixels between the centres for "left of" and the like to be said
+# Box heights in pixels: "small" is below the first, "large" is the second or more.
+SMALL_HEIGHT, LARGE_HEIGHT = 20.0, 32.0
+RELATION_MARGIN = 4.0  # smallest distance of centres in pixels for a relation such as "left of"
 CAPTIONS_PER_SCENE = 5
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption may know of an annotated object; box is (x, y, w, h) in pixels."""
+    """The facts about an annotated object that a caption may state. The box is (x, y, w, h) in pixels."""
 
     name: str
     colour: str
@@ -39,7 +40,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class _Group:
-    """All the scene's digits of one name and colour (a colour of None: of any), or its crowd."""
+    """All digits of a scene with one name and colour, with one name, or with one colour; or the scene's crowd."""
 
     phrase: str
     things: tuple[Thing, ...]
@@ -67,7 +68,7 @@ def enumerate_phrases(phrases: Sequence[str]) -> str:
 
 
 def _groups(things: Sequence[Thing], by_colour: bool = True, by_name: bool = True) -> list[_Group]:
-    """The scene's groups from left to right, its crowd last."""
+    """The scene's groups from left to right, with its crowd at the end."""
     members: dict[tuple[str, str], list[Thing]] = {}
     for thing in sorted(things, key=lambda t: t.x):
         if not thing.is_crowd:
@@ -119,7 +120,7 @@ def _caption_count(things: Sequence[Thing], rng: np.random.Generator) -> str | N
 
 
 def _separated(first: Sequence[Thing], second: Sequence[Thing]) -> list[str]:
-    """The relations that hold between every thing of `first` and every thing of `second`."""
+    """The relations that hold between every thing of ``first`` and every thing of ``second``."""
     gaps = {
         "to the left of": min(t.x for t in second) - max(t.x for t in first),
         "to the right of": min(t.x for t in first) - max(t.x for t in second),
@@ -160,7 +161,7 @@ def size_word(thing: Thing) -> str:
 
 
 def place_phrase(thing: Thing) -> str:
-    """Where the box's centre lies on a grid of three by three: "in the top left", "in the middle"."""
+    """The place of the box's centre on a grid of three by three: "in the top left", "in the middle"."""
     column = ("left", "", "right")[min(int(3 * thing.x / SCENE_SIZE), 2)]
     row = ("top", "", "bottom")[min(int(3 * thing.y / SCENE_SIZE), 2)]
     if row and column:
@@ -179,7 +180,7 @@ def _caption_place(things: Sequence[Thing], rng: np.random.Generator) -> str:
 
 
 def _caption_extreme(things: Sequence[Thing], rng: np.random.Generator) -> str | None:
-    """ "the largest digit is a red seven", where it is so by a clear margin."""
+    """ "the largest digit is a red seven", if it is so by a clear margin."""
     if _has_crowd(things) or len(things) < 2:
         return None
     measures: dict[str, Callable[[Thing], float]] = {
@@ -202,7 +203,7 @@ _FURTHER_TEMPLATES = (
     _caption_colours,
     _caption_count,
     _caption_relation,
-    _caption_relation,  # twice as often: relations are what a bag of words cannot tell
+    _caption_relation,  # twice as often, as a bag of words cannot represent relations
     _caption_row,
     _caption_place,
     _caption_extreme,
@@ -210,7 +211,7 @@ _FURTHER_TEMPLATES = (
 
 
 def write_captions(things: Sequence[Thing], rng: np.random.Generator, count: int = CAPTIONS_PER_SCENE) -> list[str]:
-    """Different true captions of a scene with at least one digit; the first names every group in it."""
+    """Different true captions of a scene with at least one digit. The first one names every group of the scene."""
     captions = [_caption_list(things, rng)]
     while len(captions) < count:
         caption = _pick(rng, _FURTHER_TEMPLATES)(things, rng)
@@ -312,7 +313,7 @@ _CORPUS_LINES: dict[Callable[[np.random.Generator], str], int] = {
 
 
 def write_corpus(rng: np.random.Generator, test_share: float = 0.1) -> tuple[list[str], list[str]]:
-    """A training and a test corpus, in random order, no line in both and none twice."""
+    """A training and a test corpus in random order. No line occurs twice."""
     splits: tuple[list[str], list[str]] = ([], [])
     for sentence, count in _CORPUS_LINES.items():
         lines: dict[str, None] = {}  # an ordered set

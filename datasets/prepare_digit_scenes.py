@@ -3,16 +3,15 @@
     python datasets/prepare_digit_scenes.py [--output DIR] [--seed S]
                                             [--train-scenes 4000] [--test-scenes 500] [--development]
 
-Writes the tree that datasets/README.md describes, in some seconds and without a network. The same arguments
-give the same bytes. A tree that is whole already is left alone; it is written beside its place and moved
-there when it is whole, so that an interrupted run leaves nothing that looks finished.
+Writes the tree that datasets/README.md describes, in some seconds and without a network. The same arguments give the
+same bytes. A complete tree with the same arguments is not written again. A new tree is written beside its place and
+moved there when it is complete, so that an interrupted run leaves no incomplete tree there.
 
-Handwriting: scikit-learn's bundled UCI digits, 1,797 samples. The first 1,297 go into training files and
-the last 500 into test files, never the other way.
+The handwriting is the 1,797 samples of the UCI digits that come with scikit-learn. Training files use the first 1,297
+samples only, test files the last 500 only.
 
-With --development, the last 200 training samples are held out of training and take the place of the test
-handwriting: a tree to choose settings on, by DETECTRON2_DATASETS=datasets/development, without a look at the
-test files.
+With --development, the last 200 training samples are not used for training and replace the test handwriting. This tree,
+used by DETECTRON2_DATASETS=datasets/development, serves to choose settings without the test files.
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ from digit_scenes_drawing import (
 )
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 1  # raise it when the same arguments begin to give other bytes
+FORMAT_VERSION = 1  # increase it when a change makes the same arguments give other bytes
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
-# LVIS calls a category rare, common or frequent by the number of training images that show it: up to 10, up
-# to 100, more, of 100,000 images. At this data set's size the same three groups are told apart by shares of
-# the training scenes: with digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
+# In LVIS, with 100,000 images, a category is rare if up to 10 training images show it, common if up to 100 do, and
+# frequent otherwise. This data set is smaller, so its groups are defined by shares of the training scenes. With
+# digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
 RARE_BELOW, COMMON_BELOW = 0.13, 0.30
 _TEXT_STREAM = 2  # seeds: (seed, stream of a split) draws scenes, (seed, _TEXT_STREAM) the corpus
 
 
 class Source(NamedTuple):
-    """What a split is drawn from: the handwriting samples, and the stream of random numbers."""
+    """The source of a split: its handwriting samples, and the number of its random stream."""
 
     samples: range
     stream: int
@@ -90,14 +89,14 @@ def main() -> None:
 def prepare(
     output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: int = 500, development: bool = False
 ) -> bool:
-    """Makes `output` a whole digit_scenes tree, or one for development.
+    """Writes a digit_scenes tree, or a development tree, to ``output``.
 
     Returns:
-        False where it was one already, with the same arguments.
+        False if a complete tree with the same arguments is there already.
 
     Raises:
-        ValueError: fewer than one scene in a split, or a negative seed.
-        FileExistsError: `output` holds something that this program did not write.
+        ValueError: a split has fewer than one scene, or the seed is negative.
+        FileExistsError: ``output`` has files that this program did not write.
     """
     if train_scenes < 1 or test_scenes < 1 or seed < 0:
         raise ValueError("--train-scenes and --test-scenes must be positive, --seed not negative")
@@ -148,7 +147,8 @@ def _is_whole(output: Path, manifest: dict) -> bool:
 
 
 def _remove_abandoned(output: Path) -> None:
-    """Deletes what killed runs left beside `output`; such a folder's name ends in its process's id."""
+    """Deletes the folders that killed runs left beside ``output``. The name of such a folder ends with the id of its
+    process."""
     for staging in output.parent.glob(f".{output.name}.*"):
         pid = staging.name.rsplit(".", 1)[-1]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
@@ -177,26 +177,26 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _write_png(path: Path, image_rgb: np.ndarray) -> None:
-    # The lowest compression: noise hardly compresses, and the time of the higher ones buys 5% of the size.
+    # The lowest compression. Higher ones take longer and save only 5% of the size, as noise hardly compresses.
     _, encoded = cv2.imencode(".png", image_rgb[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     path.write_bytes(encoded.tobytes())
 
 
 def _write_scenes(root: Path, seed: int, split: str, count: int, source: Source) -> list[dict]:
     draw = partial(_write_scene, root / "images" / split, seed, FIRST_IMAGE_ID[split], source)
-    if count < 500:  # done before the other processes would have begun
+    if count < 500:  # faster than starting other processes
         return [draw(index) for index in range(count)]
     workers = min(os.cpu_count() or 1, 8)
-    # Processes begin afresh, as a fork would inherit locks of OpenCV's threads; within them it needs no threads.
+    # Processes are spawned, as a fork would inherit locks of OpenCV's threads. In each process OpenCV uses one thread.
     start = {"mp_context": multiprocessing.get_context("spawn"), "initializer": cv2.setNumThreads, "initargs": (1,)}
     with ProcessPoolExecutor(workers, **start) as pool:
         return list(pool.map(draw, range(count), chunksize=50))
 
 
 def _write_scene(folder: Path, seed: int, first_id: int, source: Source, index: int) -> dict:
-    """Draws, describes and writes one scene; what comes back is all that the annotation files need of it."""
+    """Draws, describes and writes one scene. Returns the facts that the annotation files need."""
     rng = np.random.default_rng([seed, source.stream, index])
-    # The first ten scenes show every class once, so that even a tiny data set has no category without images.
+    # The first ten scenes show one class each, so that even a tiny data set has images of every category.
     scene = draw_scene(rng, source.samples, first_label=index if index < len(CLASS_NAMES) else None)
     image_id = first_id + index
     file_name = f"{image_id:012d}.png"
@@ -229,14 +229,14 @@ def _annotation(instance: Instance, annotation_id: int, image_id: int) -> dict:
         "bbox": list(instance.box),
         "area": instance.area,
         "segmentation": instance.segmentation,
-        # Ours, beyond the format: what is drawn there, and with whose handwriting.
+        # Additional keys of this data set: the colour, and the handwriting samples.
         "color": instance.colour,
         "sample_ids": list(instance.sample_ids),
     }
 
 
 def coco_instances(scenes: list[dict]) -> dict:
-    """COCO's instances format; crowds are uncompressed RLE with iscrowd 1."""
+    """COCO's instances format. Crowds are uncompressed RLE with iscrowd 1."""
     annotations = []
     for scene in scenes:
         for instance in scene["instances"]:
@@ -248,7 +248,7 @@ def coco_instances(scenes: list[dict]) -> dict:
 
 
 def coco_captions(scenes: list[dict]) -> dict:
-    """COCO's captions format, five captions an image."""
+    """COCO's captions format, with five captions for each image."""
     annotations = []
     for scene in scenes:
         for caption in scene["captions"]:
@@ -257,11 +257,11 @@ def coco_captions(scenes: list[dict]) -> dict:
 
 
 def lvis_instances(scenes: list[dict], split: str, train_scenes: list[dict]) -> dict:
-    """LVIS v1's format, which knows no crowds.
+    """LVIS v1's format, which has no crowds.
 
-    A class that an image shows as a crowd is listed in its `not_exhaustive_category_ids`, the classes that
-    it does not show in its `neg_category_ids`. Frequencies and counts of a category are those of the
-    training scenes in both splits, as in LVIS.
+    If an image shows a class as a crowd, the class is in the image's ``not_exhaustive_category_ids``. Classes that an
+    image does not show are in its ``neg_category_ids``. As in LVIS, the frequencies and counts of a category are those
+    of the training scenes in both splits.
     """
     images, annotations = [], []
     for scene in scenes:
@@ -270,7 +270,7 @@ def lvis_instances(scenes: list[dict], split: str, train_scenes: list[dict]) -> 
         images.append(
             {
                 **_coco_image(scene),
-                # Readers of the format find the file by the last two parts of this address.
+                # Loaders of the format use the last two parts of this address as the file's path.
                 "coco_url": f"http://digit-scenes.invalid/images/{split}/{scene['file_name']}",
                 "neg_category_ids": [i + 1 for i in range(len(CLASS_NAMES)) if i + 1 not in shown],
                 "not_exhaustive_category_ids": sorted(crowds),

@@ -1,10 +1,10 @@
-"""Trains digit_scenes' byte-level BPE tokenizer; writes it with its small text encoder's configuration.
+"""Trains digit_scenes' byte-level BPE tokenizer, and writes it with the configuration of the small text encoder.
 
     python datasets/train_tokenizer.py [--dataset DIR] [--output configs/digit_scenes/text_encoder]
 
-The result is committed, so this is run only when digit_scenes' texts change. It reads training texts alone:
-captions, corpus and class names. The folder loads with `transformers.AutoTokenizer` and `AutoConfig`, as a
-folder of a published RoBERTa would.
+The result is committed. Run this only when digit_scenes' texts change. It reads training texts only: captions, corpus
+and class names. ``transformers.AutoTokenizer`` and ``AutoConfig`` load the folder, like the folder of a published
+RoBERTa.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # the first four with RoBERTa's ids
 MAX_VOCABULARY = 1000
-MAX_POSITIONS = 66  # RoBERTa counts positions from the padding id + 1, so this holds 64 tokens
+MAX_POSITIONS = 66  # RoBERTa's positions begin with the padding id + 1, so this is enough for 64 tokens
 
 
 def main() -> None:
@@ -43,15 +43,15 @@ def training_texts(dataset: Path) -> Iterator[str]:
     for annotation in captions["annotations"]:
         yield annotation["caption"]
     yield from (dataset / "corpus/train.txt").read_text().splitlines()
-    # A name stands alone as a candidate but once in the texts; twice is the least that BPE learns from.
+    # Class names occur alone as candidates. Here each occurs twice, as BPE ignores pairs that occur only once.
     yield from CLASS_NAMES * 2
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that brackets a text as RoBERTa's does, `<s> text </s>`.
+    """A byte-level BPE that adds RoBERTa's special tokens to a text, ``<s> text </s>``.
 
-    Unlike RoBERTa's, it puts a space before a text, so that a word is the same token at the beginning of a
-    caption, in its middle and alone as a class name.
+    Unlike RoBERTa's, it puts a space before a text. So a word is the same token at the beginning of a caption, in its
+    middle, and alone as a class name.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=MAX_VOCABULARY,
         min_frequency=2,
-        # As RoBERTa's, the mask takes the place of a word and its space.
+        # As in RoBERTa, the mask replaces a word and the space before it.
         special_tokens=[AddedToken(token, lstrip=token == "<mask>") for token in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -84,13 +84,13 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def _name_portable_class(path: Path) -> None:
-    """Names the tokenizer's class as all versions of transformers know it, not by version 5's alias."""
+    """Names the tokenizer's class by the name that all versions of transformers have. Version 5 writes an alias."""
     config = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def text_encoder_config(tokenizer: PreTrainedTokenizerFast) -> RobertaConfig:
-    """The small RoBERTa of the embedded default; without dropout, as a short training run overfits little."""
+    """The small RoBERTa of the embedded default. It has no dropout, as a short training run overfits little."""
     return RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -2,11 +2,11 @@
 
     python projects/uniperceiver_v2/experiments/ablations.py [--iterations 700] [--seeds 3] [--jobs 2] [--only ARM ...]
 
-Every arm is trained by the trainer of train_net.py from the small generalist's configuration, shortened, and tested
-on digit_scenes' test sets. A joint run has `--iterations`; a run without some tasks has their share of them, so that
-each task sees as many samples as in the joint run; so many fewer are the iterations in which rates warm up and the
-decoder waits, too. Writes the table and the plot of docs/ablations.md; study.py says how runs are kept, taken up again
-and divided among processes.
+The trainer of train_net.py trains every arm with the small generalist's configuration, for fewer iterations. It is
+tested on digit_scenes' test sets. A run of all tasks has ``--iterations`` iterations. A run of some tasks has a smaller
+number, the tasks' share of it, so that each task sees as many samples as in a run of all tasks. Warm-up and the
+decoder's delay are shortened in the same way. Writes the table and the plot of docs/ablations.md. study.py describes
+how runs are kept, resumed and divided among processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uniperceiver_v2.meta_arch import UniPerceiverV2
 from uniperceiver_v2.modeling.decoder import Segment
 from uniperceiver_v2.tasks.retrieval import RetrievalTask
 
-RANKS = 4  # among which the batch of a contrastive task is divided where features are not gathered
+RANKS = 4  # the batch of retrieval is divided among so many simulated ranks in the arm without gathered features
 
 TESTS = {
     "scenes": "digit_scenes_test",
@@ -48,11 +48,11 @@ METRICS = {
 }
 
 
-# What the model does instead in an arm. No user needs these as settings, so they live here.
+# Changes of the model in some arms. They are here and not settings, as no user needs them.
 
 
 def only_segment(kept: int) -> contextlib.AbstractContextManager:
-    """Of an image's two segments, global tokens and proposals, the decoder's tokens see this one alone."""
+    """Tokens of the decoder see only one of an image's two segments: 0, the global tokens, or 1, the proposals."""
     segments_of = UniPerceiverV2.image_segments
 
     def image_segments(self: UniPerceiverV2, *args: Any) -> list[Segment]:
@@ -66,7 +66,8 @@ def only_segment(kept: int) -> contextlib.AbstractContextManager:
 
 
 def features_not_gathered() -> contextlib.AbstractContextManager:
-    """Retrieval as on several ranks that keep their features to themselves: contrast within parts of the batch."""
+    """Retrieval as on several ranks that do not gather features: the contrastive loss of each part of the batch
+    alone."""
     whole = RetrievalTask.losses
 
     def losses(self: RetrievalTask, model: UniPerceiverV2, inputs: list[dict]) -> dict[str, torch.Tensor]:
@@ -83,9 +84,10 @@ ARMS = {
     "global": Arm(tuple(TESTS)[1:], replaced=lambda: only_segment(0)),
     "regional": Arm(replaced=lambda: only_segment(1)),
     **{f"single {task}": Arm((task,)) for task in TESTS},
-    # As many operations as the two experts that a token goes through.
+    # As many operations as the two experts that process a token.
     "dense": Arm(settings={f"{DECODER}.EXPERTS": 0, f"{DECODER}.FFN_DIM": 512}),
-    # All tasks in each iteration, each with s_k of its batch: as many samples of each task as in unmixed sampling.
+    # All tasks in each iteration, with s_k times the batch size. So each task sees as many samples as in unmixed
+    # sampling.
     "mixed": Arm(
         settings={
             **ADAMW,
@@ -96,7 +98,7 @@ ARMS = {
     "unmixed": Arm(settings=ADAMW, replaced=features_not_gathered),
     "gathered": Arm(settings=ADAMW),
 }
-# By table and row, the arms whose metrics a row shows.
+# {table: {row: the arms that provide the row's metrics}}
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "representation (Table 2)": {
         "global only": ("global",),
@@ -118,12 +120,13 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def lengths(arm: Arm, whole: CfgNode, iterations: int) -> dict[str, Any]:
-    """Iterations of an arm, so that each of its tasks sees as many samples as in a joint run of `iterations`."""
+    """The numbers of iterations of an arm. Each of its tasks sees as many samples as in a joint run of
+    ``iterations``."""
     ratios = sampling_ratios(whole)
     share = sum(ratios[task] for task in arm.tasks or TESTS)
     return {
         "SOLVER.MAX_ITER": round(iterations * share),
-        # As long as in the whole training, which has more iterations: features take their time.
+        # Not shortened with ``iterations``, as features need a certain number of iterations to develop.
         "SOLVER.WARMUP_ITERS": round(whole.SOLVER.WARMUP_ITERS * share),
         "SOLVER.DECODER_DELAY": round(whole.SOLVER.DECODER_DELAY * share),
     }
@@ -142,7 +145,7 @@ STUDY = Study(
 
 
 def plot(seeds: int, iterations: int, path: Path) -> None:
-    """A panel for each metric: means with error bars of one standard deviation, and every seed as a dot."""
+    """A panel for each metric, with means, error bars of one standard deviation, and a dot for every seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -169,7 +172,7 @@ def plot(seeds: int, iterations: int, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The study, and the plot beside its document."""
+    """Do the study, and draw the plot beside its document."""
     args = STUDY.main(arguments)
     if not args.run:
         plot(args.seeds, args.iterations, STUDY.document.with_suffix(".png"))

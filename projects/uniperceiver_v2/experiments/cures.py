@@ -1,12 +1,12 @@
-"""What each cure for DETR's slow start gives: detection and classification without it, everything else alike.
+"""The effect of each cure for DETR's slow start: detection and classification without it, all else equal.
 
     python datasets/prepare_digit_scenes.py --development
     python projects/uniperceiver_v2/experiments/cures.py [--iterations 700] [--seeds 1] [--jobs 2] [--only ARM ...]
 
-Trains on the development tree, where scenes for testing show held out training handwriting: nothing is chosen by the
-test set. The schedule is the small generalist's: warm-up and the decoder's delay are as long as there, and the step of
-the rate comes after the same share of the run. Writes its table into docs/architecture.md; study.py says how runs are
-kept, taken up again and divided among processes.
+Trains and tests on the development tree. Its test scenes show handwriting that is held out from the training data, so
+that no choice depends on the test set. The schedule is the small generalist's. Warm-up and the decoder's delay have the
+same numbers of iterations as there. The rate's step comes after the same share of the run. Writes its table into
+docs/architecture.md. study.py describes how runs are kept, resumed and divided among processes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ METRICS = {
 }
 
 
-# What a model without a cure does instead. No user needs these as settings, so they live here. `mock.patch.object`
-# raises AttributeError for a name that is gone, and tests/experiments/test_cures.py trains every arm.
+# Changes of a model without a cure. They are here and not settings, as no user needs them. ``mock.patch.object`` raises
+# AttributeError for a name that does not exist, and tests/experiments/test_cures.py trains every arm.
 
 
 @contextlib.contextmanager
 def objectness_without_quality() -> Iterator[None]:
-    """A matched query's target is 1, whatever its box is worth."""
+    """The target of a matched query is 1, independent of the quality of its box."""
     with_quality = criterion.quality_focal_loss
 
     def loss(logits: torch.Tensor, quality: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -56,7 +56,7 @@ def objectness_without_quality() -> Iterator[None]:
 
 @contextlib.contextmanager
 def masks_everywhere() -> Iterator[None]:
-    """Masks are learned, compared, fused and predicted over the whole image."""
+    """Masks are learned, compared, fused and predicted over the whole image, not only inside boxes."""
     whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
     pooling = ProposalFusion._pooling
 
@@ -75,7 +75,7 @@ def masks_everywhere() -> Iterator[None]:
 
 
 def decoder_from_random() -> contextlib.AbstractContextManager:
-    """The unified decoder keeps its random start."""
+    """The unified decoder keeps its random initialisation."""
     return mock.patch.object(UnifiedDecoder, "_start_as_pooling", lambda self: None)
 
 
@@ -117,7 +117,7 @@ STUDY = Study(
 
 
 def register_development() -> None:
-    """The development tree's datasets, by names of their own, unless they are registered already."""
+    """Register the development tree's datasets under names with a prefix, unless they are registered already."""
     if TESTS["scenes"] not in DatasetCatalog.list():
         root = os.path.join(datasets_root(), "development", "digit_scenes")
         register_digit_scenes(root, prefix=PREFIX)

@@ -2,12 +2,13 @@
 
     python projects/uniperceiver_v2/experiments/peer_deformable_detr.py [--minutes 9] [--lr 5e-4] [--seed 0]
 
-It has our small model's backbone, widths and numbers of layers and queries, wider feed-forward networks to make up for
-the parameters, and its authors' training (AdamW, gradients clipped at 0.1, two-stage, box refinement, all auxiliary
-losses) with a one-cycle rate. Trains on digit_scenes_train through this project's loader for the given time,
-and evaluates on digit_scenes_test through the same evaluator; with DETECTRON2_DATASETS=datasets/development without a
-look at test handwriting. Each run has a folder of its own below output/peer_deformable_detr/ and is not repeated.
-Prints a table of all runs that are there: parameters, iterations and box AP.
+It has our small model's backbone, widths and numbers of layers and queries. Its feed-forward networks are wider, so
+that it has about as many parameters. It is trained as by its authors (AdamW, gradients clipped at 0.1, two-stage, box
+refinement, all auxiliary losses), with a one-cycle rate. It trains on digit_scenes_train with this project's loader for
+the given time, and is evaluated on digit_scenes_test with the same evaluator. With
+DETECTRON2_DATASETS=datasets/development it does not use test handwriting. Each run has its own folder below
+output/peer_deformable_detr/ and is not repeated. Prints a table of all finished runs: parameters, iterations and box
+AP.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ NUM_CLASSES = 10
 
 
 class Peer(nn.Module):
-    """Hugging Face's model behind Detectron2's interface."""
+    """Hugging Face's model with Detectron2's interface."""
 
     def __init__(self, mean: list[float], std: list[float]):
         super().__init__()
-        # The same backbone as ours, batch normalisation replaced as in ours, so that neither has the better one.
+        # The same backbone and the same replacement of batch normalisation as in our model, for a fair comparison.
         backbone = ResNetConfig(
             layer_type="basic",
             embedding_size=32,
@@ -99,9 +100,9 @@ class Peer(nn.Module):
 
 
 def train(model: Peer, loader, minutes: float, peak_rate: float) -> int:
-    """Trains for the given time, the rate rising for a twentieth of it and then falling as a cosine; the number of
-    iterations."""
-    # The backbone starts from random weights here, so it learns at the full rate, unlike in the authors' recipe.
+    """Trains for the given time. The rate rises for a twentieth of it and then falls as a cosine. Returns the number
+    of iterations."""
+    # Unlike in the authors' recipe, the backbone has the full rate, as it starts from random weights.
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=1e-4)
     start, iteration = time.perf_counter(), 0
     for batch in loader:
@@ -122,9 +123,10 @@ def train(model: Peer, loader, minutes: float, peak_rate: float) -> int:
 
 
 def run(folder: Path, minutes: float, peak_rate: float, seed: int) -> None:
-    """Trains and tests one model and leaves its report in the folder, unless there is one or another process is at it.
+    """Trains and tests one model and writes its report into the folder. Does nothing if the run is finished or in
+    progress.
 
-    A run is measured by the clock, so one that was interrupted begins anew.
+    An interrupted run starts from the beginning, as its length is measured by the clock.
     """
     with claimed(folder) as ours:
         if not ours or report_of(folder) is not None:
@@ -155,7 +157,7 @@ def run(folder: Path, minutes: float, peak_rate: float, seed: int) -> None:
 
 
 def markdown(output: Path) -> str:
-    """A row for each finished run below the folder."""
+    """A row for each finished run in the folder."""
     lines = ["| minutes | rate | seed | parameters | iterations | box AP | AP50 | finished |", "|---:" * 7 + "|---|"]
     for folder in sorted(output.glob("*_*_*")):
         if (report := report_of(folder)) is not None:
@@ -168,7 +170,7 @@ def markdown(output: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The program: trains what is not there yet, and prints the table of all that is."""
+    """The program: does the run unless it is finished, and prints the table of all finished runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")

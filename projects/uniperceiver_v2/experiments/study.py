@@ -1,15 +1,16 @@
-"""What the studies share: arms, runs that are kept and taken up again, and the table of the runs that are there.
+"""The common part of the studies: arms, runs that are kept and resumed, and the table of the finished runs.
 
-A study trains the small generalist in several arms and compares what they reach:
+A study trains the small generalist in several arms and compares their metrics:
 
     STUDY = Study(__file__, arms={"whole": Arm(), ...}, tests=..., metrics=..., tables=..., document=...)
 
     if __name__ == "__main__":
         STUDY.main()
 
-Seeds come one after the other, so that a study that is stopped has whole tables of fewer seeds. Finished runs are not
-repeated and the others go on from their last checkpoint; several processes of a study divide the runs among them. At
-the end, or with --jobs 0 at once, the table of the finished runs is written between two marks in the study's document.
+All arms run with one seed before the next seed begins. So an interrupted study has complete tables for fewer seeds.
+Finished runs are not repeated, and interrupted runs continue from their last checkpoint. Several processes of a study
+divide the runs among them. At the end, the table of the finished runs is written between two marks in the study's
+document. With --jobs 0 this is all that is done.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.files import TINY_CONFIG, write_atomically
 
 CONFIG = TINY_CONFIG
-REPORT = "run.json"  # in the folder of a finished run: its results, its date and how long it took
+REPORT = "run.json"  # in the folder of a finished run: its results, its date and its duration
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Whether the run in this folder is this process's to do; the claim ends with the process, however it ends."""
+    """A context that tells whether this process may do the run in a folder. The claim ends with the context or the
+    process."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "claim", "w") as file:
         try:
@@ -55,30 +57,30 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def keep_report(folder: Path, report: dict[str, Any]) -> None:
-    """Marks the run in `folder` as finished today, with this report."""
+    """Marks the run in ``folder`` as finished today, and writes its report."""
     text = json.dumps({**report, "date": time.strftime("%Y-%m-%d")}, indent=1)
     write_atomically(str(folder / REPORT), lambda file: file.write(text.encode()))
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:
-    """The report of the run in `folder`; None if it is not finished."""
+    """The report of the run in ``folder``, or None if it is not finished."""
     path = folder / REPORT
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """The sample's standard deviation; nothing is known of it from one value."""
+    """The sample's standard deviation. It is 0 for a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """A cell of a table: the mean, and ± the spread of several values."""
+    """A cell of a table: the mean, and for several values ± their spread."""
     spread = f" ± {spread_of(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}" if values else "-"
 
 
 def settings_of(pairs: dict[str, Any]) -> list[str]:
-    """KEY VALUE pairs as `load_config` takes them."""
+    """KEY VALUE pairs in the form that ``load_config`` takes."""
     return [str(text) for pair in pairs.items() for text in pair]
 
 
@@ -87,9 +89,9 @@ class Arm:
     """A way to train.
 
     Attributes:
-        tasks: those that are trained and tested; none named means all tasks of the study.
-        settings: KEY VALUE pairs on top of the configuration.
-        replaced: what is replaced in the code meanwhile.
+        tasks: the tasks that are trained and tested. Empty means all tasks of the study.
+        settings: KEY VALUE pairs that override the configuration.
+        replaced: a context that replaces parts of the code during training and testing.
     """
 
     tasks: tuple[str, ...] = ()
@@ -102,17 +104,17 @@ class Study:
     """Arms of training and the tables that compare them.
 
     Attributes:
-        program: the study's file, which a run in a process of its own executes.
-        arms: by name.
-        tests: the test dataset of each task.
-        metrics: by column of the table, (task, kind of result, key).
-        tables: by heading and row, the arms whose metrics a row shows.
+        program: the study's file. A run executes it in a separate process.
+        arms: {name: arm}.
+        tests: {task: test dataset}.
+        metrics: {column of the table: (task, kind of result, key)}.
+        tables: {heading: {row: the arms that provide the row's metrics}}.
         document: the file with the table between its marks.
-        first_column: the heading of the rows.
-        prefix: what the names of the training datasets begin with, so that another tree than the usual one is used.
-        lengths: the settings of an arm's length, for the arm, the configuration of all tasks and the number of
-            iterations that the study was called with; as long as that for all arms, by default.
-        seeds: how many, if the command line does not say.
+        first_column: the heading of the column of rows.
+        prefix: put before the names of the training datasets, to train on another tree of data.
+        lengths: (arm, configuration of all tasks, number of iterations on the command line) -> the settings that depend
+            on the arm's length. By default every arm has this number of iterations.
+        seeds: the number of seeds, if the command line does not give one.
         output: the folder of the runs.
     """
 
@@ -137,7 +139,7 @@ class Study:
 
     @property
     def marks(self) -> tuple[str, str]:
-        """The lines in the document before and behind the table."""
+        """The lines before and after the table in the document."""
         return f"<!-- table: written by experiments/{self.name}.py -->\n", "<!-- end of table -->\n"
 
     def folder_of(self, name: str, seed: int, iterations: int) -> Path:
@@ -172,7 +174,7 @@ class Study:
         return {f"TASKS.{task}.DATASETS": datasets for task, datasets in names.items()}
 
     def train(self, name: str, seed: int, iterations: int) -> None:
-        """One run, unless it is finished or another process is at it."""
+        """Do a run, unless it is finished or another process does it."""
         folder = self.folder_of(name, seed, iterations)
         with claimed(folder) as ours:
             if not ours or report_of(folder) is not None:
@@ -191,20 +193,20 @@ class Study:
                 checkpoint.unlink()
 
     def _test(self, trainer: UniPerceiverTrainer, tasks: tuple[str, ...]) -> dict[str, Any]:
-        """Results by dataset; batches are the whole configuration's, whatever those of training were."""
+        """Results by dataset. Batch sizes are those of the unchanged configuration."""
         names = tuple(self.tests[task] for task in tasks)
         settings = {"DATASETS.TEST": names, "OUTPUT_DIR": trainer.cfg.OUTPUT_DIR}
         cfg = load_config(str(CONFIG), settings_of(settings), training=False)
         return trainer.test(cfg, trainer.model, [trainer.build_evaluator(cfg, name) for name in names])
 
     def train_in_process(self, name: str, seed: int, iterations: int, threads: int) -> bool:
-        """A run in a process of its own, with its own log, threads and memory: whether it ended well."""
+        """Do a run in a separate process, with its own log, threads and memory. Returns whether it succeeded."""
         command = [sys.executable, self.program, "--iterations", str(iterations), "--output", str(self.output)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         return subprocess.call([*command, "--run", name, str(seed)], env=environment, stdout=subprocess.DEVNULL) == 0
 
     def reports(self, arms: Sequence[str], seeds: int, iterations: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The finished runs of some arms: the seed and the report of each."""
+        """The seed and the report of each finished run of some arms."""
         for name in arms:
             for seed in range(seeds):
                 report = report_of(self.folder_of(name, seed, iterations))
@@ -212,13 +214,13 @@ class Study:
                     yield seed, report
 
     def values_of(self, arms: Sequence[str], metric: str, seeds: int, iterations: int) -> list[float]:
-        """A metric, one value a seed, of the arm among these that was tested for it."""
+        """The values of a metric, one for each seed, from those of the arms that were tested for it."""
         task, kind, key = self.metrics[metric]
         tested = [name for name in arms if task in self.tasks_of(name)]
         return [run["results"][self.tests[task]][kind][key] for _, run in self.reports(tested, seeds, iterations)]
 
     def markdown(self, seeds: int, iterations: int) -> str:
-        """The table of the finished runs, and a sentence that says of what and of when it is."""
+        """The table of the finished runs, and a sentence about their number, settings and dates."""
         lines = [f"| {self.first_column} | seeds | {' | '.join(self.metrics)} |"]
         lines.append("|---|---:|" + "---:|" * len(self.metrics))
         for heading, rows in self.tables.items():
@@ -245,7 +247,7 @@ class Study:
         )
 
     def write_document(self, seeds: int, iterations: int) -> None:
-        """Puts the table between its marks in the document, and prints it."""
+        """Write the table between its marks in the document, and print it."""
         first, last = self.marks
         before, rest = self.document.read_text().split(first)
         table = self.markdown(seeds, iterations)
@@ -253,11 +255,13 @@ class Study:
         print(table)
 
     def main(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """The program: its options, once the runs are done and the table is written. Runs that fail are named at the
-        end, and the exit code is then 1.
+        """The program: do the runs and write the table. If runs fail, the last line names them and the exit code is 1.
 
         Args:
-            arguments: the command line's by default.
+            arguments: the arguments of the program, by default those of the command line.
+
+        Returns:
+            the options.
         """
         args = self._options(arguments)
         self.output = args.output
