@@ -75,7 +75,9 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image and rotate it as its EXIF orientation says. Only common formats are read: EPS would start a program.
+    """Read an image and rotate it as its EXIF orientation says.
+
+    Only common formats are read. EPS, for example, would start a program.
 
     Args:
         file_name: a path, or anything else that ``PathManager`` opens.

@@ -74,8 +74,8 @@ def world_size(args: Namespace) -> int:
         args: the arguments of Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: this machine has too few GPUs, both a starter and the arguments set the number of processes, or several
-            processes are started that do not know of each other.
+        UserError: this machine has too few GPUs; both a starter and the arguments set the number of processes; or
+            several processes are started that do not know of each other.
     """
     if _is_started_with_others():
         if args.num_gpus != 1 or args.num_machines != 1:
