@@ -163,3 +163,16 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     write_json(str(tmp_path / "new/file.json"), content)
     text = (tmp_path / "new/file.json").read_text(encoding="utf-8")
     assert text == '{"a": null, "b": [1.5, null, "é"], "c": {"d": [1, null]}}'
+
+
+def test_json_of_a_name_that_is_no_text_can_be_read(tmp_path):
+    write_json(str(tmp_path / "a.json"), {"file_name": "caf\udce9.png"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file_name": "caf\udce9.png"}
+
+
+def test_json_that_cannot_be_written_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(str(path), {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(str(path), {"a": object()})
+    assert path.read_text() == '{"a": 1}' and list(tmp_path.iterdir()) == [path]

@@ -251,7 +251,8 @@ class Study:
         first, last = self.marks
         before, rest = self.document.read_text().split(first)
         table = self.markdown(seeds, iterations)
-        self.document.write_text(before + first + table + last + rest.split(last, 1)[1])
+        text = before + first + table + last + rest.split(last, 1)[1]
+        write_atomically(str(self.document), lambda file: file.write(text.encode()))
         print(table)
 
     def main(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:

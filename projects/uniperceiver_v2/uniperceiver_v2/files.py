@@ -47,9 +47,9 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 def write_json(path: str, content: Any) -> None:
     """Write JSON that every parser accepts: NaN and infinity, which JSON does not have, become null."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(_finite(content), file, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
+    # Half a surrogate pair, as in the name of a file that is no UTF-8, becomes its escape, which JSON knows.
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _finite(content: Any) -> Any:

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from transformers import PreTrainedTokenizerBase
 
 from ..datasets.texts import encode
+from ..samples import CaptionedSample
 from .images import ImageMapper
 
 CAPTIONS_PER_IMAGE = 5  # of the Karpathy protocol
@@ -48,7 +49,7 @@ class CaptionMapper(_CaptionedImageMapper):
         super().__init__(cfg, task, tokenizer)
         self._count = count
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
         drawn = np.random.permutation(len(record["captions"]))[: self._count]
         sample["captions"] = [record["captions"][index] for index in drawn]
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
@@ -59,7 +60,7 @@ class ReferenceMapper(_CaptionedImageMapper):
 
     is_train = False
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = list(record["captions"])
 
 
@@ -68,7 +69,7 @@ class PairMapper(_CaptionedImageMapper):
 
     is_train = True
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = [record["captions"][np.random.randint(len(record["captions"]))]]
         sample["caption_token_ids"] = [encode(self._tokenizer, sample["captions"][0])]
 
@@ -78,6 +79,6 @@ class RetrievalMapper(_CaptionedImageMapper):
 
     is_train = False
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
         sample["captions"] = record["captions"][:CAPTIONS_PER_IMAGE]
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]

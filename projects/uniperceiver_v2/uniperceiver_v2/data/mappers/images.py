@@ -8,6 +8,7 @@ there are classes, "candidates", their names. Chance comes from NumPy's global g
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from pycocotools import mask as mask_api
 
 from ...errors import UnreadableImage
 from ...reading import read_image
+from ..samples import ClassificationSample, DetectionSample, ImageSample
 from .augmentations import BoundedResize, CenterCrop, RandomResizedCrop
 
 _SMALLEST_EDGE = 1e-5  # pixels; boxes below count as empty, as in Detectron2
@@ -47,7 +49,7 @@ class ImageMapper(ABC):
         self._augmentations = T.AugmentationList(bounded)
         self._image_format = image_format
 
-    def __call__(self, record: dict) -> dict:
+    def __call__(self, record: dict) -> ImageSample:
         """
         Raises:
             UnreadableImage: the file cannot be used.
@@ -72,7 +74,7 @@ class ImageMapper(ABC):
         return sample
 
     @abstractmethod
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: Any, record: dict, transforms: T.TransformList) -> None:
         """Add to ``sample`` what is learned or compared with; nothing, where there is none."""
 
 
@@ -99,7 +101,7 @@ class DetectionMapper(ImageMapper):
         self._is_train = is_train
         self._with_masks = cfg.MODEL.MASK_ON
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: DetectionSample, record: dict, transforms: T.TransformList) -> None:
         if not self._is_train:
             return
         height, width = sample["image"].shape[1:]
@@ -181,5 +183,5 @@ class ClassificationMapper(ImageMapper):
             augmentations.append(T.RandomFlip())
         super().__init__(task, candidates, augmentations, image_format)
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: ClassificationSample, record: dict, transforms: T.TransformList) -> None:
         sample["label"] = record["label"]
