@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, the same random numbers."""
+"""Set-up of every test: no network, one thread, the same random numbers."""
 
 import os
 
@@ -25,7 +25,7 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The outcome of a test depends neither on its neighbours nor on their order."""
+    """Seeds every test, so that its outcome does not depend on the tests before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def prepare_digit_scenes() -> Callable[..., None]:
 
 @pytest.fixture
 def catalogs():
-    """Forgets afterwards what a test registers."""
+    """Removes a test's registrations afterwards."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())

@@ -1,4 +1,4 @@
-"""MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING on whole models: nothing but memory and time changes."""
+"""MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING on complete models: only memory and time change."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 12, 16, 24], "depths":
 
 
 def batch_of(model, task: str) -> list[dict]:
-    """Two images of different sizes, with what the kind of task needs."""
+    """Two images of different sizes, with the fields that the kind of task needs."""
     found = []
     for index, (height, width) in enumerate(((64, 64), (48, 64))):
         masks = torch.zeros(1, height, width, dtype=torch.bool)
@@ -68,7 +68,7 @@ def config(tiny_config) -> CfgNode:
 
 @pytest.fixture
 def plain(config):
-    """With weights that make every part count: as it starts, the decoder only pools."""
+    """A model with random weights in every part, as the initial decoder only pools."""
     model = build_model(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,7 +77,8 @@ def plain(config):
 
 
 def count_runs(model) -> dict[str, list[int]]:
-    """Of the first layer of every block from now on, by part. A second run may end early, after all that was asked."""
+    """Counts the runs of the first layer of every block from now on, by part. A second run may end as soon as all
+    requested activations are computed."""
     regions = model.image_encoder.regions
     first = {
         "backbone": [block.layer[0] for block in model.image_encoder.backbone.blocks()],
@@ -111,7 +112,7 @@ def test_losses_and_gradients_are_the_same_bits(config, plain, task, parts):
 
 
 def kept_bytes(model, task: str) -> int:
-    """What autograd keeps of a step's forward pass beside the weights."""
+    """The bytes that autograd keeps of a step's forward pass, without the weights."""
     storages = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The benchmarks: their tables' arithmetic, the order of runs, memory of a known allocation, operations counted."""
+"""The benchmarks: arithmetic of the tables, order of the runs, memory of a known allocation, counts of operations."""
 
 import importlib
 import subprocess
@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[1] / "projects" / "uniperceiver_v2" / "bench
 
 
 def imported(name: str):
-    """A program of the benchmarks, which import each other by their names alone."""
+    """A program of the benchmarks. They import each other by their names alone."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
@@ -28,7 +28,7 @@ def harness():
 
 
 class Machine:
-    """A clock that only work moves on."""
+    """A clock that only work advances."""
 
     def __init__(self):
         self.now, self.runs = 0.0, ""
@@ -147,7 +147,7 @@ def test_memory_of_work_that_fails(harness, capfd):
 
 
 def test_table_of_programs(tmp_path):
-    """Each in its own process; one that fails is named, and the others' rows are there."""
+    """Each program runs in its own process. A program that fails is named, and the rows of the others are printed."""
     for name in ("bench", "harness", "operations", "peak_memory"):
         (tmp_path / f"{name}.py").write_text((BENCHMARKS / f"{name}.py").read_text())
     program = (

@@ -1,8 +1,8 @@
-"""What an iteration and a prediction cost, counted and not timed: a waste that comes back is more operations.
+"""The costs of an iteration and of a prediction, in counted operations instead of time.
 
-Counts are of the smallest model and hold for every machine. Who makes them fall lowers the number here. Those of
-multiplications are the same in each version of PyTorch; those of operations move a little with it (2.14 counts padding
-as two), so that the narrow bounds hold for the version they were counted with.
+Counts are those of the smallest model and are the same on every machine. A change that lowers a count also lowers the
+number here. Counts of multiplications are the same in each version of PyTorch. Counts of operations differ a little
+(2.14 counts padding as two operations). So their narrow bounds hold for the version in which they were counted.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ def batch_of(model, task: str) -> list[dict]:
 
 @pytest.fixture(autouse=True)
 def few_words(tiny_model):
-    """The vocabulary is most of a tiny model's work."""
+    """Fewer words, as the vocabulary is most of a tiny model's work."""
     for task in ("captions", "corpus"):
         tiny_model.tasks[task].settings = replace(tiny_model.tasks[task].settings, vocabulary_sample=32)
 
@@ -66,7 +66,7 @@ def iteration(model, batch: list[dict]) -> None:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what is dispatched below autograd by its name, the backward pass included."""
+    """Counts operations below autograd by their names, including the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ def flops_of(work: Callable[[], object]) -> int:
 
 
 def count_calls(monkeypatch, **places: tuple[object, str]) -> Counter:
-    """Calls of methods, by the names given to them: (owner, method)."""
+    """Counts calls of methods {name: (owner, method)}, by the given names."""
     calls = Counter()
 
     def counting(name: str, method: Callable) -> Callable:
@@ -106,7 +106,7 @@ def count_calls(monkeypatch, **places: tuple[object, str]) -> Counter:
 
 
 def shapes_into(module: torch.nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of what a module is called with from now on."""
+    """The shapes of a module's inputs from now on."""
     shapes = []
     module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     return shapes
@@ -124,8 +124,8 @@ def test_products_and_operations_of_an_iteration(tiny_model, task):
 
 
 def test_supervision_samples_maps_three_times_and_chooses_twice(tiny_model, monkeypatch):
-    """Masks are sampled at their points for matching, and predictions and targets at those of the losses; the uncertain
-    among the latter are chosen for all pairs at once, and tokens for objects. The device is waited for once."""
+    """Maps are sampled for matching, and for the losses of predictions and of targets. The two choices are the most
+    uncertain points, for all pairs at once, and the tokens for objects. The device is waited for once."""
     calls = count_calls(monkeypatch, waits=(torch.Tensor, "numpy"))
     batches = [batch_of(tiny_model, task) for task in ("scenes", "digits")]
     with_objects, without = (operations_of(lambda batch=batch: iteration(tiny_model, batch)) for batch in batches)
@@ -136,7 +136,7 @@ def test_supervision_samples_maps_three_times_and_chooses_twice(tiny_model, monk
 
 @pytest.mark.parametrize(("task", "texts"), [("scenes", 1), ("digits", 1), ("captions", 2), ("pairs", 1)])
 def test_everything_is_encoded_once_in_an_iteration(tiny_model, monkeypatch, task, texts):
-    """Captions: their words are read, and the words to choose from."""
+    """In captioning, the captions' words and the candidate words are each encoded once."""
     model = tiny_model
     calls = count_calls(
         monkeypatch,
@@ -158,7 +158,7 @@ def test_all_layers_and_denoising_queries_are_matched_and_judged_in_one_pass(tin
 
 
 def test_without_boxes_to_learn_from_only_what_proposals_need_is_predicted(tiny_model):
-    """The box of a token only if it becomes a query; heads of the last layer alone."""
+    """Boxes only of the tokens that become queries, and heads of the last layer only."""
     regions = tiny_model.image_encoder.regions
     chosen, judged, masks = (
         shapes_into(x) for x in (regions.select.box_head, regions.objectness, regions.mask_embedding)
@@ -195,7 +195,8 @@ def test_in_evaluation_candidates_are_encoded_once_and_an_image_once_each_time(t
 
 @torch.no_grad()
 def test_a_word_of_a_caption_costs_the_same_wherever_it_stands(tiny_model, monkeypatch):
-    """Keys and values are kept: a second half costs as much as the first, apart from attention to what is longer."""
+    """Keys and values are cached. So the second half of a caption costs as much as the first, apart from attention
+    to more words."""
     encoding, _ = tiny_model.image_encoder(tiny_model.preprocess(batch_of(tiny_model, "captions")))
     words = torch.nn.functional.normalize(torch.randn(tiny_model.text_encoder.vocab_size, 32), dim=-1)
     monkeypatch.setattr(tiny_model, "vocabulary", lambda task: words)

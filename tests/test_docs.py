@@ -1,4 +1,5 @@
-"""What the documents name exists: files, headings behind links, modules, programs, settings, make's targets."""
+"""Everything that the documents name exists: files, headings behind links, modules, programs, settings, make's
+targets."""
 
 import functools
 import importlib
@@ -43,13 +44,13 @@ SETTING = re.compile(
 
 
 def anchors(text: str) -> set[str]:
-    """The names that GitHub gives to the headings of a document."""
+    """GitHub's names of the headings of a document."""
     plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title)) for title in HEADING.findall(text))
     return {title.strip().lower().replace(" ", "-") for title in plain}
 
 
 def code_of(text: str) -> str:
-    """Code blocks and code spans, each on a line of its own."""
+    """Code blocks and code spans, each on a separate line."""
     return "\n".join(block or span for block, span in CODE.findall(text))
 
 
@@ -135,7 +136,8 @@ def _words_of_the_code() -> frozenset[str]:
 
 
 def missing_names(document: Path, text: str) -> Iterator[str]:
-    """Classes and calls in code spans, as far as their writing tells them from other words: `AsThis`, `as_this()`."""
+    """Classes and calls in code spans that do not exist. They are recognised by their form: ``AsThis``,
+    ``as_this()``."""
     spans = "\n".join(span for span in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)))
     for name in NAME.findall(spans):
         if name not in _words_of_the_code():
@@ -177,7 +179,7 @@ def tour_stops() -> list[tuple[str, set[str], set[str]]]:
 
 
 def test_the_code_tour_shows_what_it_says():
-    """Ten stops; each thing that a stop names stands in one of the files that it names."""
+    """Ten stops. Every name in a stop occurs in one of the files of the stop."""
     stops = tour_stops()
     assert len(stops) == 10
     for stop, files, names in stops:

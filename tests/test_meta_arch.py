@@ -1,4 +1,4 @@
-"""The model as a whole: dispatch, preparation of images, candidates and their cache."""
+"""The complete model: dispatch, preparation of images, candidates and their cache."""
 
 from dataclasses import replace
 
@@ -146,7 +146,7 @@ def test_candidates_and_alignment_targets_in_one_pass(tiny_model, monkeypatch):
 
 
 def test_training_encodes_its_candidates_once(tiny_model):
-    """Both tasks that align."""
+    """For both tasks with an alignment loss."""
     passes = []
     tiny_model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
     with EventStorage():
@@ -156,7 +156,7 @@ def test_training_encodes_its_candidates_once(tiny_model):
 
 @pytest.fixture
 def encoded(tiny_model, monkeypatch) -> list[tuple[str, ...]]:
-    """The text sets that the text encoder has been asked for."""
+    """The sets of texts that the text encoder was called with."""
     seen, tokenize = [], tiny_model.text_encoder.tokenize
     monkeypatch.setattr(
         tiny_model.text_encoder, "tokenize", lambda texts: (seen.append(tuple(texts)), tokenize(texts))[1]
@@ -195,13 +195,13 @@ def test_loaded_weights_change_the_candidates(tiny_config, tiny_model, encoded):
 
 
 def test_weights_hold_no_task_heads(tiny_model):
-    """One set of weights for all tasks: a task with other names or another kind adds none."""
+    """All tasks have one set of weights. A task with other names or of another kind adds none."""
     parts = {name.split(".")[0] for name in tiny_model.state_dict()}
     assert parts == {"image_encoder", "text_encoder", "decoder", "likelihood"}
 
 
 def test_a_kind_stands_for_the_first_task_of_that_kind(tiny_config):
-    """Test datasets name kinds: they get the prompt that the task was trained with."""
+    """Test datasets name kinds. They get the prompt with which the task was trained."""
     tiny_config.TASKS.digits.PROMPT = "the digit {}"
     tiny_config.TASKS.more_digits = tiny_config.TASKS.digits.clone()
     tiny_config.TASKS.more_digits.PROMPT = "another {}"

@@ -1,5 +1,7 @@
-"""bf16 autocast and the compiled decoder on the whole model: the curve of the losses stays close to that without, and
-what must be exact is."""
+"""bf16 autocast and the compiled decoder on the complete model.
+
+The losses of a short training stay close to those without, and results that must be exact are exact.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def batch_of(model, task: str) -> list[dict]:
 
 
 def curve(config, task: str, bf16: bool = False) -> torch.Tensor:
-    """Total loss of each step of a short training from the same start."""
+    """The total loss of each step of a short training from the same initial weights."""
     torch.manual_seed(0)
     model = build_model(config).train()
     optimizer, batch, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), batch_of(model, task), []
@@ -55,7 +57,7 @@ def curve(config, task: str, bf16: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("task", ["captioning", "detection"])
 def test_the_curve_in_bf16_stays_near_that_in_float32(tiny_config, task, device):
-    """Each four steps' mean is off by at most 0.03 of float32's first loss (0.012 was measured on a CPU)."""
+    """The mean of each four steps differs by at most 0.03 of float32's first loss (0.012 was measured on a CPU)."""
     tiny_config.MODEL.DEVICE = device
     exact, half = (curve(tiny_config, task, bf16).view(-1, 4).mean(1) for bf16 in (False, True))
     assert exact[-1] < 0.9 * exact[0]  # something is learned that could go wrong
@@ -67,7 +69,7 @@ def test_the_curve_in_bf16_stays_near_that_in_float32(tiny_config, task, device)
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_curve_with_a_compiled_decoder_is_that_without(tiny_config, device):
-    """Each step's loss within 0.5%: sums in another order, carried on over the steps."""
+    """Each step's loss differs by at most 0.5%, as differences from the order of sums grow over the steps."""
     tiny_config.MODEL.DEVICE = device
     plain = curve(tiny_config, "captioning")
     tiny_config.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE = True

@@ -1,4 +1,4 @@
-"""Sums, divisors and gathered rows of one rank alone; tests/test_two_ranks.py has two."""
+"""Sums, divisors and gathered rows of a single rank. tests/test_two_ranks.py tests two ranks."""
 
 import pytest
 import torch

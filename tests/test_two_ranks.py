@@ -1,5 +1,8 @@
-"""Two ranks with half a batch each have, on average, the losses and gradients of one with the whole batch; parts of a
-batch, weighed by what they count, have them in sum. In float64, so that nothing but rounding may differ."""
+"""Losses and gradients of divided batches equal those of the whole batch.
+
+Two ranks with half a batch each: the mean over ranks. Parts of a batch: the sum, weighted by their loss counts. All is
+computed in float64, so that only rounding may differ.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -37,8 +40,8 @@ Outcome = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, floa
 
 
 def steady_numbers(*shape, device=None, **_) -> torch.Tensor:
-    """In place of random numbers in 0..1: what depends on the place in all dimensions but the first, so that an object
-    gets the same on any rank and among any neighbours."""
+    """Replaces random numbers in 0..1 by numbers that depend on the position in all dimensions but the first. So an
+    object gets the same numbers on any rank and with any neighbours."""
     shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
     places = torch.zeros(shape[1:], dtype=torch.float64)
     for dimension, size in enumerate(shape[1:]):
@@ -49,7 +52,7 @@ def steady_numbers(*shape, device=None, **_) -> torch.Tensor:
 
 @contextlib.contextmanager
 def float64_without_chance() -> Iterator[None]:
-    """What computes in float32 for its precision computes in float64."""
+    """Computations that use float32 for precision use float64."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     with (
@@ -63,7 +66,7 @@ def float64_without_chance() -> Iterator[None]:
 
 
 def outcome(model, batch: list[dict], weight: float = 1.0) -> Outcome:
-    """Losses and gradients, times `weight`, of a batch."""
+    """Losses and gradients of a batch, times ``weight``."""
     model.zero_grad()
     with EventStorage() as storage:
         losses = {name: weight * loss for name, loss in model(batch).items()}
@@ -78,13 +81,13 @@ def halves(batch: list[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def combine(first: Outcome, second: Outcome, weight: float = 1.0) -> tuple[dict, dict]:
-    """Sums of losses and of gradients, times `weight`."""
+    """Sums of losses and of gradients, times ``weight``."""
     return tuple({name: weight * (value + b[name]) for name, value in a.items()} for a, b in zip(first[:2], second[:2]))
 
 
 def worst_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest difference as a share of the largest entry of its parameter's gradient; what is zero but for rounding
-    counts as a millionth of the largest of all."""
+    """The largest difference relative to the largest entry of the parameter's gradient. A gradient that is zero
+    apart from rounding is compared with a millionth of the largest entry of all."""
     scale = max(x.abs().max().item() for x in expected.values())
     return max(
         (found[n] - x).abs().max().item() / max(x.abs().max().item(), 1e-6 * scale, 1e-300) for n, x in expected.items()
@@ -112,7 +115,7 @@ def masked_text(token_ids: torch.Tensor, count: int, mask_id: int) -> dict:
 
 @pytest.fixture
 def model(tiny_model):
-    """In float64 and in training, every part with weights that count."""
+    """In float64 and training mode, with random weights in every part."""
     with torch.no_grad():
         for part in (tiny_model.decoder, tiny_model.text_encoder):
             for parameter in part.parameters():
@@ -123,7 +126,7 @@ def model(tiny_model):
 
 @pytest.fixture
 def batches(model) -> dict[str, list[dict]]:
-    """Of each kind one of four inputs, the halves of which differ in what they count."""
+    """Four inputs for each kind. The halves of a batch have different loss counts."""
     encoder = model.text_encoder
     ids = [torch.tensor(encoder.tokenizer(text)["input_ids"]) for text in TEXTS]
     captions = ([ids[0], ids[3]], [ids[2]], [ids[1]], [ids[1], ids[1]])
@@ -181,7 +184,7 @@ def test_two_ranks_learn_as_one(model, batches, tmp_path):
 
 
 def weighed_parts(model, batch: list[dict]) -> dict[str, torch.Tensor]:
-    """The gradients of a batch's halves, one after the other, weighed by what they count."""
+    """The gradients of a batch's halves, one after the other, weighted by their loss counts."""
     counts = [max(1, model.loss_count(half)) for half in halves(batch)]
     total = max(1, model.loss_count(batch))
     return combine(*(outcome(model, half, n / total) for half, n in zip(halves(batch), counts)))[1]
@@ -196,8 +199,8 @@ def test_weighed_parts_of_a_batch_make_the_whole(model, batches, kind):
 
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_weighed_parts_of_detection(model, batches, kind):
-    """Exact but for what the encoder's tokens learn: they are weighed by how well they answer, so that the sum of their
-    weights is no number of objects. That is a hundredth of the gradient at most."""
+    """Exact except for the loss of the encoder's tokens. It is weighted by the quality of the tokens' predictions,
+    and the sum of these weights is not a number of objects. The difference is at most a hundredth of the gradient."""
     with float64_without_chance():
         found, expected = weighed_parts(model, batches[kind]), outcome(model, batches[kind])[1]
         difference = sum((found[name] - x).square().sum() for name, x in expected.items()).sqrt()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, tensors alone, and of this architecture or refused."""
+"""Checkpoints: written completely or not at all, loaded as tensors only, and refused if of another architecture."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ def make_model(width: int = 4, depth: int = 2) -> nn.Module:
 
 
 class Counter:
-    """Something to keep beside the model."""
+    """An object with a state, saved beside the model."""
 
     def __init__(self, value: int = 0):
         self.value = value
@@ -86,7 +86,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path,
 
 
 def test_a_checkpoint_appears_only_once_it_is_synced(tmp_path, monkeypatch):
-    """The order of events: synced, renamed, the folder synced, and only then named the last one."""
+    """The order of events: the file is synced and renamed, its folder is synced, and then last_checkpoint names it."""
     events = []
     fsync, replace = os.fsync, os.replace
 
@@ -129,7 +129,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
 
 
 class Trap:
-    """Unpickled naively, creates a file."""
+    """Creates a file when it is unpickled without precautions."""
 
     def __init__(self, path: str):
         self.path = path

@@ -1,4 +1,4 @@
-"""Settings of Detectron2's that nothing reads are refused, with what to use instead."""
+"""Settings of Detectron2 that nothing reads are refused, with a message that names what to use instead."""
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -48,7 +48,7 @@ def test_a_runs_own_settings_can_be_given_as_a_file(tmp_path):
 
 
 def test_the_table_names_settings_that_exist():
-    """But for those of upstream alone."""
+    """Settings that only upstream has are left out."""
 
     def find(key: str):
         node = get_cfg()

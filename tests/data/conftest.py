@@ -30,7 +30,7 @@ def tiny(tree, catalogs) -> Path:
 
 @pytest.fixture
 def config() -> Callable[..., CfgNode]:
-    """Tasks by name, each its settings -> a configuration for images of 96 pixels, without workers."""
+    """{task: settings} -> a configuration for images of 96 pixels, without workers."""
 
     def build(**tasks: dict) -> CfgNode:
         cfg = get_cfg()
@@ -72,19 +72,19 @@ def scenes_config(tiny, config) -> CfgNode:
 
 @pytest.fixture
 def all_tasks_config(tiny, config) -> CfgNode:
-    """A task of each kind."""
+    """A configuration with a task of each kind."""
     return config(scenes=SCENES, digits=DIGITS, captions=CAPTIONS, retrieval=RETRIEVAL, texts=TEXTS)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """That of digit_scenes, for texts of up to 64 tokens."""
+    """The tokenizer of digit_scenes, for texts of up to 64 tokens."""
     return load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")
 
 
 @pytest.fixture
 def logged(caplog):
-    """() -> the messages that this package has logged so far."""
+    """() -> the messages that this package has logged so far in the test."""
     logger = logging.getLogger("uniperceiver_v2")
     propagated, logger.propagate = logger.propagate, True
     caplog.set_level(logging.INFO, logger="uniperceiver_v2")
@@ -94,7 +94,7 @@ def logged(caplog):
 
 @pytest.fixture
 def loggers():
-    """A run sets up loggers for its process; here the process goes on."""
+    """Restores the loggers that a run has set up for its process."""
     found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
     yield

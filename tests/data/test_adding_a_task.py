@@ -1,4 +1,4 @@
-"""The worked example of docs/adding_a_task.md, taken word for word: counting is trained and evaluated."""
+"""The worked example of docs/adding_a_task.md, word for word: the task "counting" is trained and evaluated."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def registries():
-    """What the script adds to, put back afterwards: here the process goes on."""
+    """Restores the registries that the example adds to."""
     before = dict(KINDS)
     yield
     KINDS.clear()

@@ -48,7 +48,7 @@ def test_the_seed_and_nothing_else_decides():
 
 
 def test_the_order_of_a_seed_is_never_changed():
-    """A checkpoint holds nothing of the data's order, so another version must not draw another one."""
+    """Checkpoints save nothing about the order of data. So all versions must have the same order for a seed."""
     schedule = TaskSchedule({"a": 0.5, "b": 0.25, "c": 0.25}, 0)
     assert "".join(schedule.task_at(t) for t in range(24)) == "abbacbaccccacabcabcaaaca"
     order = SampleOrder(10, "a", 0)

@@ -1,4 +1,4 @@
-"""The way to one's own data that datasets/README.md shows, taken word for word."""
+"""The section on own data of datasets/README.md, word for word."""
 
 import importlib
 import inspect
@@ -18,14 +18,14 @@ ONE_ITERATION = ["SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "TASKS.boat
 
 
 def block(language: str) -> str:
-    """What the section on one's own data shows in a language."""
+    """The code block of a language in the section on own data."""
     section = README[README.index("## Your own") :]
     return re.search(rf"```{language}\n(.*?)```", section, re.DOTALL).group(1)
 
 
 @pytest.fixture
 def checkout(tree, tmp_path, monkeypatch, catalogs):
-    """A repository's root with the user's script, configuration and images, three of them for testing."""
+    """A repository's root with the user's script, configuration and images. Three of the images are for testing."""
     (tmp_path / "projects").symlink_to(REPOSITORY / "projects")
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "boats").mkdir()
@@ -65,7 +65,7 @@ def test_the_documented_script_tells_a_mistake_as_train_net_does(checkout, monke
 
 
 def test_what_the_documentation_registers_exists():
-    """The functions that the table names, with the arguments that it names."""
+    """The functions in the table exist and have the arguments in the table."""
     section = README[README.index("## Your own") :]
     calls = re.findall(r"`((?:detectron2|uniperceiver_v2)[\w.]*)\.(\w+)\(([^`]*)\)`", section)
     assert len(calls) == 5

@@ -1,4 +1,5 @@
-"""The tiny model learns from image-text pairs in shards, and an interrupted run goes on as if it had not been."""
+"""The tiny model trains on image-text pairs in shards. An interrupted run gives the same result as an uninterrupted
+one."""
 
 import io
 import json
@@ -21,7 +22,7 @@ TASKS = {"captions": {**TASK, "KIND": "captioning"}, "pairs": {**TASK, "KIND": "
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Two shards of nine pairs, one of which is no image."""
+    """Two shards of nine pairs. One of the pairs has no valid image."""
     rng = np.random.default_rng(0)
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as tar:
@@ -40,7 +41,7 @@ def shards(tmp_path) -> Path:
 
 
 def train(folder: Path, iterations: int, workers: int, resume: bool = False) -> dict[str, torch.Tensor]:
-    """The last weights of a run of so many iterations."""
+    """The final weights of a run of so many iterations."""
     tasks = [part for name, node in TASKS.items() for key in node for part in (f"TASKS.{name}.{key}", str(node[key]))]
     settings = {
         "TASKS.NAMES": "['captions', 'pairs']",

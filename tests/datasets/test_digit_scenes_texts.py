@@ -1,4 +1,4 @@
-"""Captions are parsed by a grammar of the tests' own and held against the annotations."""
+"""Captions are parsed by the tests' own grammar and checked against the annotations."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def scenes(tree, split):
 
 
 def matching(things, phrase):
-    """The scene's digits that a phrase speaks of, having checked that they are as many as it says."""
+    """The scene's digits that a phrase describes. Checks that their number is the phrase's number."""
     if crowd := CROWD.fullmatch(phrase):
         found = [t for t in things if t["crowd"] and t["colour"] == crowd["colour"]]
         assert [t["name"] for t in found] == [SINGULAR[crowd["name"]]]
@@ -64,7 +64,7 @@ def matching(things, phrase):
 
 
 def check(caption, things):
-    """Which rule of the grammar the caption follows; fails if what it says is not so."""
+    """The rule of the grammar that the caption follows. Fails if the caption is not true."""
     for word, relation in RELATIONS.items():
         if f" {word} " in caption:
             first, second = (matching(things, part) for part in caption.split(f" {word} "))

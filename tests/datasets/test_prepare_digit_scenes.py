@@ -41,7 +41,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(prepare, tree, t
 
 
 def test_several_processes_draw_the_same_scenes(prepare, tree, tmp_path, monkeypatch):
-    """500 scenes are many enough to be drawn in several processes; the first 60 of them are the tree's."""
+    """500 scenes are drawn in several processes. The first 60 of them are those of the tree."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     prepare(tmp_path / "more", train_scenes=500, test_scenes=1)
     for path in (tree / "images" / "train").iterdir():
@@ -66,7 +66,7 @@ def test_handwriting_of_the_two_splits_is_never_mixed_by_its_ids(tree):
 
 
 def test_ids_and_labels_are_those_of_the_pixels(tree):
-    """Every drawn digit is most like the sample that its annotation names, and its class is that sample's."""
+    """Every drawn digit is most similar to the sample in its annotation, and has this sample's class."""
     handwriting = load_digits()
     for path in list((tree / "digits").rglob("*.png"))[::17]:
         image = cv2.imread(str(path))
@@ -84,7 +84,7 @@ def test_ids_and_labels_are_those_of_the_pixels(tree):
 
 
 def test_drawn_ink_correlates_with_its_own_sample_only(tree):
-    """Rechecked from the scenes' pixels: a large, unhidden digit resembles the sample it is said to be."""
+    """Checked from the scenes' pixels: a large, unhidden digit is similar to the sample in its annotation."""
     handwriting = load_digits().images
     coco = read(tree, "instances_train")
     boxes = {}
@@ -110,7 +110,7 @@ def _overlap(a, b) -> bool:
 
 
 def _normalised(ink) -> np.ndarray:
-    """The ink's box scaled to 16 x 16, of mean 0 and norm 1."""
+    """The ink's box scaled to 16 x 16, with mean 0 and norm 1."""
     rows, columns = np.nonzero(ink)
     cut = np.asarray(ink)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].astype(np.float32)
     scaled = cv2.resize(cut, (16, 16), interpolation=cv2.INTER_AREA)
@@ -236,7 +236,7 @@ def test_a_failure_midway_leaves_the_old_tree_as_it_was(prepare, tmp_path, monke
 
 
 def test_the_program(tmp_path):
-    """As a user runs it: the folder is DETECTRON2_DATASETS', and somebody else's folder is not touched."""
+    """As a user runs it: the folder is below DETECTRON2_DATASETS, and a folder with other files is not touched."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         program = Path(__file__).parents[2] / "datasets/prepare_digit_scenes.py"

@@ -1,4 +1,5 @@
-"""A model of two tasks that share parameters, trained in milliseconds, and the smallest real run of all five kinds."""
+"""A model of two tasks with shared parameters that trains in milliseconds, and the smallest real run of all five
+kinds."""
 
 import contextlib
 import os
@@ -28,7 +29,7 @@ if "ToyTwoTasks" not in META_ARCH_REGISTRY:
 
     @META_ARCH_REGISTRY.register()
     class ToyTwoTasks(nn.Module):
-        """One shared layer with dropout; "lines" adds a head of its own, "signs" has no other parameters."""
+        """One shared layer with dropout. "lines" also has its own head, "signs" has no other parameters."""
 
         def __init__(self, cfg: CfgNode):
             super().__init__()
@@ -136,7 +137,8 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
-    """Settings of a run of the smallest whole model, a task of each kind, on real files: some 0.2 s an iteration."""
+    """Settings of a run of the smallest complete model with a task of each kind, on real files. An iteration takes
+    some 0.2 s."""
     register_digit_scenes(str(small_tree), prefix="small_")
     cfg = tiny_config
     cfg.SEED = 7
@@ -161,7 +163,7 @@ def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
 
 
 def fork(work: Callable[[], Any]) -> int:
-    """The pid of a new process that does the work and exits with 0, or with what SystemExit says, or with 1."""
+    """Starts a process that does the work, and returns its pid. It exits with 0, with SystemExit's code, or with 1."""
     pid = os.fork()
     if pid:
         return pid
@@ -181,7 +183,7 @@ def fork(work: Callable[[], Any]) -> int:
 
 
 def fork_ranks(work: Callable[[], Any], folder: Path, world_size: int = 2) -> list[int]:
-    """:func:`fork` for each rank of a process group on the CPU, which meets in a new file in ``folder``."""
+    """:func:`fork` for each rank of a process group on the CPU. Ranks meet in a new file in ``folder``."""
     meeting = folder / f"meeting{len(list(folder.glob('meeting*')))}"
 
     def as_rank(rank: int) -> None:
@@ -194,11 +196,11 @@ def fork_ranks(work: Callable[[], Any], folder: Path, world_size: int = 2) -> li
 
 
 def exit_code(pid: int) -> int:
-    """Of a process once it is over; minus the signal's number for one that was killed."""
+    """The exit code of a process after it has ended, or minus the number of the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.fixture
 def processes() -> Any:
-    """``fork``, ``fork_ranks`` and ``exit_code``."""
+    """The functions ``fork``, ``fork_ranks`` and ``exit_code``."""
     return sys.modules[__name__]

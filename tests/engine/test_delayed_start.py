@@ -1,4 +1,4 @@
-"""The unified decoder begins to learn in its own iteration, the rest from the first one on."""
+"""The unified decoder begins to learn in the iteration of its delay, the rest in the first one."""
 
 import torch
 from detectron2.engine import SimpleTrainer, hooks

@@ -1,6 +1,6 @@
-"""Kills, signals and full disks in the middle of a run, which ends all the same in the bytes of one that was spared.
+"""Kills, signals and full disks in the middle of a run. It must end with the same bytes as an undisturbed run.
 
-`make test-faults` has the long campaign (tests/faults).
+``make test-faults`` runs the long campaign (tests/faults).
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(real_cfg, proce
 
 
 def signalled(number: int, iteration: int, rank: int = 0):
-    """A trainer whose process gets a signal in an iteration."""
+    """A trainer. Its process gets a signal in a given iteration."""
 
     class Signalled(UniPerceiverTrainer):
         def run_step(self):
@@ -159,7 +159,7 @@ def test_handlers_are_put_back(toy_trainer, cfg):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(real_cfg, processes, tmp_path):
-    """A quota stands for the disk: no file may be longer than half a checkpoint."""
+    """A limit on file sizes stands for a full disk: no file may be longer than half a checkpoint."""
     cfg = settings(real_cfg, tmp_path / "out", CHECKPOINT_PERIOD=2)
 
     def fill_the_disk() -> None:

@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks, whatever each of them reached."""
+"""Gradients averaged over ranks that use different parameters."""
 
 import torch
 
@@ -9,7 +9,7 @@ SHAPES = ((3, 5), (7,), (2, 2), (4,))
 
 
 def gradient(rank: int, index: int) -> torch.Tensor | None:
-    """Rank 0 reaches the parameters 0 and 1, rank 1 the parameters 0 and 2, nobody the last."""
+    """Rank 0 uses the parameters 0 and 1, rank 1 the parameters 0 and 2. No rank uses the last one."""
     if index not in ((0, 1), (0, 2))[rank]:
         return None
     return torch.randn(SHAPES[index], generator=torch.Generator().manual_seed(10 * rank + index))

@@ -1,4 +1,4 @@
-"""metrics.json: what its rows hold, and the same bytes however often a run is interrupted."""
+"""metrics.json: the content of its rows, and the same bytes for any number of interruptions."""
 
 import errno
 import io
@@ -24,22 +24,22 @@ PLACES = ("in step", "before checkpoint", "after checkpoint", "after evaluation"
 
 @pytest.fixture(scope="module", autouse=True)
 def no_sync():
-    """A disk may need ten milliseconds to be sure; here thousands of rows are written."""
+    """Leaves out syncs, which may take ten milliseconds each, as these tests write thousands of rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
 
 
 class Killed(BaseException):
-    """As SIGKILL, nothing that catches an Exception notices it."""
+    """Like SIGKILL, it is not caught by code that catches Exception."""
 
 
 class Loop(TrainerBase):
-    """Puts numbers that follow from the iteration, and keeps checkpoints as bytes.
+    """Puts numbers that depend on the iteration, and keeps checkpoints as bytes.
 
     Args:
-        path: of the metrics.
-        kill: (iteration, place) at which it stops.
+        path: the metrics file.
+        kill: (iteration, place) at which the loop ends.
         extra: hooks before all others.
     """
 
@@ -78,7 +78,7 @@ class Loop(TrainerBase):
         self.checkpoint = buffer.getvalue()
 
     def run(self, checkpoint=None):
-        """Train; the last checkpoint."""
+        """Train. Returns the last checkpoint."""
         start = 0
         self.checkpoint = checkpoint
         if checkpoint is not None:
@@ -93,7 +93,8 @@ class Loop(TrainerBase):
 
 
 class Place(HookBase):
-    """Where the loop may be killed; a checkpoint is written where Detectron2 and GracefulStop write theirs."""
+    """A place at which the loop may be killed. Two of the places save checkpoints, as Detectron2 and GracefulStop do
+    there."""
 
     def __init__(self, name):
         self.name = name

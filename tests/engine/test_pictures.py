@@ -1,4 +1,4 @@
-"""Pictures of predictions: what they show, and that training does not notice them."""
+"""Pictures of predictions: their content, and that they do not change training."""
 
 import json
 import random
@@ -20,7 +20,7 @@ if "ToyPainter" not in META_ARCH_REGISTRY:
 
     @META_ARCH_REGISTRY.register()
     class ToyPainter(META_ARCH_REGISTRY.get("ToyTwoTasks")):
-        """In evaluation, one detection as wide as a weight tells, and a caption of it; it draws all kinds of chance."""
+        """In evaluation it returns a detection or a caption for each image. It uses all random generators."""
 
         def __init__(self, cfg):
             super().__init__(cfg)

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, pass signals on and tell mistakes."""
+"""Processes of a run: how they find each other, pass signals on and report errors."""
 
 import contextlib
 import multiprocessing
@@ -30,7 +30,7 @@ def arguments(**changes) -> Namespace:
 
 
 def start_all(store: dist.Store, delays: list[float]) -> list[tuple[str, bool]]:
-    """What each rank comes to, if they arrive so many seconds late."""
+    """The result of each rank, if the ranks arrive with the given delays in seconds."""
     found: dict[int, tuple[str, bool]] = {}
 
     def arrive(rank: int) -> None:
@@ -47,7 +47,7 @@ def start_all(store: dist.Store, delays: list[float]) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("delays", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.3), (0.3, 0.0, 0.1)])
 def test_every_start_in_a_store_has_a_name_of_its_own_that_all_processes_agree_on(delays):
-    """Late processes find what an earlier start has left, and must not take it for their own."""
+    """Late processes find the data of an earlier start and must not use it."""
     store = dist.HashStore()
     starts = [start_all(store, delays) for _ in range(3)]
     for start in starts:
@@ -70,7 +70,7 @@ def test_a_process_of_which_nobody_else_is_left_waits_for_the_others():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, 137)])
 def test_the_code_of_a_child_is_that_of_the_program(monkeypatch, processes, number, code):
-    """SIGTERM to the program reaches its children, who end by themselves; a child that is killed ends it as well."""
+    """SIGTERM to the program reaches its children, which end by themselves. A killed child ends the program, too."""
 
     def child() -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))

@@ -1,4 +1,4 @@
-"""The bar in a terminal: it says how far training is, and nothing tears it."""
+"""The bar on a terminal: it shows the progress of training, and other output does not break it."""
 
 import fcntl
 import io
@@ -21,7 +21,7 @@ MESSAGE = logging.getLogger("uniperceiver_v2.engine.somewhere")
 
 
 class Screen:
-    """What somebody sees at a terminal of 100 columns: a stream to write to, and lines to look at."""
+    """A terminal of 100 columns: a stream to write to, and the lines that a user sees."""
 
     def __init__(self):
         self._own, terminal = pty.openpty()
@@ -57,8 +57,8 @@ class Screen:
 
 @pytest.fixture
 def screen(monkeypatch):
-    """A terminal, which becomes stdout and stderr by `screen.attach()`; the project's loggers write to it and to
-    `screen.file`."""
+    """A terminal, which becomes stdout and stderr by ``screen.attach()``. The project's loggers write to it and to
+    ``screen.file``."""
     screen = Screen()
 
     def attach():  # in the test itself: pytest sets its own streams before it
@@ -81,7 +81,7 @@ def screen(monkeypatch):
 
 
 class Loop(TrainerBase):
-    """Two tasks in turns, and messages on the way."""
+    """Two tasks in turns, with messages in between."""
 
     def __init__(self, stream=None):
         super().__init__()
@@ -100,7 +100,7 @@ class Loop(TrainerBase):
 
 
 class LastWord(HookBase):
-    """Logs after training, when no bar may be in the way."""
+    """Logs after training, when the bar must be closed."""
 
     def after_train(self):
         MESSAGE.info("the end")

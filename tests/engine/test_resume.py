@@ -1,4 +1,4 @@
-"""A run that was interrupted ends in the bytes of one that was not: weights, optimizer, metrics."""
+"""An interrupted and resumed run gives the same bytes as an uninterrupted one: weights, optimizer, metrics."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from uniperceiver_v2.engine.metrics import reproducible
 
 
 def train(cfg, resume: bool, until: int | None = None) -> None:
-    """To the end, or only the first iterations of the same run."""
+    """Trains to the end, or only the first iterations of the same run."""
     trainer = UniPerceiverTrainer(cfg)
     trainer.resume_or_load(resume=resume)
     if until is not None:

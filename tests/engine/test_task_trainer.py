@@ -1,4 +1,4 @@
-"""The inner loop: sampling modes, accumulation, float16, steps that are skipped."""
+"""The inner loop: sampling modes, accumulation, float16, skipped steps."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ def make(trainer_class, cfg, **changes):
 
 
 def gradient_of(trainer_class, cfg, **changes) -> dict[str, torch.Tensor]:
-    """Of the first iteration, which changes no weight."""
+    """The gradient of the first iteration, which changes no weight."""
     trainer = make(trainer_class, cfg, SOLVER__OPTIMIZER="AdamW", SOLVER__MAX_ITER=1, SOLVER__WARMUP_ITERS=0, **changes)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
@@ -67,7 +67,7 @@ def test_accumulated_parts_give_the_whole_batchs_training(toy_trainer, cfg, opti
 
 
 def poison(trainer_class, task: str, batches: range, value: float = math.nan):
-    """Some of a task's batches hold a number that no loss survives."""
+    """Puts a number into some batches of a task that makes the loss infinite or NaN."""
 
     class Poisoned(trainer_class):
         @classmethod
@@ -130,7 +130,7 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(toy_trainer, cfg):
 
 
 def test_training_stops_after_too_many_skipped_steps_of_a_task_in_a_row(toy_trainer, cfg):
-    """The other task's steps go on in between and do not count."""
+    """Steps of the other task in between do not count."""
     trainer = make(poison(toy_trainer, "signs", range(2, 60)), cfg, SOLVER__MAX_SKIPPED_STEPS=3)
     last = iterations_of("signs")[4]
     with pytest.raises(FloatingPointError, match=rf"'signs'.* iteration {last} \(signs/loss_sign nan.*images 400, 401"):

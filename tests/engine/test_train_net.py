@@ -1,4 +1,4 @@
-"""The program: from its arguments to files and exit code."""
+"""The program, from its arguments to its files and exit code."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ SEED: 1
 
 @pytest.fixture
 def loggers():
-    """A run sets up loggers for its process; here the process goes on."""
+    """Restores the loggers that a run has set up for its process."""
     found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
     yield
@@ -39,7 +39,7 @@ def loggers():
 
 @pytest.fixture
 def run(loggers, tmp_path, monkeypatch, toy_trainer, capsys):
-    """Runs the program with arguments; (exit code, stdout, stderr)."""
+    """Runs the program with arguments. Returns (exit code, stdout, stderr)."""
     monkeypatch.setattr(train_net, "UniPerceiverTrainer", toy_trainer)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(CONFIG)

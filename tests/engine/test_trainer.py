@@ -132,7 +132,7 @@ def test_evaluation_and_model_final_have_the_averaged_weights(toy_trainer, cfg):
 
 
 def test_a_tasks_loss_weight_scales_its_gradient(toy_trainer, cfg):
-    """With plain AdamW; task-balanced normalisation cancels it by design."""
+    """With plain AdamW, as task-balanced normalisation cancels the weight."""
     cfg.SOLVER.OPTIMIZER = "AdamW"
     cfg.TASKS.NAMES = ["signs"]
     cfg.SOLVER.MAX_ITER = 1

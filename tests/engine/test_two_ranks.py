@@ -1,4 +1,4 @@
-"""Two processes with half a batch each train as one, though each task leaves parameters unused."""
+"""Two processes with half a batch each give the same training as one, although each task leaves parameters unused."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""One process of test_two_ranks: trains on its share of every batch. Arguments: rank, world size, folder."""
+"""One process of test_two_ranks, which trains on its share of every batch. Arguments: rank, world size, folder."""
 
 import sys
 from pathlib import Path

@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 @pytest.fixture
 def on_two_ranks(tmp_path):
-    """on_two_ranks(make_evaluator, inputs, outputs): what two ranks' evaluators give, each fed every other sample."""
+    """on_two_ranks(make_evaluator, inputs, outputs): the results of two ranks' evaluators. Each gets every other
+    sample."""
 
     def run(make_evaluator, inputs, outputs):
         def work(rank):

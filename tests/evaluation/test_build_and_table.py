@@ -29,7 +29,7 @@ def cfg():
 
 @pytest.fixture
 def register():
-    """register(name, **metadata), undone after the test."""
+    """register(name, **metadata). The registration is removed after the test."""
     names = []
 
     def add(name, **metadata):

@@ -1,4 +1,4 @@
-"""Caption metrics against pycocoevalcap run directly, and what is left of them without its Java programs."""
+"""Caption metrics compared with pycocoevalcap run directly, and the metrics that remain without Java."""
 
 import gzip
 import math
@@ -46,7 +46,7 @@ ODD = (
 
 
 def captions(images=40, seed=0):
-    """References, one to four of each image, and a candidate, by image id."""
+    """By image id: one to four references of each image, and a candidate."""
     rng = random.Random(seed)
 
     def sentence():
@@ -61,7 +61,7 @@ def captions(images=40, seed=0):
 
 
 def direct_metrics(references, candidates, scorers):
-    """Of tokenised captions; pycocoevalcap's classes take and give what its own evaluation script has them do."""
+    """Metrics of tokenised captions by pycocoevalcap's classes, called as in its own evaluation script."""
     bleu, *others = [scorer.compute_score(references, candidates)[0] for scorer in scorers]
     return [100 * value for value in (*bleu, *others)]
 
@@ -73,7 +73,8 @@ def without_java(monkeypatch, tmp_path):
 
 @needs_java
 def test_equals_pycocoevalcap_run_directly(monkeypatch):
-    """On odd captions too, for several rows at once, and with a table of paraphrases cut down to what can match."""
+    """Also for unusual captions, for several rows at once, and with METEOR's paraphrases reduced to those that can
+    match."""
     references, candidates = captions()
     _, others = captions(seed=1)
     rows = {"ours": candidates, "others": others}
@@ -126,7 +127,7 @@ def test_references_without_words_give_nothing(without_java):
 
 @pytest.fixture
 def small_meteor(monkeypatch, tmp_path):
-    """METEOR with one paraphrase, and the processes that were started."""
+    """METEOR with one paraphrase, and the processes that it started."""
     table = tmp_path / "paraphrases.gz"
     with gzip.open(table, "wb") as file:
         file.write(b"0.5\nnext to\nclose to\n0.5\nnext to\nfar from\n0.5\nat\nnext to\n")

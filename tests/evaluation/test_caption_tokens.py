@@ -1,4 +1,4 @@
-"""Words of captions, by Java and without it."""
+"""Words of captions, with and without Java."""
 
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer

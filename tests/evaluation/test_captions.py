@@ -1,4 +1,4 @@
-"""The evaluator of captions with its baselines. Java stays out of it: the metrics have tests of their own."""
+"""The evaluator of captions with its baselines. It runs without Java, as the metrics have their own tests."""
 
 import json
 import math
@@ -24,7 +24,8 @@ def baselines(seed=0):
 
 
 def samples(count=12):
-    """Image k shows a dog of colour k % 4 and is nearest to the training image of that colour; ids go backwards."""
+    """Image k shows a dog of colour k % 4 and is nearest to the training image of that colour. Ids are in descending
+    order."""
     inputs, outputs = [], []
     for k in reversed(range(count)):
         colour = COLOURS[k % 4]

@@ -17,7 +17,7 @@ def dataset():
 
 
 def samples(count, classes=7, seed=0):
-    """Inputs and outputs of a batch, ids from the end to the beginning."""
+    """Inputs and outputs of a batch, with ids in descending order."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
     scores = torch.rand((count, classes), generator=generator).softmax(dim=1)

@@ -8,7 +8,7 @@ from uniperceiver_v2.evaluation import LanguageModellingEvaluator
 
 
 def samples(texts=9, seed=0):
-    """Each text in one to three parts, as it comes with other tokens masked, and an empty part."""
+    """Each text comes in one to three parts with different masked tokens, and one part has none."""
     generator = torch.Generator().manual_seed(seed)
     inputs, outputs = [], []
     for text_id in reversed(range(texts)):

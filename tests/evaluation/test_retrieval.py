@@ -1,4 +1,4 @@
-"""Retrieval against a plain formula on the whole matrix, in float64."""
+"""Retrieval compared with a plain formula on the whole matrix, in float64."""
 
 import itertools
 import json
@@ -22,7 +22,8 @@ def unit(vectors):
 
 
 def plain_recall(similarities, right, k):
-    """R@k from float64 similarities [Q, C] and which candidates are right, bool [Q, C]; 1e-6 apart is equal."""
+    """R@k from float64 similarities [Q, C] and a bool matrix [Q, C] of right candidates. Differences up to 1e-6
+    count as ties."""
     hits = []
     for row, own in zip(similarities, right):
         best = row[own].max()
@@ -78,7 +79,7 @@ def test_features_in_general_position(chunk):
 
 
 def test_copies_that_rounding_tells_apart_are_equal():
-    """The same caption, encoded in other company, differs in the last bits."""
+    """Features of one caption, encoded in different batches, differ in the last bits."""
     images, captions, image_of = random_features(images=30, per_image=1)
     captions = captions[0] + 1e-8 * torch.randn(30, 16, dtype=torch.float64)
     by_image, _ = retrieve(images.float(), captions.float(), image_of)

@@ -1,4 +1,4 @@
-"""The studies as modules, on a small digit_scenes and a model that trains in moments."""
+"""The studies as modules, on a small digit_scenes and with a model that trains quickly."""
 
 import gzip
 import importlib
@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[2] / "projects" / "uniperceiver_v2"
 
 @pytest.fixture(scope="session")
 def imported() -> Callable[[str], ModuleType]:
-    """A study by its name; the programs of a folder import each other by their names alone."""
+    """A study by its name. The programs of the folder import each other by their names alone."""
 
     def module_of(name: str) -> ModuleType:
         sys.path.insert(0, str(PROJECT / "experiments"))
@@ -42,7 +42,7 @@ def leaves(node: Mapping, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture
 def changed_settings() -> Callable[[Mapping, Mapping], set[str]]:
-    """The keys of two configurations whose values differ, the folder of outputs aside."""
+    """The keys with different values in two configurations, without the folder of outputs."""
 
     def changed(one: Mapping, other: Mapping) -> set[str]:
         one, other = dict(leaves(one)), dict(leaves(other))
@@ -53,8 +53,8 @@ def changed_settings() -> Callable[[Mapping, Mapping], set[str]]:
 
 @pytest.fixture(scope="session")
 def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
-    """The folder of data sets: digit_scenes of 24 training and 6 test scenes, with one digit of every class and 40
-    lines of text to test on. The same stands for the development tree."""
+    """The folder of data sets: digit_scenes with 24 training and 6 test scenes, one digit of every class and 40
+    lines of test text. The development tree is the same."""
     root = tmp_path_factory.mktemp("studies")
     prepare_digit_scenes(root / "digit_scenes", train_scenes=24, test_scenes=6)
     for digits in (root / "digit_scenes" / "digits" / "test").iterdir():
@@ -69,7 +69,7 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_data(small_tree, monkeypatch, tmp_path) -> None:
-    """The registered names stand for small trees."""
+    """Lets the registered names refer to the small trees."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_tree))
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", {})
@@ -82,8 +82,8 @@ def small_data(small_tree, monkeypatch, tmp_path) -> None:
 
 @pytest.fixture
 def small_config(imported, monkeypatch, tmp_path) -> Path:
-    """What the studies train: the small generalist's settings with a still smaller model and smaller batches, and no
-    waiting, so that each setting shows within four iterations."""
+    """The configuration of the studies with a smaller model, smaller batches, no warm-up and a short delay, so that
+    each setting has an effect within four iterations."""
     study = imported("study")
     region = {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12}
     backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
@@ -127,7 +127,7 @@ def delivered(imported, monkeypatch) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def replaced(monkeypatch) -> dict[str, int]:
-    """How often what a study puts in the place of something has been called, by the name that it stands for."""
+    """The number of calls of each replacement that a study makes, by the name of the replaced object."""
     patch, calls = mock.patch.object, {}
 
     def counting_patch(place, name, replacement):

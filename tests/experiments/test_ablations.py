@@ -1,4 +1,4 @@
-"""The study of ablations: what its arms replace, how its runs are set up, and its table."""
+"""The study of ablations: the replacements of its arms, the settings of its runs, and its table."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from uniperceiver_v2.tasks import RetrievalTask
 
 @pytest.fixture
 def ablations(imported, monkeypatch, tmp_path):
-    """The program as a module, its runs and its document in a folder of their own."""
+    """The program as a module, with its own folder for runs and document."""
     module = imported("ablations")
     monkeypatch.setattr(module.STUDY, "output", tmp_path)
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "ablations.md")

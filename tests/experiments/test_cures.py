@@ -1,4 +1,4 @@
-"""The study of cures: every arm trains, and is another training than the whole model's."""
+"""The study of cures: every arm trains, and differently from the whole model."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ ITERATIONS = 4
 
 @pytest.fixture
 def cures(imported, monkeypatch, tmp_path):
-    """The program as a module, its runs and its document in a folder of their own."""
+    """The program as a module, with its own folder for runs and document."""
     module = imported("cures")
     monkeypatch.setattr(module.STUDY, "output", tmp_path / "runs")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "architecture.md")

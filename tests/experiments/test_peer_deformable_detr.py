@@ -1,4 +1,4 @@
-"""The peer of detection trains, is tested, and is not trained again."""
+"""The peer of detection is trained and tested once, and not a second time."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the studies share: who does a run, where it goes on, and which processes are started."""
+"""The common part of the studies: which process does a run, where a run resumes, and which processes are started."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def study(imported):
 
 @pytest.fixture
 def two_arms(study, monkeypatch, tmp_path):
-    """A study of one task with an arm of another rate."""
+    """A study of one task. One of its arms has another rate."""
     document = tmp_path / "study.md"
     two_arms = study.Study(
         str(tmp_path / "rates.py"),
@@ -103,7 +103,7 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
     ("name", "arm", "iterations"), [("ablations", "single digits", 110), ("cures", "denoising", 101)]
 )
 def test_program_runs_by_itself(name, arm, iterations, small_tree, monkeypatch, tmp_path):
-    """A run in its own process, of the small generalist itself, little longer than its rates warm up."""
+    """A run of the small generalist itself in its own process, a little longer than the warm-up."""
     program = Path(__file__).parents[2] / "projects" / "uniperceiver_v2" / "experiments" / f"{name}.py"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_tree))
     options = ["--iterations", str(iterations), "--output", str(tmp_path / "runs"), "--run", arm, "0"]

@@ -1,4 +1,4 @@
-"""A run of the smallest whole model by the program itself: its settings, its command line, its final weights."""
+"""A run of the smallest complete model by the program itself: its settings, its command line, its final weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ SMALL = {
 
 
 def write_config(folder: Path) -> Path:
-    """SMALL as a file."""
+    """Writes SMALL to a file."""
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL))
     return path
 
 
 def command(config: Path, output: Path, *options: str, ranks: int = 1, restarts: int = 0) -> list[str]:
-    """The command line of a run; on several ranks it is torchrun's."""
+    """The command line of a run. For several ranks it is torchrun's."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -50,7 +50,7 @@ def command(config: Path, output: Path, *options: str, ranks: int = 1, restarts:
 
 
 def state(output: Path) -> dict[str, torch.Tensor]:
-    """All weights and moments that a run ended with."""
+    """All final weights and moments of a run."""
     checkpoint = torch.load(output / "model_final.pth", weights_only=True)
     moments = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
     return {
@@ -63,7 +63,7 @@ def state(output: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """The names under which two runs do not end in the same bytes."""
+    """The names of final tensors in which two runs differ."""
     first, second = state(a), state(b)
     return [key for key in first.keys() | second.keys() if not torch.equal(first[key], second[key])]
 

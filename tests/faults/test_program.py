@@ -1,4 +1,4 @@
-"""train_net.py itself among faults: torchrun and its restarts, and the campaign of kills (`make test-faults`)."""
+"""train_net.py under faults: torchrun and its restarts, and the campaign of kills (``make test-faults``)."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def data(prepare_digit_scenes, tmp_path_factory) -> None:
-    """A small digit_scenes, so that loading takes no time."""
+    """A small digit_scenes, so that loading takes little time."""
     root = tmp_path_factory.mktemp("datasets")
     prepare_digit_scenes(root / "digit_scenes", train_scenes=24, test_scenes=6)
     ENVIRONMENT["DETECTRON2_DATASETS"] = str(root)
@@ -67,7 +67,7 @@ def test_torchrun_starts_a_run_anew_from_its_last_checkpoint_when_a_rank_is_kill
 
 @pytest.mark.slow
 def test_two_machines_start_a_run_anew_together(config, tmp_path):
-    """Two torchruns on one machine stand for two machines; each counts its own restarts."""
+    """Two torchruns on one machine represent two machines. Each counts its own restarts."""
     short = ("SOLVER.MAX_ITER", "12")
     killed, spared = tmp_path / "killed", tmp_path / "spared"
     with socket.socket() as probe:
@@ -94,7 +94,7 @@ def test_two_machines_start_a_run_anew_together(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_not(config, tmp_path, ranks):
-    """Every third kill waits for a checkpoint that is being written; with two ranks any of them may be hit."""
+    """Every third kill waits until a checkpoint is being written. With two ranks, either may be killed."""
     killed, spared = tmp_path / "killed", tmp_path / "spared"
     began = time.monotonic()
     finish(command(config, spared, ranks=ranks), tmp_path)

@@ -1,4 +1,4 @@
-"""Likelihoods against the plain formula."""
+"""Likelihoods compared with the plain formula."""
 
 import math
 

@@ -145,7 +145,7 @@ def test_plain_adamw_clips_gradients_if_asked(cfg):
 
 
 def test_cosine_with_a_rescaled_interval_is_a_one_cycle_rate(cfg):
-    """Linear to BASE_LR, then half a cosine over all that is left; every group keeps its multiplier."""
+    """Linear to BASE_LR, then half a cosine over all remaining iterations. Every group keeps its multiplier."""
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.SOLVER.RESCALE_INTERVAL = True
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 100, 20, 0.01

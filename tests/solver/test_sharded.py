@@ -1,4 +1,4 @@
-"""Parameters that two processes share out between them: the steps are those of one process that has them whole."""
+"""Parameters that are divided among two processes. The steps equal those of one process with whole parameters."""
 
 import math
 from datetime import timedelta
@@ -31,7 +31,7 @@ def whole_tensors(seed: int) -> list[torch.Tensor]:
 
 
 def train(parameters: list[torch.nn.Parameter], share_out) -> tuple[list[float], TaskBalancedAdamW]:
-    """Norms of the gradients of all steps, and the optimizer."""
+    """The norms of the gradients of all steps, and the optimizer."""
     optimizer = TaskBalancedAdamW([{"params": parameters[:3]}, {"params": parameters[3:], "lr": 3e-3}], **SETTINGS)
     norms = []
     for step in range(STEPS):
@@ -66,7 +66,7 @@ def batch() -> torch.Tensor:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    """One of two processes: everything that the tests look at."""
+    """One of two processes. Collects everything that the tests check."""
     torch.set_num_threads(1)
     meeting, patience = f"file://{folder}/meeting", timedelta(minutes=1)
     dist.init_process_group("gloo", meeting, rank=rank, world_size=2, timeout=patience)

@@ -1,4 +1,4 @@
-"""TaskBalancedAdamW against a plain loop over the paper's equations, and against torch.optim.AdamW."""
+"""TaskBalancedAdamW compared with a plain loop over the paper's equations, and with torch.optim.AdamW."""
 
 import contextlib
 import copy
@@ -30,7 +30,7 @@ def set_gradients(parameters: list[torch.nn.Parameter], task: str, step: int) ->
 
 
 def reference(parameters, groups, tasks, drawn, gradients_of, betas, eps):
-    """The paper's update, one number at a time; ``groups``: (lr, weight decay) of each parameter."""
+    """The paper's update, number by number. ``groups`` has (lr, weight decay) of each parameter."""
     values = [p.detach().double().flatten().tolist() for p in parameters]
     m = [[0.0] * len(v) for v in values]
     n = [[0.0] * len(v) for v in values]
@@ -100,7 +100,7 @@ def test_is_adamw_for_one_task_whose_weight_is_the_gradients_norm():
 
 
 def test_first_moment_tracks_the_sum_of_the_tasks_gradients():
-    """E[m] = Σ_k g_k over the draw, rarely drawn and partly reached parameters included."""
+    """E[m] = Σ_k g_k over the draws, also for rarely drawn tasks and for parameters that not all tasks use."""
     parameters = make_parameters()
     beta, steps, burn_in = 0.9, 6000, 200
     optimizer = TaskBalancedAdamW(parameters, lr=0.0, betas=(beta, 0.99), tasks=TASKS)
@@ -208,7 +208,7 @@ def test_the_state_survives_a_file_of_tensors_alone(tmp_path):
 
 
 def scaled_step(parameters: list[torch.nn.Parameter], optimizer, scaler, task: str, step: int, way: str) -> None:
-    """A step by the gradients of :func:`set_gradients`, scaled as for half precision."""
+    """A step with the gradients of :func:`set_gradients`, scaled as for half precision."""
     set_gradients(parameters, task, step)
     gradients = [p.grad for p in parameters]
     optimizer.zero_grad()
@@ -282,7 +282,7 @@ def test_a_step_takes_as_many_operations_for_many_parameters_as_for_few():
 
 @pytest.mark.parametrize("reached", [(0, 1, 2, 3), (1, 3)])
 def test_blocks_change_no_bit(monkeypatch, reached):
-    """Parameters larger than a block, one of them transposed in memory, and smaller ones that share a block."""
+    """Parameters larger than a block, one of them transposed in memory, and smaller parameters that share a block."""
     shapes = ((5, 9), (3,), (6, 8), (2, 2))
 
     def trained(block: int) -> list[torch.Tensor]:
@@ -303,7 +303,7 @@ def test_blocks_change_no_bit(monkeypatch, reached):
 
 
 def test_no_operation_of_the_update_leaves_the_cache(monkeypatch):
-    """On a CPU: a pass over a whole large model for each operation reads the memory a dozen times."""
+    """On a CPU. An update with one pass over the whole model for each operation would read the memory a dozen times."""
     largest = 0
 
     class Sizes(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Batches as the data mappers make them."""
+"""Batches in the form in which the data mappers make them."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ NAMES = ("zero", "one", "two", "three", "seven")
 
 
 def scene(size: tuple[int, int], boxes: list[tuple[int, int, int, int]], classes: list[int]) -> dict:
-    """A grey image with a bright rectangle for each object, the brighter the higher its class."""
+    """A grey image with a bright rectangle for each object. Higher classes are brighter."""
     height, width = size
     image = torch.full((3, height, width), 60, dtype=torch.uint8)
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
@@ -32,7 +32,7 @@ def scene(size: tuple[int, int], boxes: list[tuple[int, int, int, int]], classes
 
 @pytest.fixture
 def scenes() -> list[dict]:
-    """Two objects, none, and one, in images of different sizes."""
+    """Images of different sizes, with two objects, none, and one."""
     return [
         scene((64, 64), [(4, 6, 28, 30), (36, 20, 60, 56)], [4, 1]),
         scene((48, 64), [], []),

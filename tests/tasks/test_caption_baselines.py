@@ -1,4 +1,4 @@
-"""What captions are compared with: the training images' features and captions."""
+"""Baselines of captions: features and captions of the training images."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ NAME = "baseline_captions"
 
 @pytest.fixture
 def captioned(tmp_path):
-    """Five images of one colour each, with two captions."""
+    """Five images, each of one colour, with two captions each."""
     records = []
     for index in range(5):
         path = str(tmp_path / f"{index}.png")

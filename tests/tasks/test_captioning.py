@@ -1,4 +1,4 @@
-"""Captioning on whole models: losses against equation (7), nothing sees later words, caches change nothing."""
+"""Captioning with complete models: losses equal equation (7), no position sees later words, caches change nothing."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def with_settings(model, **settings) -> None:
 
 @pytest.fixture(params=[0, 4], ids=["dense", "experts"])
 def model(tiny_config, request):
-    """With weights that make every part count: as it starts, the decoder only pools."""
+    """A model with random weights in every part, as the initial decoder only pools."""
     tiny_config.MODEL.UNIPERCEIVER_V2.DECODER.update({"LAYERS": 2, "EXPERTS": request.param, "ACTIVE_EXPERTS": 2})
     model = build_model(tiny_config).eval()
     with torch.no_grad():
@@ -33,7 +33,7 @@ def model(tiny_config, request):
 
 @pytest.fixture
 def captioned(tiny_model, scenes) -> list[dict]:
-    """Images of three sizes with a long, a short and an empty caption."""
+    """Images of three sizes, with a long, a short and an empty caption."""
     ids, valid = tiny_model.text_encoder.tokenize(TEXTS)
     return [
         {"task": "captioning", "image": x["image"], "caption_token_ids": [i[v]]}
@@ -52,7 +52,8 @@ def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def word_log_probs(model, batch: list[dict], smoothing: float = 0.0) -> list[torch.Tensor]:
-    """Plain equation (7) of each caption's words, [T-1] each in float64, every word from its own beginning alone."""
+    """Equation (7) for each caption's words, [T-1] each in float64. Every word is computed from the words before it
+    only."""
     encoding, words = encode(model, batch), model.vocabulary(IMAGE_TEXT_TO_TEXT).double()
     words = words / words.norm(dim=1, keepdim=True)
     found = [[] for _ in batch]
@@ -123,7 +124,7 @@ def test_accuracy_is_logged(model, captioned):
 
 @torch.no_grad()
 def test_no_position_sees_a_later_word(model, captioned):
-    """Through text encoder, decoder and routed networks; neither <SPE> nor the image sees any word."""
+    """In the text encoder, the decoder and the routed networks. <SPE> and the image see no word at all."""
     encoding = encode(model, captioned[:1])
     ids = captioned[0]["caption_token_ids"][0][None]
     valid = torch.ones_like(ids, dtype=torch.bool)
@@ -152,7 +153,7 @@ def test_words_depend_on_the_image(model, captioned):
 
 
 def next_words_anew(model, encoding):
-    """`next_words` without any cache: each step reads image and words from the beginning."""
+    """``next_words`` without a cache: each step computes the image and all words again."""
     segments = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
     images, prefixes = torch.arange(len(segments[0].tokens)), torch.empty(len(segments[0].tokens), 0, dtype=torch.long)
 
@@ -239,7 +240,7 @@ def test_captions_are_no_longer_than_asked_for_or_than_the_encoder_reads(model, 
 
 
 def test_a_batch_is_learned_and_said(tiny_model, captioned):
-    """From samples of the vocabulary, though generation chooses from all of it."""
+    """Trained with samples of the vocabulary. Generation chooses from the whole vocabulary."""
     with_settings(tiny_model, VOCABULARY_SAMPLE=30)
     optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Classification: losses against equation (7), probabilities."""
+"""Classification: losses equal equation (7), and probabilities."""
 
 import math
 
@@ -16,13 +16,13 @@ def train_losses(model, batch: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def representations(model, batch: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """<SPE>'s of the images and of the names."""
+    """The representations of <SPE> for the images and for the names."""
     encoding, _ = model.image_encoder(model.preprocess(batch))
     return model.decode_image(encoding), model.encode_candidates(batch[0]["candidates"])
 
 
 def equation_7(inputs, candidates, labels: list[int], temperature: float, smoothing: float) -> float:
-    """With the likelihood that label smoothing wants of each candidate in place of the label alone."""
+    """With label smoothing's target probability of each candidate in place of the label."""
     total = 0.0
     for x, label in zip(inputs.double(), labels, strict=True):
         logits = [float(x @ y / (x.norm() * y.norm())) / temperature for y in candidates.double()]

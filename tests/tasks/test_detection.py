@@ -1,4 +1,4 @@
-"""Detection: its losses against plain formulas, its predictions against plain rules."""
+"""Detection: its losses compared with plain formulas, its predictions with plain rules."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_images_without_objects_train(tiny_model, scenes):
 
 
 def plain_cross_entropy(inputs, candidates, labels: list[int], temperature: float) -> float:
-    """Mean of -log P by equation (7), in Python's floats."""
+    """The mean of -log P by equation (7), in Python's floats."""
     total = 0.0
     for x, label in zip(inputs.detach().double(), labels, strict=True):
         cosines = [float(x @ y / (x.norm() * y.norm())) / temperature for y in candidates.double()]
@@ -126,7 +126,7 @@ def test_without_a_size_the_images_own_is_meant(tiny_model, scenes):
 
 
 def test_a_label_set_of_the_users_own(tiny_model, scenes):
-    """Only those labels come back, as indices into the set, with the scores that the set gives."""
+    """Only those labels are returned, as indices into the set, with scores that depend on the set."""
     for item in scenes:
         item["candidates"] = ("seven", "two")
     for item, prediction in zip(scenes, tiny_model(scenes), strict=True):
@@ -175,14 +175,15 @@ def test_the_best_pairs_go_out(tiny_config, scenes):
 
 
 def make_proposals(masks: torch.Tensor) -> Proposals:
-    """One image's proposals with these mask logits [O,h,w] and boxes as large as the image."""
+    """The proposals of one image with these mask logits [O,h,w], and boxes as large as the image."""
     count = len(masks)
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(count, 1)
     return Proposals(torch.zeros(1, count, 4), boxes[None], masks[None], torch.zeros(1, count))
 
 
 def test_each_pair_gets_the_mask_of_its_proposal():
-    """Proposal o covers row o of a 4×4 map; both categories of proposal 2 win, then one of proposal 0."""
+    """Proposal o covers row o of a 4×4 map. Both categories of proposal 2 have the highest scores, then one of
+    proposal 0."""
     masks = torch.full((4, 4, 4), -5.0)
     masks[range(4), range(4)] = 5.0
     images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
@@ -200,7 +201,7 @@ def test_more_detections_than_pairs_are_all_pairs():
 
 
 def test_a_mask_ends_at_its_box():
-    """Masks that cover the image; boxes of 2.5×1 pixels in the middle of row 1, and of the lower left quarter."""
+    """The masks cover the image. The boxes are 2.5×1 pixels in the middle of row 1, and the lower left quarter."""
     proposals = make_proposals(torch.full((2, 4, 4), 5.0))
     proposals.boxes[0] = torch.tensor([[2.25 / 4, 1.5 / 4, 2.5 / 4, 1 / 4], [0.25, 0.75, 0.5, 0.5]])
     images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
@@ -212,7 +213,7 @@ def test_a_mask_ends_at_its_box():
 
 
 def test_masks_are_cut_to_the_image_and_scaled():
-    """The left third of an image of 32×48 that was padded to 64×64, asked for at twice its size."""
+    """The left third of a 32×48 image that is padded to 64×64, requested at twice its size."""
     logits = torch.full((1, 16, 16), -5.0)
     logits[..., :4] = 5.0  # 16 of 64 pixels
     images = ImageList(torch.zeros(1, 3, 64, 64), [(32, 48)])

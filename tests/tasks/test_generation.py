@@ -1,4 +1,5 @@
-"""Greedy and beam search: against all sequences there are, a plain search with lists, and Hugging Face's generate."""
+"""Greedy and beam search compared with all possible sequences, a plain search with lists, and Hugging Face's
+generate."""
 
 import itertools
 import math
@@ -15,7 +16,7 @@ STOP = 0
 
 
 class Toy:
-    """Random log P of the next token for every beginning of every sequence, peaked or flat."""
+    """Random log P of the next token for each beginning of each sequence, peaked or flat."""
 
     def __init__(self, seed: int, batch: int, vocabulary: int, max_length: int, sharpness: float = 2.0):
         generator = torch.Generator().manual_seed(seed)
@@ -42,7 +43,7 @@ class Toy:
 
 
 def all_sequences(vocabulary: int, max_length: int):
-    """All that stop, and all that reach the greatest length without."""
+    """All sequences that end with the stop token, and all that reach the greatest length without it."""
     words = range(1, vocabulary)
     for length in range(max_length):
         yield from ((*words_, STOP) for words_ in itertools.product(words, repeat=length))
@@ -50,7 +51,7 @@ def all_sequences(vocabulary: int, max_length: int):
 
 
 def plain_search(toy: Toy, image: int, beam_size: int, penalty: float, max_length: int) -> tuple[float, tuple]:
-    """The same rules with lists, without an early end. Of one beam: until the first stop."""
+    """The same rules with lists, and without an early end. With one beam it ends at the first stop token."""
     beams, finished = [(0.0, ())], []
     for length in range(1, max_length + 1):
         options = [
@@ -174,7 +175,7 @@ def language_model():
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.2])
 @torch.no_grad()
 def test_words_and_scores_of_hugging_faces_generate(language_model, beam_size, penalty):
-    """With `early_stopping="never"`, which means exactly that no beam can win any more."""
+    """With ``early_stopping="never"``, which means that the search ends when no beam can reach a better score."""
     start, length = torch.arange(3, 27), 12
     prefixes = torch.empty(len(start), 0, dtype=torch.long)
 

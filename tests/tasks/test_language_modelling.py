@@ -1,4 +1,4 @@
-"""Masked language modelling: loss and predictions against the plain formula, text by text."""
+"""Masked language modelling: loss and predictions compared with the plain formula, text by text."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ TEXTS = ("a red seven and two blue threes", "four", "the yellow one is above the
 
 @pytest.fixture
 def corpus(tiny_model) -> list[dict]:
-    """Three texts; the second and the fourth token of each are masked, where there are as many."""
+    """Three texts. The second and the fourth token of each are masked, if they exist."""
     inputs = []
     for text in TEXTS:
         token_ids = torch.tensor(tiny_model.text_encoder.tokenizer(text)["input_ids"])
@@ -29,7 +29,7 @@ def corpus(tiny_model) -> list[dict]:
 
 @torch.no_grad()
 def plain(model, inputs: list[dict]) -> list[tuple[float, bool]]:
-    """log P of every masked token, and whether it is the likeliest, each text encoded by itself, in float64."""
+    """log P of every masked token, and whether it is the most likely one. Each text is encoded alone, in float64."""
     words = list(model.encode_vocabulary(torch.arange(509), TEXT_TO_TEXT).double())
     for i in (5, 300):
         torch.testing.assert_close(

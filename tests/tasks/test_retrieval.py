@@ -1,4 +1,4 @@
-"""Retrieval: the contrastive likelihood against its plain formula, and its predictions."""
+"""Retrieval: the contrastive likelihood compared with its plain formula, and the predictions."""
 
 import math
 
@@ -13,7 +13,7 @@ CAPTIONS = ("a red seven", "two blue threes", "a nine above a two", "four digits
 
 @pytest.fixture
 def pairs(tiny_model) -> list[dict]:
-    """Four images of one size, each with its caption."""
+    """Four images of one size, each with one caption."""
     tokenizer = tiny_model.text_encoder.tokenizer
     return [
         {
@@ -27,7 +27,7 @@ def pairs(tiny_model) -> list[dict]:
 
 
 def cosines(model, pairs: list[dict]) -> list[list[float]]:
-    """Of every image with every caption, each encoded by itself, in Python's float64."""
+    """Cosines of every image with every caption, each encoded alone, in Python's floats."""
     images, texts = [], []
     with torch.no_grad():
         for pair in pairs:

@@ -1,4 +1,4 @@
-"""Sampled vocabularies against the whole one."""
+"""Sampled vocabularies compared with the whole one."""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ TEMPERATURE = 0.3
 
 
 class FakeModel:
-    """Words are rows of a table; notes which of them were encoded."""
+    """Words are rows of a table. Records the words that were encoded."""
 
     def __init__(self, words: int, dim: int = 6, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,8 @@ def test_other_words_are_drawn_equally_often_and_anew():
 
 @pytest.mark.parametrize("sample", [0, 9, 37])
 def test_loss_and_gradients_are_those_of_a_plain_formula(sample):
-    """Of 40 words 37 are no targets: the sampled softmax of the words drawn, and the whole one where all are."""
+    """37 of the 40 words are not targets. With a sample it is the sampled softmax of the drawn words, with all of
+    them the whole softmax."""
     model, targets = FakeModel(40), torch.tensor([3, 17, 3, 0])
     features = torch.randn(4, 6, requires_grad=True)
     logits, labels = vocabulary_logits(model, features, targets, TEXT_TO_TEXT, sample)

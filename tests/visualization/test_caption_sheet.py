@@ -1,4 +1,4 @@
-"""The sheet of scenes: what was predicted stands where it belongs, and any text fits."""
+"""The sheet of scenes: predictions are at their places, and any text fits."""
 
 import json
 
@@ -14,7 +14,7 @@ SIZE = caption_sheet._PICTURE
 
 @pytest.fixture
 def scenes(tmp_path):
-    """scenes(count, detections, **caption): arguments of the sheet, of black images with ids 1, 2, ..."""
+    """scenes(count, detections, **caption): the sheet's arguments for black images with ids 1, 2, ..."""
     DatasetCatalog.register("sheet_test", lambda: [])
     metadata = MetadataCatalog.get("sheet_test")
     metadata.set(thing_classes=["zero", "one"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1})
@@ -47,7 +47,7 @@ def picture(sheet, index, columns=4):
 
 
 def below(sheet, index, columns=4):
-    """The text of a scene on a sheet, with all room around it."""
+    """The area of a scene's text on a sheet, with the margins around it."""
     top = caption_sheet._TITLE_HEIGHT + index // columns * (SIZE + caption_sheet._TEXT_HEIGHT) + SIZE
     left = index % columns * (SIZE + caption_sheet._GAP)
     return sheet[top : top + caption_sheet._TEXT_HEIGHT, left : left + SIZE + 2 * caption_sheet._GAP]

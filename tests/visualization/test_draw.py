@@ -1,4 +1,4 @@
-"""Pictures of detections and annotations: something is drawn, where it belongs, and large enough."""
+"""Pictures of detections and annotations: shapes are drawn at their places and are large enough."""
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ def detections(scores=(0.9, 0.1)) -> Instances:
 
 
 def changed(picture: np.ndarray, scale: int) -> np.ndarray:
-    """Whether each pixel of the original, grey image was drawn on: [96,96]."""
+    """For each pixel of the original, grey image, whether it was drawn on: [96,96]."""
     difference = np.abs(picture.astype(int) - 128).max(-1) > 8
     return difference.reshape(96, scale, 96, scale).any((1, 3))
 
@@ -65,7 +65,7 @@ def test_boxes_alone_are_drawn(grey):
 
 
 class FixedModel(nn.Module):
-    """Sees the same two digits everywhere, and counts its images."""
+    """Predicts the same two digits for each image, and counts the images."""
 
     def __init__(self):
         super().__init__()

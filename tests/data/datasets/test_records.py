@@ -1,4 +1,4 @@
-"""What a user sees of data that cannot be used, and that data in the usual formats can be."""
+"""Data in the usual formats can be used, and data that cannot be used gives a clear message."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def message_of(call, *arguments) -> str:
 
 @pytest.fixture
 def copy(tree, tmp_path, catalogs):
-    """A tree that may be damaged, registered as copy_*."""
+    """A copy of the tree that a test may damage, registered as copy_*."""
     shutil.copytree(tree, tmp_path / "digit_scenes")
     register_digit_scenes(str(tmp_path / "digit_scenes"), prefix="copy_")
     return tmp_path / "digit_scenes"
@@ -52,7 +52,7 @@ def copy(tree, tmp_path, catalogs):
 
 @pytest.fixture
 def own_coco(tree, tmp_path, catalogs):
-    """change(content) -> its COCO JSON, registered as a user does, as "own"."""
+    """change(content) -> a changed copy of its COCO JSON, registered as "own" in the way a user does."""
 
     def build(change=lambda content: None, name: str = "own"):
         content = json.loads((tree / "annotations/instances_train.json").read_text())

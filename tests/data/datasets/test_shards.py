@@ -1,4 +1,4 @@
-"""Image-text pairs in WebDataset shards: what is read, in which order, and what cannot be read."""
+"""Image-text pairs in WebDataset shards: which are read, in which order, and which cannot be read."""
 
 import errno
 import io
@@ -66,7 +66,7 @@ def pairs_of(shard: int, count: int = PAIRS) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three shards of seven pairs each, as img2dataset leaves them."""
+    """Three shards of seven pairs each, in img2dataset's layout."""
     for shard in range(SHARDS):
         write_shard(tmp_path / f"{shard:05d}.tar", pairs_of(shard))
         (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
@@ -76,7 +76,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def web(folder, config, catalogs):
-    """A configuration of both kinds of tasks on the shards."""
+    """A configuration of both kinds of tasks that read the shards."""
     register_image_text_shards("web_train", str(folder / "*.tar"))
     data = {"DATASETS": ["web_train"], "IMS_PER_BATCH": 6}
     return config(captions={**CAPTIONS, **data}, pairs={**RETRIEVAL, **data})

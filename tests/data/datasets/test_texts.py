@@ -1,4 +1,4 @@
-"""Captions and corpora as users have them: what is used, what is left out, and what is refused by name."""
+"""Captions and corpora of users: which texts are used, which are left out, and which errors name the file."""
 
 import json
 
@@ -30,7 +30,7 @@ def message_of(call, *arguments) -> str:
 
 @pytest.fixture
 def own(tmp_path, catalogs):
-    """captions by image id -> registers them in COCO's format as "own"; the annotations' ids count from 100."""
+    """{image id: captions} -> registers them in COCO's format as "own". The annotations' ids begin with 100."""
 
     def register(captions: dict[int, list], change=lambda content: None) -> str:
         pairs = [(image_id, caption) for image_id, texts in captions.items() for caption in texts]
@@ -151,7 +151,7 @@ def test_records_of_a_users_own_function_are_checked(catalogs, tokenizer, captio
 
 @pytest.fixture
 def karpathy(tmp_path):
-    """A file like the published ones: COCO's with folders and ids of COCO."""
+    """A file like the published Karpathy splits, with COCO's folders and ids."""
     splits = ["train", "restval", "val", "test"]
     images = [
         {

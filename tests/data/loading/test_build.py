@@ -117,7 +117,7 @@ def test_loading_here_leaves_numpys_random_numbers_alone(scenes_config):
 
 @pytest.fixture
 def damaged(tree, tmp_path, catalogs, config):
-    """damage(number of images) -> configuration of a task on 40 scenes of which so many are cut short."""
+    """damage(number of images) -> a configuration of a task on 40 scenes, so many of which are truncated."""
     shutil.copytree(tree / "images", tmp_path / "scenes/images")
     shutil.copytree(tree / "annotations", tmp_path / "scenes/annotations")
     register_digit_scenes(str(tmp_path / "scenes"), prefix="damaged_")

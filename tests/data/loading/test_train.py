@@ -1,4 +1,4 @@
-"""What workers hand over: batches as they were made, and errors as they were raised."""
+"""The transport from workers: batches arrive unchanged, and errors are raised as in the worker."""
 
 import itertools
 

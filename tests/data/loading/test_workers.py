@@ -1,4 +1,4 @@
-"""Workers that are really killed: the batches that come out are the same, and nothing else is disturbed."""
+"""Workers that are killed: the batches are the same as without, and other processes are not affected."""
 
 import itertools
 import multiprocessing
@@ -35,7 +35,7 @@ def loader(mapper, workers: int, start_batch: int = 0) -> TrainLoader:
 
 
 def workers_of(iterate) -> list:
-    """What ``iterate`` starts."""
+    """The worker processes that ``iterate`` starts."""
     before = set(multiprocessing.active_children())
     iterate()
     return [process for process in multiprocessing.active_children() if process not in before]
@@ -48,7 +48,7 @@ def kill(process, number: int = signal.SIGKILL) -> None:
 
 @pytest.fixture(autouse=True)
 def usual_handler():
-    """What handles SIGCHLD is after a test what it was before."""
+    """Checks that a test leaves the handler of SIGCHLD unchanged."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     yield
     after = signal.signal(signal.SIGCHLD, before)

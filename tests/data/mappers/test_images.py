@@ -82,7 +82,7 @@ def test_a_mapper_leaves_its_record_as_it_is(cfg):
 
 
 def test_crowds_and_masks_as_run_lengths(cfg):
-    """A crowd gives no target; an instance may be a run-length encoding instead of polygons."""
+    """A crowd gives no target. An instance may have a run-length encoding instead of polygons."""
     record = copy.deepcopy(load_dataset("tiny_digit_scenes_train")[0])
     annotation = record["annotations"][0]
     rle = mask_api.merge(mask_api.frPyObjects(annotation["segmentation"], 96, 96))

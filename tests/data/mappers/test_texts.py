@@ -113,7 +113,7 @@ def test_an_unreadable_image_of_a_caption_is_told(scenes_config, record, tokeniz
 
 
 def within(observed: int, trials: int, share: float) -> bool:
-    """Whether so many of so many trials are what a probability leads to, up to four standard errors."""
+    """Whether the number of successes in a number of trials fits a probability, up to four standard errors."""
     return abs(observed - trials * share) < 4 * np.sqrt(trials * share * (1 - share))
 
 

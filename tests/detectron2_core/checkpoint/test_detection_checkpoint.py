@@ -1,4 +1,4 @@
-"""Writing checkpoints, and reading them and the formats that Detectron2's users have."""
+"""Writing and reading checkpoints, in all formats that users of Detectron2 have."""
 
 import logging
 import pickle
@@ -19,7 +19,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def warnings():
-    """Messages of the checkpointer from WARNING on, whatever other tests did to loggers."""
+    """The checkpointer's messages from WARNING on, independent of other tests' changes to loggers."""
     found = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())

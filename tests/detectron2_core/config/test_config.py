@@ -1,4 +1,4 @@
-"""Configuration files, overrides, and calls with a configuration in place of arguments."""
+"""Configuration files, overrides, and calls with a configuration instead of arguments."""
 
 import pytest
 import yaml

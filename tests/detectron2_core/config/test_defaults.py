@@ -1,4 +1,4 @@
-"""The keys and values that users' YAML files and scripts rely on, written down as upstream documents them."""
+"""The keys and values that YAML files and scripts of users rely on, as upstream documents them."""
 
 import pytest
 from detectron2.config import get_cfg

@@ -11,7 +11,7 @@ from PIL import Image
 
 @pytest.fixture
 def name(request):
-    """A dataset name of this test's own, forgotten afterwards."""
+    """A dataset name that only this test uses, removed afterwards."""
     name = request.node.name
     yield name
     DatasetCatalog.pop(name, None)
@@ -34,9 +34,9 @@ def _annotation(number, image_id, category_id, box, **more):
 
 @pytest.fixture
 def coco_content(tmp_path):
-    """Three images: a 40 x 20 one with two objects and a crowd, a 20 x 40 one with one object, an empty one.
+    """Three images: a 40 x 20 one with two objects and a crowd, a 20 x 40 one with one object, and an empty one.
 
-    The categories' ids have a gap, and they are not sorted.
+    The ids of the categories have a gap and are not sorted.
     """
     rng = np.random.default_rng(0)
     images = []

@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset, SequentialSampler
 
 
 def records(*categories_of_images):
-    """One record an image; a category is negative for a crowd."""
+    """One record for each image. A negative category stands for a crowd."""
     return [
         {
             "image_id": i,
@@ -39,7 +39,7 @@ def records(*categories_of_images):
 
 @pytest.fixture
 def register(name):
-    """Registers lists of records under names of their own; gives the names."""
+    """Registers lists of records under names that only this test uses. Returns the names."""
     names = []
 
     def register(*lists, classes=None):

@@ -82,7 +82,7 @@ def test_coco_faults(coco_content, write, name, tmp_path, change, error, message
 
 
 def test_convert_to_coco_json(coco_content, write, name, tmp_path):
-    """There and back."""
+    """Converted to COCO's format and loaded again, records are the same."""
     register_coco_instances(name, {}, write(copy.deepcopy(coco_content)), str(tmp_path))
     DatasetCatalog.get(name)
     output = tmp_path / "new" / "converted.json"
@@ -219,7 +219,7 @@ print(before, len(MetadataCatalog.get("lvis_v1_val").thing_classes), record["fil
 
 
 def test_builtin_datasets_under_a_root_of_the_users(tmp_path):
-    """LVIS's 1203 categories are known although only the validation file exists."""
+    """LVIS's 1203 categories are known, although only the validation file exists."""
     image = {"id": 1, "height": 4, "width": 4, "file_name": "1.png", "coco_url": "http://x/train2017/1.png"}
     categories = [{"id": i + 1, "name": f"{i}", "synonyms": [f"{i}"], "frequency": "f"} for i in range(1203)][::-1]
     (tmp_path / "lvis").mkdir()
@@ -248,7 +248,7 @@ def test_builtin_datasets_under_a_root_of_the_users(tmp_path):
 
 
 def test_masks_of_both_formats_agree(coco_content, write, tmp_path):
-    """A crowd's run lengths mean the same after loading as in the file."""
+    """A crowd's run lengths give the same mask after loading as in the file."""
     (crowd,) = [a for a in coco_content["annotations"] if a["iscrowd"]]
     loaded = load_coco_json(write(coco_content), str(tmp_path))[0]["annotations"][2]["segmentation"]
     np.testing.assert_array_equal(mask_util.decode(loaded), mask_util.decode(crowd["segmentation"]))

@@ -219,7 +219,7 @@ def test_apply_augmentations(image):
 
 
 class CropToFirstBox(T.Augmentation):
-    """An augmentation of a user's."""
+    """An augmentation as a user may write it."""
 
     def __init__(self, margin=2):
         self.margin = margin

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def restored_loggers():
-    """Training sets up loggers of the whole process; the next test finds them as this one did."""
+    """Restores the process's loggers, which training sets up, after each test."""
     names = ("detectron2", "fvcore")
     before = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names}
     yield

@@ -1,4 +1,4 @@
-"""Training, evaluation, checkpoints and prediction from a config alone, on data that lies in memory."""
+"""Training, evaluation, checkpoints and prediction from a config, on data in memory."""
 
 import json
 import random
@@ -281,7 +281,7 @@ def test_auto_scale_workers_keeps_the_batch_of_each_process():
 
 @META_ARCH_REGISTRY.register()
 class EchoForDefaultsTest(nn.Module):
-    """Returns what it is given, with its weight."""
+    """Returns its inputs, with its weight."""
 
     def __init__(self, cfg):
         super().__init__()

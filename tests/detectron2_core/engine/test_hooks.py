@@ -241,7 +241,7 @@ def test_precise_bn_puts_the_statistics_of_its_batches():
 
 
 def test_precise_bn_of_a_model_without_batch_norm_does_nothing():
-    """Its loader is not even opened."""
+    """Not even its loader is opened."""
 
     class Unread:
         def __iter__(self):

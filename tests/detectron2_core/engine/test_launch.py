@@ -1,4 +1,4 @@
-"""One process runs inline; two train together over gloo."""
+"""A single process runs inline. Two processes train together with gloo."""
 
 import json
 import os

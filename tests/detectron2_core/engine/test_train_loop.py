@@ -254,7 +254,7 @@ def test_state_of_a_hook_that_is_gone_is_ignored():
 
 
 class FakeScaler:
-    """A gradient scaler of scale 4 that keeps its books."""
+    """A gradient scaler with the scale 4 that records its calls."""
 
     def __init__(self):
         self.updates = 0

@@ -1,4 +1,4 @@
-"""Random ground truth and detections, as annotation files and as what a model would give."""
+"""Random ground truth and detections, as annotation files and as outputs of a model."""
 
 import json
 
@@ -25,10 +25,10 @@ def _ellipse(box):
 class Scenes:
     """Images 10, 11, ... with objects of all of COCO's sizes.
 
-    The first image has no objects, the second no detections, the third objects of a category that is never
-    detected; every image with objects also has a crowd region. Detections are jittered objects, objects of
-    the wrong category and boxes in crowds, with few distinct scores. Coordinates are multiples of 1/8, exact
-    in any float.
+    The first image has no objects, and the second no detections. The third has objects of a category that is never
+    detected. Every image with objects also has a crowd region. Detections are jittered objects, objects of the wrong
+    category and boxes in crowds, with few distinct scores. Coordinates are multiples of 1/8, which any float represents
+    exactly.
     """
 
     def __init__(self, seed, images=12, category_ids=CATEGORY_IDS):
@@ -84,7 +84,7 @@ class Scenes:
         ]
 
     def annotations(self, crowds=True):
-        """COCO annotations: polygons (the ellipse's box without a corner) and run lengths for crowds."""
+        """COCO annotations: polygons (the ellipse's box without a corner), and run lengths for crowds."""
         annotations = []
         for image_id, objects in self.objects.items():
             for box, kind, crowd in objects:
@@ -133,7 +133,7 @@ class Scenes:
         return results
 
     def instances(self, image_id, with_masks=True):
-        """Detections as a model gives them, in classes 0, 1, ..."""
+        """Detections as a model returns them, in classes 0, 1, ..."""
         found = self.detections[image_id]
         instances = Instances((HEIGHT, WIDTH))
         boxes = np.array([box for box, _, _ in found], dtype=np.float32).reshape(-1, 4)
@@ -146,7 +146,7 @@ class Scenes:
         return instances
 
     def feed(self, evaluator, with_masks=True):
-        """Give an evaluator everything, two images a batch."""
+        """Gives an evaluator everything, in batches of two images."""
         evaluator.reset()
         for start in range(0, len(self.image_ids), 2):
             batch = self.image_ids[start : start + 2]
@@ -161,7 +161,7 @@ def make_scenes():
 
 @pytest.fixture
 def metadata(request):
-    """The metadata of a dataset of this test's own, forgotten afterwards."""
+    """The metadata of a dataset that only this test uses, removed afterwards."""
     name = request.node.name
     yield MetadataCatalog.get(name)
     MetadataCatalog.pop(name)

@@ -1,4 +1,4 @@
-"""COCOEvaluator against pycocotools itself."""
+"""COCOEvaluator compared with pycocotools."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ ID_TO_INDEX = {2: 0, 3: 1, 5: 2, 7: 3}
 
 
 def reference(json_file, results, task, image_ids=None, max_dets=100):
-    """Precisions [thresholds, recalls, categories, areas] by pycocotools, -1 where there is no truth."""
+    """Precisions [thresholds, recalls, categories, areas] by pycocotools, -1 without ground truth."""
     truth = COCO(json_file)
     results = [{k: v for k, v in r.items() if k != "bbox" or task == "bbox"} for r in results]
     evaluation = COCOeval(truth, truth.loadRes(results), task)
@@ -81,7 +81,7 @@ def test_equals_pycocotools(coco, metadata, seed, fast):
 
 
 def test_crowd_regions_count(coco, metadata):
-    """The test above would not see crowds if ignoring them made no difference."""
+    """Makes sure that the test above has crowds that change the metrics."""
     _, scenes = coco(0)
     with_crowds = mean(reference(metadata.json_file, scenes.results(), "bbox")[..., 0])
     content = json.loads(Path(metadata.json_file).read_text())

@@ -19,7 +19,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 
 class Doubler(torch.nn.Module):
-    """Notes the mode it was called in."""
+    """Records the mode in which it is called."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ def test_flatten_results_dict():
 
 
 def test_two_ranks_evaluate_together(metadata, make_scenes, tmp_path):
-    """Each rank processes its half; the first evaluates all, the other gives an empty dict."""
+    """Each rank processes its half. The first evaluates everything, and the other returns an empty dict."""
     scenes = make_scenes(0)
     metadata.set(
         json_file=scenes.write_coco(tmp_path / "truth.json"),

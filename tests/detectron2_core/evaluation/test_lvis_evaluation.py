@@ -1,7 +1,8 @@
-"""LVISEvaluator against the lvis API itself.
+"""LVISEvaluator compared with the lvis API.
 
-lvis 0.5.3 asks for ``np.float``, which NumPy no longer has. detectron2-core copes; upstream does not, so that
-there its evaluator, like the reference everywhere, runs while the module ``lvis.eval`` sees a NumPy with it.
+lvis 0.5.3 uses ``np.float``, which NumPy 1.24 removed. detectron2-core works around this, upstream does not. Therefore
+these tests give the module ``lvis.eval`` a NumPy with ``np.float``: for the reference always, for the evaluator if it
+is upstream's.
 """
 
 import contextlib
@@ -56,11 +57,11 @@ def assert_equal(metrics, expected):
 
 @pytest.fixture
 def lvis_dataset(metadata, make_scenes, tmp_path):
-    """A registered dataset, ids 1 to 5 with the fifth in no image: (name, scenes).
+    """A registered dataset with the category ids 1 to 5: (name, scenes). No image has the fifth category.
 
-    In each image, the second category is not exhaustively annotated where the image's number is divisible
-    by 3; the third is known to be absent where it does not occur and the number is even; nothing is known of
-    others that do not occur.
+    The second category is not exhaustively annotated in images with numbers divisible by 3. The third is known to be
+    absent from images with even numbers in which it does not occur. For other categories that do not occur in an image,
+    nothing is known.
     """
 
     def register(seed=0, **kwargs):
@@ -130,7 +131,7 @@ def test_writes_results(lvis_dataset, tmp_path):
 
 
 def test_ids_mapped_by_metadata(lvis_dataset, metadata):
-    """As for LVIS images with COCO's categories."""
+    """As for LVIS's images with COCO's categories."""
     name, scenes = lvis_dataset(0)
     metadata.thing_dataset_id_to_contiguous_id = {4: 0, 3: 1, 2: 2, 1: 3, 5: 4}
     for detections in scenes.detections.values():

@@ -1,4 +1,4 @@
-"""Predictions brought back to the size of the user's image."""
+"""Predictions scaled to the size of the user's image."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_predictions_without_boxes_are_refused():
 
 
 def pasted_value(mask, box, x, y):
-    """The mask, stretched over the box and zero around it, at the centre of pixel (x, y); bilinear."""
+    """The value at the centre of pixel (x, y) of the mask, stretched bilinearly over the box and zero around it."""
     size = len(mask)
     u = (x + 0.5 - box[0]) / (box[2] - box[0]) * size - 0.5
     v = (y + 0.5 - box[1]) / (box[3] - box[1]) * size - 0.5

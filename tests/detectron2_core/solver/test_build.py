@@ -1,4 +1,4 @@
-"""Parameter groups, optimizer, gradient clipping and schedules that a config asks for."""
+"""Parameter groups, optimizer, gradient clipping and schedules from a config."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Schedulers over optimizers whose groups have rates of their own."""
+"""Schedulers of optimizers with groups of different rates."""
 
 import math
 
@@ -15,7 +15,7 @@ def make_optimizer():
 
 
 def advance(optimizer, scheduler, iterations):
-    """Rates of both groups at each of the next iterations."""
+    """The rates of both groups in each of the next iterations."""
     found = []
     for _ in range(iterations):
         found.append([group["lr"] for group in optimizer.param_groups])

@@ -1,4 +1,4 @@
-"""Boxes and their overlaps, against formulas for one box at a time."""
+"""Boxes and their overlaps, compared with formulas for single boxes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Batches of images that differ in size."""
+"""Batches of images of different sizes."""
 
 import numpy as np
 import pytest

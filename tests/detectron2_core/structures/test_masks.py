@@ -1,4 +1,4 @@
-"""Bitmaps and polygons, against the COCO API and plain geometry."""
+"""Bitmaps and polygons, compared with the COCO API and plain geometry."""
 
 import numpy as np
 import pycocotools.mask as coco_mask

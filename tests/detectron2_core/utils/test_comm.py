@@ -1,4 +1,4 @@
-"""Communication, alone and between two processes on the CPU."""
+"""Communication in a single process and between two processes on the CPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The storage of training's numbers and the writers that empty it."""
+"""The event storage and its writers."""
 
 import io
 import json
@@ -71,7 +71,7 @@ class TestStorage:
     @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 12))
     @settings(derandomize=True, deadline=None, max_examples=60)
     def test_medians_are_over_iterations_not_over_numbers(self, drawn, window):
-        """As when a task's loss is reported in the iterations that draw the task only."""
+        """As for a task's loss, which is put only in the iterations that draw the task."""
         storage, reported = EventStorage(), []
         for iteration, is_drawn in enumerate([*drawn, True]):
             if is_drawn:

@@ -1,4 +1,4 @@
-"""Where log records go, and calls that hold back repetitions."""
+"""The destinations of log records, and log calls that limit repetitions."""
 
 import logging
 
@@ -15,7 +15,7 @@ from detectron2.utils.logger import (
 
 @pytest.fixture
 def name():
-    """A logger's name of its own, whose handlers go with the test."""
+    """A logger's name that only this test uses. Its handlers are removed afterwards."""
     unique = "a_logger_for_this_test"
     setup_logger.cache_clear()
     yield unique

@@ -1,4 +1,4 @@
-"""Registry, paths to objects, seeds, files, colours, pickling, the description of the machine."""
+"""Registry, dotted paths, seeds, files, colours, pickling, and the description of the machine."""
 
 import os
 import pickle

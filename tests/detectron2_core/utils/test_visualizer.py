@@ -1,4 +1,4 @@
-"""Pictures of annotations and predictions, judged by pixels well inside and well outside of what is drawn."""
+"""Pictures of annotations and predictions, checked at pixels well inside and well outside of the shapes."""
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -205,7 +205,7 @@ class TestGenericMask:
         assert len(mask.polygons) == 1
 
     def counts(self):
-        """COCO's run lengths, column by column, from first principles."""
+        """COCO's run lengths, computed column by column with plain Python."""
         pixels = self.bitmap.T.reshape(-1)
         borders = np.flatnonzero(np.diff(pixels)) + 1
         return np.diff([0, *borders, pixels.size]).tolist()

@@ -1,4 +1,4 @@
-"""Generation with cached keys and values against decoding everything anew."""
+"""Generation with cached keys and values compared with decoding the whole sequence in each step."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def decoder_of(kind: str, dtype: torch.dtype = torch.float64) -> UnifiedDecoder:
 
 
 def images(batch: int, has_padding: bool, dtype: torch.dtype = torch.float64) -> list[Segment]:
-    """Two segments, the first with other padding in every row."""
+    """Two segments. The first has different padding in every row."""
     valid = torch.rand(batch, 4) < 0.6 if has_padding else None
     tokens = torch.randn(2, batch, 4, DIM, dtype=dtype)
     return [Segment(tokens[0], valid, IMAGE), Segment(tokens[1], None, IMAGE)]
@@ -79,7 +79,7 @@ def test_rows_are_repeated_dropped_and_reordered(kind, has_padding, steps):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_in_single_precision(kind):
-    """As beam search goes: each image's beams are repeated once, then reordered among themselves."""
+    """As in beam search: each image's beams are copied once, and later reordered among themselves."""
     decoder, segments, beams = decoder_of(kind, torch.float32), images(4, True, torch.float32), 3
     cache, owners = decoder.begin(segments), torch.arange(4).repeat_interleave(beams)
     cache = cache.select(owners)
@@ -117,7 +117,7 @@ def test_what_is_causal_and_what_is_not():
 
 
 def test_a_merged_decoder_is_saved_and_loaded():
-    """Into one that was merged for the same classes, whatever its experts were."""
+    """It is loaded into a decoder that was merged for the same classes from other experts."""
     decoder, segments = decoder_of("merged"), images(2, True)
     other = decoder_of("merged")
     words = torch.randn(2, 3, DIM, dtype=torch.float64)

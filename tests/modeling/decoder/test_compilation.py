@@ -1,4 +1,4 @@
-"""The compiled decoder: the same function, the same names, and few graphs, whatever the lengths and the routes."""
+"""The compiled decoder: the same function and the same names, and few graphs for all lengths and routes."""
 
 import copy
 import itertools
@@ -25,7 +25,7 @@ SHAPES = list(itertools.product((2, 3, 5), (4, 12), (2, 9)))  # images, their to
 
 
 class Graphs(list):
-    """A backend that keeps the graphs it is given and runs them as they are."""
+    """A backend that records the graphs and runs them unchanged."""
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list):
         self.append(graph)
@@ -34,7 +34,8 @@ class Graphs(list):
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """No graphs of other tests, and no trace of each compilation in pytest's records, which takes ten times as long."""
+    """Removes graphs of other tests. Also keeps pytest from recording each compilation, which takes ten times as
+    long."""
     torch.compiler.reset()
     trace = logging.getLogger("torch.__trace")
     level = trace.level
@@ -58,7 +59,7 @@ def compiled(decoder: UnifiedDecoder, backend) -> UnifiedDecoder:
 
 
 def outputs(decoder: UnifiedDecoder, batch: int, tokens: int, words: int) -> torch.Tensor:
-    """Of an image, of padded texts, and of captions behind padded images."""
+    """Outputs for an image, for padded texts, and for captions after padded images."""
     torch.manual_seed(batch + 10 * tokens + 100 * words)
     kept, said = (torch.arange(n) < torch.randint(1, n + 1, (batch, 1)) for n in (tokens, words))
     image, text = torch.randn(batch, tokens, DIM), torch.randn(batch, words, DIM)
@@ -73,7 +74,7 @@ def outputs(decoder: UnifiedDecoder, batch: int, tokens: int, words: int) -> tor
 
 
 def read(decoder: UnifiedDecoder, batch: int, tokens: int, words: int) -> torch.Tensor:
-    """<SPE> of padded texts, the words of captions behind images, and some positions of texts."""
+    """<SPE> of padded texts, the words of captions after images, and some positions of texts."""
     torch.manual_seed(batch + 10 * tokens + 100 * words)
     said = torch.arange(words) < torch.randint(1, words + 1, (batch, 1))
     image, text = torch.randn(batch, tokens, DIM), torch.randn(batch, words, DIM)

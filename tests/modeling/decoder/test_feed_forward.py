@@ -1,4 +1,4 @@
-"""Dense, conditional and merged feed-forward networks against plain formulas."""
+"""Dense, conditional and merged feed-forward networks compared with plain formulas."""
 
 import math
 
@@ -28,7 +28,7 @@ layouts = st.lists(st.tuples(st.integers(1, 8), st.sampled_from(CLASSES)), min_s
 
 
 def conditional(active: int = ACTIVE, experts: int = EXPERTS) -> ConditionalFeedForward:
-    """In float64, with routes that differ much."""
+    """A network in float64 with clearly different routes."""
     network = ConditionalFeedForward(DIM, FFN_DIM, experts, active).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.7)
@@ -44,7 +44,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def plain(network: ConditionalFeedForward, hidden: torch.Tensor, layout) -> torch.Tensor:
-    """Token by token, expert by expert."""
+    """Computes token by token and expert by expert."""
     per_token = [attributes for length, attributes in layout for _ in range(length)]
     columns = []
     for x, attributes in zip(hidden.unbind(1), per_token, strict=True):
@@ -152,7 +152,7 @@ def test_routes_do_not_depend_on_the_precision():
 
 @pytest.mark.parametrize(("batch", "lengths"), [(1, (1, 2, 1, 1)), (5, (1, 40, 20, 60))])
 def test_a_class_is_one_product_for_each_layer_of_its_experts(batch, lengths, monkeypatch):
-    """However many tokens and segments of it there are."""
+    """For any number of tokens and segments of the class."""
     network, products, linear = conditional(), [], F.linear
     layout = list(zip(lengths, (SPE, IMAGE, CAPTION, IMAGE)))
 
@@ -210,7 +210,7 @@ def decoder_with_experts(active: int = 2) -> UnifiedDecoder:
 
 
 def test_experts_start_without_output():
-    """So that a decoder of experts, too, starts as pooling."""
+    """So that a decoder with experts starts as pooling, too."""
     decoder = UnifiedDecoder(depth=2, dim=DIM, heads=2, ffn_dim=FFN_DIM, experts=3, active_experts=2)
     for layer in decoder.layers:
         assert not layer.ffn(torch.randn(1, 4, DIM), [(1, SPE), (3, IMAGE)]).any()

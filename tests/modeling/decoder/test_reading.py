@@ -1,4 +1,4 @@
-"""What is read alone equals what the whole forward pass gives there, and costs less."""
+"""Reading some positions gives the same as the whole forward pass at these positions, and costs less."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def segments_of(kinds: list[tuple[int, Attributes]], batch: int, has_padding: bo
 
 
 def assert_same(decoder: UnifiedDecoder, segments: list[Segment], found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Values, and gradients of all that has one; what nobody reads has zeros in the one case, none in the other."""
+    """Compares values and gradients. The gradient of an unread input is zero in one case and None in the other."""
     torch.testing.assert_close(found, expected)
     leaves, upstream = [*(s.tokens for s in segments), *decoder.parameters()], torch.randn_like(expected)
     gradients = [torch.autograd.grad(y, leaves, upstream, allow_unused=True) for y in (found, expected)]
@@ -84,7 +84,7 @@ def test_positions_of_a_causal_segment_are_refused():
 
 
 def products(run) -> int:
-    """Operations of the projections and networks, without those between tokens."""
+    """The operations of projections and networks, without those between tokens."""
     with FlopCounterMode(display=False) as counter:
         run()
     counts = counter.get_flop_counts()["Global"]
@@ -94,7 +94,7 @@ def products(run) -> int:
 @torch.no_grad()
 @pytest.mark.parametrize("experts", [0, 4])
 def test_the_last_layer_works_for_what_is_read(experts):
-    """It has keys and values of all tokens, and the rest for the tokens that are read."""
+    """It computes keys and values of all tokens, and everything else only for the tokens that are read."""
     decoder = random_decoder(experts)
     image, text, caption = (segments_of([(n, kind)], 1, False)[0] for n, kind in ((30, IMAGE), (5, TEXT), (5, CAPTION)))
     per_token = 2 * (2 * DIM * DIM + 2 * DIM * (2 * FFN_DIM if experts else FFN_DIM))

@@ -1,4 +1,4 @@
-"""Attributes and their encoding, which is all that a router sees."""
+"""Attributes and their encoding, the only input of a router."""
 
 from itertools import product
 

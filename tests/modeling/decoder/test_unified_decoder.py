@@ -1,4 +1,4 @@
-"""The unified decoder against PyTorch's Transformer with the same weights."""
+"""The unified decoder compared with PyTorch's Transformer with the same weights."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def segment(length: int, attributes: Attributes = IMAGE, valid: torch.Tensor | N
 
 
 def pytorchs(decoder: UnifiedDecoder) -> nn.TransformerEncoder:
-    """The decoder's layers as torch.nn's, with copied weights."""
+    """The decoder's layers as layers of torch.nn, with copied weights."""
     layer = nn.TransformerEncoderLayer(
         DIM, HEADS, FFN_DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -78,7 +78,7 @@ def test_equals_pytorchs_transformer(decoder, has_padding):
 
 @pytest.mark.parametrize("has_padding", [False, True])
 def test_causal_tokens_equal_pytorchs_with_a_mask(decoder, has_padding):
-    """The whole mask at once, where ours decodes what comes before the causal tokens by itself."""
+    """PyTorch uses one mask for all tokens. Our decoder decodes the tokens before the causal ones separately."""
     before, valid = None, None
     if has_padding:
         before, valid = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
@@ -158,7 +158,7 @@ def test_padding_is_invisible(decoder):
 
 
 def test_segments_come_back_as_they_went_in(decoder):
-    """What a segment's tokens are changed to shows most in that segment's own outputs."""
+    """A change of a segment's tokens changes this segment's outputs the most."""
     parts = [segment(2), segment(5, TEXT), segment(1)]
     found = decoder(parts)
     assert [x.shape for x in found.segments] == [(2, 2, DIM), (2, 5, DIM), (2, 1, DIM)]
@@ -192,7 +192,7 @@ def test_modalities_have_norms_of_their_own(decoder):
 
 
 def test_layout_tells_which_attributes_stand_where(decoder):
-    """What a routed feed-forward network will go by."""
+    """A routed feed-forward network uses the layout."""
     seen = []
     decoder.layers[0].ffn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     decoder([segment(2, IMAGE), segment(3, TEXT)])

@@ -81,7 +81,7 @@ def test_norm_is_replaced_everywhere(norm, kind):
     ids=["resnet", "swin", "convnext"],
 )
 def test_directory_with_weights(tmp_path, fields, model_class, prefix):
-    """A classifier's directory, as published, serves as a backbone."""
+    """The directory of a published classifier can be used as a backbone."""
     saved = model_class(AutoConfig.for_model(**fields))
     for parameter in saved.parameters():
         nn.init.normal_(parameter)

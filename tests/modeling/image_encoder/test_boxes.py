@@ -1,4 +1,4 @@
-"""Overlaps of boxes against plain arithmetic and Hugging Face's."""
+"""Overlaps of boxes compared with plain arithmetic and with Hugging Face's."""
 
 import torch
 from hypothesis import given, settings

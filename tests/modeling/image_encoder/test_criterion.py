@@ -1,4 +1,4 @@
-"""Every loss of the region network against a plain float64 formula."""
+"""Every loss of the region network compared with a plain float64 formula."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def make_predictions(queries: int = QUERIES) -> RegionPredictions:
 
 
 def windows_of(places, targets: RegionTargets) -> torch.Tensor:
-    """A mask is learned in its object's box, a fifth larger."""
+    """A mask is learned in its object's box, enlarged by a fifth."""
     boxes = [targets.boxes[image, target].tolist() for _, image, _, target in places]
     return torch.tensor([[cx, cy, 1.2 * w, 1.2 * h] for cx, cy, w, h in boxes])
 
@@ -93,7 +93,8 @@ def plain_mask_losses(logits: list[float], targets: list[float]) -> tuple[float,
 
 
 def plain_losses(predictions, places, valid, pixels, targets, divisor, points) -> dict[str, float]:
-    """places: the matched (layer, image, query, target); points [K,P,2]: where each one's mask is compared."""
+    """places: the matched (layer, image, query, target). points [K,P,2]: the points at which each match's masks are
+    compared."""
     sums = dict.fromkeys(WEIGHTS, 0.0)
     quality = {}
     for k, (layer, image, query, target) in enumerate(places):
@@ -130,7 +131,7 @@ def test_quality_focal_loss_equals_the_plain_formula():
 
 
 def test_quality_focal_loss_pulls_towards_the_quality():
-    """Its gradient is weight·focus·(p - q): the focus is not itself a way to lower the loss."""
+    """Its gradient is weight·focus·(p - q). The focus is a constant, so that it cannot lower the loss."""
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     quality = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.8, 0.0], dtype=torch.float64)
     quality_focal_loss(logits, quality, torch.full((6,), 2.0)).backward()
@@ -183,7 +184,7 @@ def test_losses_equal_the_plain_formulas():
 
 
 def test_quality_is_a_target_and_no_way_for_gradients():
-    """Objectness must not be made right by moving the box."""
+    """Objectness must not be improved by moving the box."""
     criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
     matches = Matches(*torch.tensor([[0, 0, 1, 0]]).T)
     losses = criterion.losses(predictions, matches, torch.randn(BATCH, DIM, 4, 4), targets, 1.0)[0]
@@ -205,7 +206,7 @@ def test_batches_without_objects_teach_background_only():
 
 @pytest.mark.parametrize("by", ["box", "giou", "mask", "dice", "objectness"])
 def test_each_cost_alone_finds_its_match(by):
-    """Queries that answer perfectly for the targets, in another order, are matched to them."""
+    """Queries with perfect predictions for the targets, in another order, are matched to them."""
     criterion, targets = make_criterion(**{by: 1.0}), make_targets((3, 3, 3))
     order = torch.stack([torch.randperm(QUERIES) for _ in range(BATCH)])  # the query that answers for target n
     boxes = torch.full((1, BATCH, QUERIES, 4), 0.05)
@@ -257,7 +258,8 @@ def test_denoising_losses_equal_the_plain_formulas():
 
 @pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0)])
 def test_one_pass_over_ordinary_and_denoising_queries_equals_two(counts):
-    """Values, gradients, random points and who answers for what, ordinary queries counted after the others."""
+    """Values, gradients, random points and matches are the same. Ordinary queries are numbered after the denoising
+    queries."""
     criterion, targets = make_criterion(), make_targets(counts)
     denoising = make_denoising_queries(targets, groups=2, box_noise=0.5)
     known = denoising.boxes.shape[1]

@@ -1,4 +1,4 @@
-"""Denoising queries: how far they are noised, whom they belong to, whom they may see."""
+"""Denoising queries: the amount of their noise, their objects, and the queries that they may see."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ GROUPS, NOISE = 3, 0.6
 
 @pytest.fixture
 def targets() -> RegionTargets:
-    """Two, none and three objects far enough from the borders that no noise meets them."""
+    """Two, none and three objects, so far from the borders that noise does not reach them."""
     valid = torch.tensor([[True, True, False], [False] * 3, [True] * 3])
     boxes = torch.cat((torch.rand(3, 3, 2) * 0.2 + 0.4, torch.rand(3, 3, 2) * 0.2 + 0.1), dim=-1)
     masks = torch.zeros(3, 3, 4, 4, dtype=torch.bool)
@@ -19,7 +19,7 @@ def targets() -> RegionTargets:
 
 
 def relative_noise(queries, targets) -> torch.Tensor:
-    """[B,D,4], moves of centre and size as shares of the size of the box that a query was made of."""
+    """[B,D,4], the changes of centre and size relative to the size of the query's original box."""
     original = targets.boxes.gather(1, queries.targets[..., None].expand(-1, -1, 4))
     return (queries.boxes - original) / original[..., 2:].repeat(1, 1, 2)
 
@@ -67,8 +67,8 @@ def test_boxes_stay_in_the_image(targets):
 
 
 def test_mask_separates_groups_and_ordinary_queries():
-    """One object in one image, none in the other, two groups of a near and a wide miss. A query made of padding is seen
-    by itself only."""
+    """One image has one object, the other has none. There are two groups with a slightly and a strongly changed box.
+    A query made from padding is seen by itself only."""
     valid = torch.tensor([[True], [False]])
     targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
     mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)

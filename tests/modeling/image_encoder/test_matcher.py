@@ -1,4 +1,4 @@
-"""Matching against every permutation and against loops."""
+"""Matching compared with every permutation and with loops."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
 
 
 def region_targets(counts: list[int], size: int = 4) -> RegionTargets:
-    """Random targets, `counts` of each image, padded with zeros."""
+    """Random targets, ``counts`` of them for each image, padded with zeros."""
     number = max(1, *counts)
     valid = torch.arange(number) < torch.tensor(counts)[:, None]
     boxes = torch.rand(len(counts), number, 4) * 0.4 + 0.1

@@ -1,4 +1,4 @@
-"""Sampling of masks at points against grid_sample and plain sums."""
+"""Sampling of masks at points compared with grid_sample and plain sums."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from uniperceiver_v2.modeling.image_encoder.point_sampling import sample_masks, 
 
 
 def random_points(*size: int) -> torch.Tensor:
-    """Some of them outside of the map, some on its edges and corners."""
+    """Random points. Some are outside the map, some on its edges and corners."""
     points = torch.rand(*size, 2) * 1.4 - 0.2
     points[..., :3, :] = torch.tensor([[0.0, 0.0], [1.0, 0.5], [0.5, 1.0]])
     return points

@@ -1,4 +1,4 @@
-"""The region network as a whole: scales, query selection, padding, denoising."""
+"""The whole region network: scales, query selection, padding, denoising."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def make_network(**changes) -> RegionNetwork:
 
 
 def make_maps(batch: int = 2) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Maps of strides 4, 8 and 16 and the validity of 64×96 images, the last of which is 40×64."""
+    """Maps of strides 4, 8 and 16, and the valid pixels of 64×96 images. The last image is 40×64."""
     maps = [torch.randn(batch, c, 64 // s, 96 // s) for c, s in ((4, 4), (6, 8), (8, 16))]
     valid = torch.ones(batch, 64, 96, dtype=torch.bool)
     valid[-1, 40:] = False
@@ -64,7 +64,7 @@ def make_targets(counts=(2, 1)) -> RegionTargets:
 
 
 def test_scales():
-    """Two backbone maps become scales and a strided convolution adds the last."""
+    """Two backbone maps become scales, and a strided convolution adds the last one."""
     project, (maps, valid) = FeatureProjection([6, 8], DIM), make_maps()
     features, coarsest = project(maps[1:], valid)
     assert features.spatial_shapes == [(8, 12), (4, 6), (2, 3)]
@@ -93,7 +93,7 @@ def test_pixel_embeddings_have_the_size_of_the_finest_map():
 
 
 def padded_and_alone(size=((3, 4), (2, 2)), padded=((6, 6), (4, 3))) -> tuple[FeatureMaps, FeatureMaps]:
-    """Features of one image alone, and the same in larger maps filled up with numbers that nobody may notice."""
+    """Features of one image alone, and the same in larger maps. The padding has numbers that must have no effect."""
     alone, larger = [], []
     for (h, w), (height, width) in zip(size, padded, strict=True):
         inner = torch.randn(1, h, w, DIM)
@@ -114,7 +114,8 @@ def padded_and_alone(size=((3, 4), (2, 2)), padded=((6, 6), (4, 3))) -> tuple[Fe
 
 
 def test_padding_changes_nothing_from_scales_to_boxes():
-    """Encoder, query selection and decoder see an image alike alone and padded, numbers in the padding included."""
+    """Encoder, query selection and decoder give the same for an image alone and padded, even with numbers in the
+    padding."""
     encoder = DeformableEncoder(2, DIM, HEADS, 2, POINTS, FFN_DIM)
     select = QuerySelection(DIM, num_queries=5, anchor_size=0.2)
     decoder = RegionDecoder(2, DIM, HEADS, 2, POINTS, FFN_DIM)
@@ -197,7 +198,8 @@ def test_denoising_queries_do_not_leak():
 
 @torch.no_grad()
 def test_padded_targets_change_nothing_for_denoising():
-    """An image's denoising queries are the same whatever its neighbour holds, and defined where an image has none."""
+    """An image's denoising queries do not depend on its neighbours. They are defined for an image without objects,
+    too."""
     network, (maps, valid) = make_network(box_noise=0.0).eval(), make_maps()
     targets, crowded = make_targets((1, 0)), make_targets((1, 3))
     crowded.boxes[0, 0] = targets.boxes[0, 0]
@@ -260,7 +262,7 @@ def test_losses_sum_encoder_decoder_and_denoising():
 
 
 def test_states_that_answer_for_objects_and_their_labels():
-    """Of all decoder layers, of the denoising queries, and of the encoder's tokens."""
+    """States of all decoder layers, of the denoising queries, and of the encoder's tokens."""
     network, (maps, valid) = make_network(), make_maps()
     targets = make_targets((2, 1))
     targets.labels[0] = torch.tensor([4, 7])

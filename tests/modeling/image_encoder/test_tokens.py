@@ -1,4 +1,4 @@
-"""Equations (2) and (3): proposals and maps to the decoder's tokens."""
+"""Equations (2) and (3): from proposals and maps to the decoder's tokens."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def proposals(size: tuple[int, int] = (56, 56)) -> Proposals:
 
 @pytest.fixture
 def fusion() -> ProposalFusion:
-    """With random weights: at the start of training it may leave boxes and masks out."""
+    """A fusion with random weights, as its initial weights may ignore boxes and masks."""
     fusion = ProposalFusion(REGION, DIM)
     for parameter in fusion.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -26,7 +26,8 @@ def fusion() -> ProposalFusion:
 
 
 def inside(box: list[float], size: tuple[int, int], extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
-    """Which pixels' centres lie in a box (cx, cy, w, h) of an image that covers `extent` (x, y) of the map."""
+    """Whether the centre of each pixel is in a box (cx, cy, w, h) of an image that covers ``extent`` (x, y) of the
+    map."""
     (height, width), (ex, ey) = size, extent
     cx, cy, w, h = box
     return torch.tensor(

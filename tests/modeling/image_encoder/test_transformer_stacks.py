@@ -1,4 +1,4 @@
-"""The region network's two Transformers against Hugging Face's Deformable DETR with the same weights."""
+"""The region network's two Transformers compared with Hugging Face's Deformable DETR with the same weights."""
 
 import math
 
@@ -24,7 +24,7 @@ TOKENS = 6 * 8 + 3 * 4 + 2 * 2
 
 @pytest.fixture
 def features() -> FeatureMaps:
-    """A full image and one that covers 4×5 of the finest map."""
+    """A full image, and one that covers 4×5 of the finest map."""
     valids = [torch.ones(2, h, w, dtype=torch.bool) for h, w in SHAPES]
     for valid, (height, width) in zip(valids, [(4, 5), (2, 3), (2, 2)], strict=True):
         valid[1, height:] = False
@@ -56,13 +56,14 @@ def config() -> DeformableDetrConfig:
 
 
 def randomise(module: nn.Module) -> None:
-    """Away from initial values, where sampling offsets and corrections would not depend on their inputs."""
+    """Randomises the weights. With initial weights, sampling offsets and box corrections do not depend on their
+    inputs."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.2)
 
 
 def rename(state: dict, names: dict[str, str]) -> dict:
-    """Hugging Face's weights under our names; longer names first where one holds another."""
+    """Hugging Face's weights under our names. Longer names come first, as some contain others."""
     renamed = {}
     for key, value in state.items():
         for theirs, ours in names.items():
@@ -101,7 +102,7 @@ def test_encoder_equals_deformable_detrs(features, grad):
 
 
 class FixedPosition(nn.Module):
-    """Deformable DETR's positions of the queries do not follow their boxes."""
+    """Positions of queries that do not depend on their boxes, as in Deformable DETR."""
 
     def __init__(self, positions):
         super().__init__()
@@ -113,7 +114,7 @@ class FixedPosition(nn.Module):
 
 @pytest.fixture
 def decoders():
-    """Ours and Hugging Face's with the same weights, box heads included."""
+    """Ours and Hugging Face's with the same weights, including box heads."""
     theirs = DeformableDetrDecoder(config())
     theirs.bbox_embed = nn.ModuleList([DeformableDetrMLPPredictionHead(DIM, DIM, 4, 3)] * DEPTH)
     theirs.eval()
@@ -163,7 +164,7 @@ def test_decoder_equals_deformable_detrs(features, decoders, queries, grad):
 
 
 def test_a_box_is_corrected_by_two_layers_and_no_more(features, queries):
-    """Look forward twice: the loss at layer i reaches the box head's corrections of layers i and i-1."""
+    """Look forward twice: the loss at layer i reaches the box head's corrections in layers i and i-1 only."""
     decoder = RegionDecoder(DEPTH, DIM, HEADS, len(SHAPES), POINTS, FFN_DIM)
     randomise(decoder)
     contents, _, boxes = queries

@@ -1,8 +1,8 @@
-"""The Triton kernels of deformable attention against the plain formula in float64.
+"""The Triton kernels of deformable attention compared with the plain formula in float64.
 
-`test_deformable_attention_triton` runs this file in a process of its own: in Triton's interpreter, which has to be
-chosen before Triton is imported, and compiled where there is a GPU. All memory that PyTorch hands out uninitialised
-holds NaN here, and so does the memory around the inputs.
+``test_deformable_attention_triton`` runs this file in a separate process, as Triton's interpreter has to be chosen
+before Triton is imported. With a GPU it also runs the compiled kernels. Memory that PyTorch allocates without
+initialisation contains NaN here, and so does the memory around the inputs.
 """
 
 import math
@@ -35,14 +35,14 @@ def poisoned_memory():
 
 
 def amid_nan(tensor, margin=64):
-    """The same numbers on the device, NaN before and after them."""
+    """The same numbers on the device, with NaN in the memory before and after them."""
     buffer = torch.full((tensor.numel() + 2 * margin,), math.nan, dtype=tensor.dtype, device=DEVICE)
     buffer[margin : margin + tensor.numel()] = tensor.flatten().to(DEVICE)
     return buffer[margin : margin + tensor.numel()].view(tensor.shape)
 
 
 def draw(batch, queries, heads, width, shapes, points, seed=0, special=FAR, dtypes=(torch.float64,) * 3):
-    """Random value, locations, attention; a sixth of the coordinates is special."""
+    """Random value, locations and attention. A sixth of the coordinates have special values."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*size):
@@ -81,7 +81,7 @@ def results(sample, shapes, inputs, seed=0):
 
 
 def assert_near(found, expected, tolerance):
-    """Errors within tolerance of the largest number expected."""
+    """Checks that errors are within a tolerance, relative to the largest expected number."""
     for name, ours, wanted in zip(("output", "value", "locations", "attention"), found, expected, strict=True):
         assert ours.shape == wanted.shape and ours.isfinite().all(), name
         scale = wanted.abs().max().clamp(min=1e-3) if wanted.numel() else 1.0
@@ -123,7 +123,8 @@ def test_maps_of_one_pixel():
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("place", [math.inf, -math.inf, math.nan])
 def test_one_coordinate_that_is_no_place(place, axis):
-    """The other lies in the middle of the map: neither guards for both. Nothing is sampled, nothing learned from."""
+    """The other coordinate is in the middle of the map, so that each is checked by itself. Nothing is sampled, and
+    gradients are zero."""
     value, locations, attention = draw(2, 3, 2, 4, [(3, 4)], 2, special=KINKS)
     locations[:] = 0.5
     locations[..., axis] = place
@@ -149,7 +150,7 @@ def test_types(dtypes, tolerance):
 
 
 def test_gradients_of_half_precision_values_add_up_in_single_precision():
-    """A thousand queries of one pixel: in bfloat16 the sum would stop at 256."""
+    """A thousand queries sample one pixel. In bfloat16 the sum would stop at 256."""
     value = torch.ones(1, 1, 1, 4, dtype=BRAIN, device=DEVICE, requires_grad=True)
     locations = torch.full((1, 1000, 1, 1, 1, 2), 0.5, device=DEVICE)
     sample_by_triton(value, [(1, 1)], locations, torch.ones(1, 1000, 1, 1, 1, device=DEVICE)).sum().backward()

@@ -1,4 +1,4 @@
-"""Checkpointed blocks: the same numbers, computed twice, without what was in between."""
+"""Checkpointed blocks: the same numbers, computed twice, without storing activations in between."""
 
 import copy
 
@@ -10,7 +10,7 @@ from uniperceiver_v2.modeling.layers import checkpoint_blocks
 
 
 class Block(nn.Module):
-    """Counts its forward passes; dropout shows whether the second draws what the first drew."""
+    """Counts its forward passes. Dropout shows whether both passes draw the same random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 def saved_bytes(run) -> int:
-    """Of what `run` keeps for its backward pass."""
+    """The bytes that ``run`` keeps for its backward pass."""
     total = 0
 
     def pack(x: torch.Tensor) -> torch.Tensor:

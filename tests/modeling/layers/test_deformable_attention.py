@@ -1,4 +1,4 @@
-"""Deformable attention against Hugging Face's, in both of its forms: sparse products (CPU) and grid_sample."""
+"""Deformable attention compared with Hugging Face's, in both of its forms: sparse products (CPU) and grid_sample."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SPECIAL_PLACES = torch.tensor([0.0, 1.0, 0.5, -0.25, 1.25, -3.0, 100.0], dtype=t
 
 
 def random_inputs(batch, queries, heads, width, shapes, points, seed=0, dtype=torch.float64):
-    """value, locations, attention of random numbers, a third of the locations at special places."""
+    """Random value, locations and attention. A third of the locations are special."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*size):
@@ -136,7 +136,7 @@ def test_grid_sample_gives_the_same_where_there_is_no_sparse_product():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_accumulates_in_single_precision(dtype):
-    """The value is the only thing of half precision under autocast; its rounding is all the error there is."""
+    """Under autocast only the value has half precision. Its rounding is the only error."""
     shapes = [(5, 3), (2, 2)]
     value, locations, attention = random_inputs(2, 6, 2, 4, shapes, 2, dtype=torch.float32)
     rough = value.to(dtype)

@@ -1,4 +1,4 @@
-"""The Triton form of deformable attention: its cases in a process of their own, its machine code, when it is used."""
+"""The Triton form of deformable attention: its cases in a separate process, its machine code, and when it is used."""
 
 import os
 import re
@@ -29,7 +29,7 @@ ON_GPU = torch.cuda.is_available()
     ],
 )
 def test_cases(interpret):
-    """Triton reads the variable when it is first imported, which another test of this process may have done."""
+    """In a separate process, as Triton reads the variable at its first import, which may have happened here already."""
     pytest.importorskip("triton")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     run = subprocess.run(
@@ -44,7 +44,7 @@ def test_cases(interpret):
 
 
 def assembly(kernel, value_type, itemsize):
-    """A kernel's PTX for an H100, 8 heads of 32 channels, 4 scales of 4 points; no GPU takes part."""
+    """A kernel's PTX for an H100, with 8 heads of 32 channels and 4 scales of 4 points. No GPU is needed."""
     triton = pytest.importorskip("triton", minversion="3.3")
     from triton.backends.compiler import GPUTarget
 
@@ -107,13 +107,13 @@ def inputs():
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
-    """Tensors that say they are on a GPU."""
+    """Tensors that claim to be on a GPU."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Calls of the Triton form."""
+    """The calls of the Triton form."""
     calls = []
     original = deformable_attention_triton.sample_by_triton
 

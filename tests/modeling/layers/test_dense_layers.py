@@ -1,4 +1,4 @@
-"""Attention, MLP and normalisation against PyTorch's own."""
+"""Attention, MLP and normalisation compared with PyTorch's own."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_attention_with_a_mask_of_queries_and_keys(attentions, qkv):
 
 
 def test_attention_to_projected_keys_and_values(attentions, qkv):
-    """Keys of two calls, as a cache has them; gradients as well."""
+    """The keys come from two calls, as in a cache. Gradients are compared, too."""
     ours, theirs = attentions
     leaves = [x.requires_grad_() for x in qkv]
     query, key, value = leaves

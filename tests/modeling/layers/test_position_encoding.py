@@ -1,4 +1,4 @@
-"""Position encodings against plain formulas and Hugging Face's Deformable DETR."""
+"""Position encodings compared with plain formulas and Hugging Face's Deformable DETR."""
 
 import math
 
@@ -47,7 +47,7 @@ def valid_maps() -> torch.Tensor:
 
 
 def test_maps_equal_hugging_faces_at_valid_pixels():
-    """The conventions agree: y before x, pixel centres, normalised by each image's own extent."""
+    """The conventions agree: y before x, pixel centres, normalisation by each image's own extent."""
     valid = valid_maps()
     theirs = DeformableDetrSinePositionEmbedding(num_position_features=8, normalize=True)
     expected = theirs((3, 16, 5, 7), "cpu", torch.float32, valid).permute(0, 2, 3, 1)

@@ -20,7 +20,7 @@ def calls() -> list:
 
 
 class Names:
-    """Names through an encoder and a cache of two sets; `calls` are the names that were encoded."""
+    """Encodes names, with a cache of two sets. ``calls`` lists the names that were encoded."""
 
     def __init__(self, encoder: nn.Linear, calls: list):
         self.cache, self.encoder, self.calls = WeightCache([encoder], capacity=2), encoder, calls
@@ -72,7 +72,7 @@ def load(encoder: nn.Linear) -> None:
 
 
 def average(encoder: nn.Linear) -> None:
-    """As weight averaging puts its weights in and out."""
+    """Replaces weights and restores them, as weight averaging does."""
     torch._foreach_copy_(
         [p.detach() for p in encoder.parameters()], [torch.randn_like(p) for p in encoder.parameters()]
     )
@@ -161,7 +161,7 @@ def test_a_change_in_any_of_several_modules_counts(calls):
 
 @torch.no_grad()
 def test_a_copied_model_has_a_cache_of_its_own():
-    """Of its own weights, as weight averaging and tests copy models."""
+    """Weight averaging and tests copy models. A copy caches values of its own weights."""
 
     class Model(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Reading word by word, as generation does, against Hugging Face's model and its own cache."""
+"""Reading word by word, as in generation, compared with Hugging Face's model and its own cache."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ WIDTH, LONGEST = 16, 12
 
 
 def encoder_of(kind: str = "roberta", **fields) -> TextEncoder:
-    """With weights that make every part count: at the start biases and norms do nothing."""
+    """An encoder with random weights in every part, as initial biases and norms have no effect."""
     tokenizer = load_tokenizer(TOKENIZER)
     fields |= {
         "vocab_size": len(tokenizer),
@@ -39,7 +39,7 @@ def prepared(encoder: TextEncoder) -> bool:
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert"])
 @torch.no_grad()
 def test_words_read_one_by_one_equal_hugging_faces_own_cache(kind):
-    """The layers prepared for it beside the same model run by Hugging Face, which training mode falls back to."""
+    """The prepared layers are compared with the same model run by Hugging Face, which training mode uses."""
     encoder = encoder_of(kind, hidden_act="silu").double()
     ids, found = torch.randint(3, encoder.vocab_size, (3, LONGEST)), []
     for mode in (False, True):

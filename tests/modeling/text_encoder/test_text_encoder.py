@@ -1,4 +1,4 @@
-"""The text encoder against Hugging Face's RoBERTa run directly."""
+"""The text encoder compared with Hugging Face's RoBERTa run directly."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TEXTS = ("seven", "a red seven to the left of two blue threes", "")
 
 @pytest.fixture
 def directory(tmp_path):
-    """A small RoBERTa without weights: twelve tokens are its longest text."""
+    """A small RoBERTa without weights. Its longest text has twelve tokens."""
     for file in TOKENIZER.glob("tokenizer*.json"):
         shutil.copy(file, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -62,7 +62,7 @@ def test_tokens_equal_robertas(directory):
 
 
 def test_weights_of_a_language_model_serve(directory):
-    """As roberta-base is published: with a head for masked words, below a prefix."""
+    """In the form of the published roberta-base: with a head for masked words, and with a prefix in the names."""
     saved = RobertaForMaskedLM(AutoConfig.from_pretrained(directory)).eval()
     saved.save_pretrained(directory)
     encoder = TextEncoder(text_cfg(directory)).eval()
@@ -218,7 +218,7 @@ def small_encoder():
 @given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), data=st.data())
 @torch.no_grad()
 def test_cache_gives_the_causal_tokens(small_encoder, chunks, data):
-    """Read in pieces of any length, while texts are reordered, multiplied and dropped."""
+    """Texts are read in pieces of any length, and reordered, copied and dropped in between."""
     chunks = [size for i, size in enumerate(chunks) if sum(chunks[: i + 1]) <= LONGEST]
     ids = torch.randint(3, small_encoder.vocab_size, (3, sum(chunks)))
     cache, found = small_encoder.begin(), torch.empty(3, 0, 10)
@@ -303,7 +303,7 @@ def tokenizer_message(path) -> str:
 
 
 def test_no_tokenizer_beside_a_configuration(directory):
-    """Of this transformers makes a tokenizer that knows no word."""
+    """From such a directory transformers makes a tokenizer that knows no word."""
     for file in directory.glob("tokenizer*.json"):
         file.unlink()
     found = tokenizer_message(directory)
