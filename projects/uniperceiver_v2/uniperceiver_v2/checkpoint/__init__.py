@@ -1,4 +1,4 @@
-"""Checkpoints in Detectron2's layout that a crash cannot break and that cannot run code."""
+"""Checkpoints in Detectron2's format that are safe against crashes and cannot run code."""
 
 from .checkpointer import AtomicCheckpointer
 

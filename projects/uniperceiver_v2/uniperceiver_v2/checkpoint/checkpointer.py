@@ -15,23 +15,24 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import write_atomically
 
-# How many differing keys a message lists before it only counts.
+# A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
 _LONGEST_NAME = 4096  # characters of a path
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` whose files are whole or absent, and tensors alone.
+    """A ``DetectionCheckpointer`` with files that are complete or absent, and contain tensors and plain values only.
 
-    - A file is written beside its final name, synced and renamed; ``last_checkpoint`` follows only then.
-      Whenever the process dies, the last checkpoint is one that can be read.
+    - A file is written under a temporary name, synced and renamed. Only then ``last_checkpoint`` is changed. So the
+      last checkpoint is readable, whenever the process dies.
     - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code.
-    - Weights have to fit the model key by key: a part left at random would only show in the results.
+    - Weights must fit the model key by key. Otherwise a part would keep its random weights, and only bad results would
+      show it.
 
     Args:
         model, save_dir, save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
-        averaging: the trainer's :class:`~uniperceiver_v2.engine.WeightAveraging`, whose averages are saved as
-            "model". The weights in training are part of its own state, with the trainer's.
+        averaging: the trainer's :class:`~uniperceiver_v2.engine.WeightAveraging`. Its averages are saved as "model".
+            The weights in training are in its own state, which is part of the trainer's.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._averaging = averaging
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write model, checkpointables and ``kwargs`` as ``<save_dir>/<name>.pth``, and name it the last one.
+        """Write model, checkpointables and ``kwargs`` to ``<save_dir>/<name>.pth``, and make it the last checkpoint.
 
         Raises:
-            UserError: the file cannot be written; older checkpoints are untouched.
+            UserError: the file cannot be written. Older checkpoints are not changed.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -64,22 +65,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the checkpoint that ``--resume`` goes on from."""
+        """Write the name of the checkpoint that ``--resume`` uses."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         self._write(path, lambda file: file.write(last_filename_basename.encode()))
 
     def _write(self, path: str, write: Callable[[IO[bytes]], Any]) -> None:
         try:
             write_atomically(path, write)
-        # torch.save turns a failed write into a RuntimeError of its own.
+        # torch.save raises RuntimeError if a write fails.
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {path}: {error}; older checkpoints are untouched") from error
 
     def has_checkpoint(self) -> bool:
-        """Whether ``save_dir`` names a last checkpoint, whatever its state; :meth:`get_checkpoint_file` looks closer.
+        """Whether ``save_dir`` has a file ``last_checkpoint``. :meth:`get_checkpoint_file` checks its content.
 
         Raises:
-            UserError: it cannot be known, as without the right to look into the folder.
+            UserError: this cannot be determined, for example without permission to read the folder.
         """
         path = self._last_checkpoint()
         try:
@@ -91,12 +92,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return True
 
     def get_checkpoint_file(self) -> str:
-        """The last checkpoint that ``save_dir`` names; "" where it names none.
+        """The path of the last checkpoint, or "" if ``save_dir`` has no ``last_checkpoint``.
 
-        fvcore's own gives "" for whatever cannot be read, and ``--resume`` would then begin anew from random weights.
+        fvcore's own method returns "" for a file that cannot be read. Then ``--resume`` would start from random
+        weights.
 
         Raises:
-            UserError: what names it cannot be read, is no file's name, or the file is not there.
+            UserError: ``last_checkpoint`` cannot be read, does not contain a file name, or names a missing file.
         """
         if not self.has_checkpoint():
             return ""
@@ -128,8 +130,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """As in ``DetectionCheckpointer``.
 
         Raises:
-            UserError: no such file, a file that is cut short or holds more than tensors and plain values,
-                weights of another architecture, or a state of other settings.
+            UserError: the file is missing or truncated, has more than tensors and plain values, has weights of another
+                architecture, or does not fit the settings.
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise UserError(f"checkpoint not found: {path}")
@@ -159,7 +161,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
 
 def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """One line for each key that is missing, is unknown or has another shape; ``own``: what the model has."""
+    """A line for each key that is missing, unknown, or has another shape. ``own`` is the model's state."""
     lines = []
     for key in sorted(state.keys() | own.keys()):
         if key not in own:
@@ -172,15 +174,15 @@ def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[
 
 
 def read_tensors(path: str) -> dict[str, Any]:
-    """A dict saved by ``torch.save``, on the CPU, without running anything that the file may hold.
+    """A dict that ``torch.save`` wrote, on the CPU. Code in the file is not run.
 
     Raises:
-        UserError: the file is cut short or holds more than tensors and plain values.
+        UserError: the file is truncated, or has more than tensors and plain values.
     """
     with open(path, "rb") as file:
         is_archive = file.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(path):
-        # An archive's directory stands at its end.
+        # The directory of a zip archive is at its end.
         raise UserError(f"{path} is cut short: copy it again or take an older checkpoint")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Data: registered datasets, mappers, and batches that depend on nothing but the seed."""
+"""Data: registered datasets, mappers, and batches that depend on the seed only."""
 
 from .datasets import builtin  # noqa: F401  (registers the datasets)
 from .datasets.builtin import register_digit_scenes

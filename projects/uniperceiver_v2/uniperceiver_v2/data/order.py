@@ -1,7 +1,7 @@
-"""What is drawn when, as pure functions of the seed: nothing about the data is ever saved.
+"""The order of samples and their random numbers, as pure functions of the seed. Nothing about the data is ever saved.
 
-The n-th batch of a task, augmentations included, depends on (seed, the task's name, n). So all ranks agree without
-talking, and a resumed run goes on exactly where it was.
+The n-th batch of a task, with its augmentations, depends on (seed, the task's name, n) only. So all ranks agree without
+communication, and a resumed run continues exactly where it was.
 """
 
 import contextlib
@@ -10,23 +10,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-SHARDS_AT_A_TIME = 8  # among whose records a part of an epoch is drawn
+SHARDS_AT_A_TIME = 8  # the records of so many shards are permuted together
 
 
 def entropy_of(text: str) -> int:
-    """A number for a name, the same in every process, which Python's own hash is not."""
+    """A number for a name. Unlike Python's own hash, it is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class SampleOrder:
-    """The endless order in which a task goes through its records: one random permutation after another.
+    """The endless order of a task's records: one random permutation after another.
 
-    A position counts the samples of all ranks from the first batch on.
+    A position is a sample's number over all ranks, counted from the first batch.
 
     Args:
         num_records: N > 0.
         task: the task's name.
-        seed: not negative.
+        seed: 0 or more.
     """
 
     def __init__(self, num_records: int, task: str, seed: int):
@@ -35,7 +35,7 @@ class SampleOrder:
         self._cached_epoch: tuple[int, np.ndarray] | None = None
 
     def index_at(self, position: int) -> int:
-        """The record of a position."""
+        """The index of the record at a position."""
         epoch, offset = divmod(position, self._num_records)
         if self._cached_epoch is None or self._cached_epoch[0] != epoch:
             rng = np.random.default_rng([*self._stream, 0, epoch])
@@ -43,21 +43,23 @@ class SampleOrder:
         return int(self._cached_epoch[1][offset])
 
     def rng_at(self, position: int) -> np.random.Generator:
-        """All further chance in the making of a position's sample, such as its augmentation."""
+        """The random generator for everything else about a position's sample, such as its augmentation."""
         return np.random.default_rng([*self._stream, 1, position])
 
     def other_index(self, rng: np.random.Generator) -> int:
-        """A record to take in place of one that cannot be used."""
+        """The index of a record that replaces an unusable one."""
         return int(rng.integers(self._num_records))
 
 
 class ShardOrder(SampleOrder):
-    """The order of records that lie in shards: near positions are of few of them, so that few files are read at a time.
+    """The order of records in shards. Neighbouring positions use records of few shards, so that few files are open at a
+    time.
 
-    Every epoch permutes the shards, and then the records of each ``SHARDS_AT_A_TIME`` shards that follow each other.
+    Every epoch permutes the shards. Then it permutes the records of each window of ``SHARDS_AT_A_TIME`` consecutive
+    shards.
 
     Args:
-        sizes: number of records of each shard, in the order of the records; their sum is above 0.
+        sizes: the number of records of each shard, in the order of the records. Their sum is above 0.
         task, seed: see :class:`SampleOrder`.
     """
 
@@ -76,7 +78,7 @@ class ShardOrder(SampleOrder):
         return int(self._cached_window[1][offset - bounds[window * SHARDS_AT_A_TIME]])
 
     def _shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards [S] in an epoch's order, and the offsets [S + 1] in the epoch at which each begins."""
+        """The shards [S] in an epoch's order, and the offset in the epoch at which each begins [S + 1]."""
         if self._cached_shards is None or self._cached_shards[0] != epoch:
             shards = np.random.default_rng([*self._stream, 0, epoch]).permutation(len(self._starts) - 1)
             bounds = np.concatenate([[0], np.cumsum(np.diff(self._starts)[shards])])
@@ -84,7 +86,7 @@ class ShardOrder(SampleOrder):
         return self._cached_shards[1:]
 
     def _draw(self, epoch: int, window: int, shards: np.ndarray) -> np.ndarray:
-        """The records of a window, in its order."""
+        """The records of a window in their order."""
         chosen = shards[window * SHARDS_AT_A_TIME : (window + 1) * SHARDS_AT_A_TIME]
         records = np.concatenate([np.arange(self._starts[shard], self._starts[shard + 1]) for shard in chosen])
         return np.random.default_rng([*self._stream, 2, epoch, window]).permutation(records)
@@ -92,10 +94,10 @@ class ShardOrder(SampleOrder):
 
 @contextlib.contextmanager
 def numpy_draws_from(rng: np.random.Generator) -> Iterator[None]:
-    """Within, NumPy's global functions, which Detectron2's augmentations draw from, draw from ``rng``.
+    """A context in which NumPy's global functions, as Detectron2's augmentations use them, draw from ``rng``.
 
-    Afterwards they go on where they were, so that loading in the main process disturbs nobody. Unlike seeding
-    them, this costs next to nothing.
+    Afterwards the global generator continues where it was, so that loading in the main process does not affect other
+    code. Unlike seeding, this costs next to nothing.
     """
     usual = np.random.get_bit_generator()
     np.random.set_bit_generator(rng.bit_generator)

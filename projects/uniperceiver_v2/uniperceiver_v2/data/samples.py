@@ -1,7 +1,8 @@
-"""What a mapper gives and a task takes, one type a kind. All of them are plain dicts, as Detectron2's models take them.
+"""The types of samples, one for each kind of task: the output of its mapper and the input of its task.
 
-A name means one thing in all kinds. Shapes: H, W of the transformed image; T tokens of a text, ``<s>`` and ``</s>``
-included. Keys that only training or only evaluation has are marked ``NotRequired``.
+Samples are plain dicts, as Detectron2's models take them. A key has the same meaning in all kinds. Shapes: H, W of the
+transformed image; T tokens of a text, with ``<s>`` and ``</s>``. Keys that exist only in training or only in evaluation
+are marked ``NotRequired``.
 """
 
 from __future__ import annotations
@@ -17,51 +18,51 @@ if TYPE_CHECKING:
 
 
 class ImageSample(TypedDict):
-    """An image, of whatever kind of task.
+    """An image, for any kind of task.
 
-    Of these, a model needs "image" alone, and "task" for all tasks but detection.
+    A model needs only "image", and "task" for all tasks but detection.
     """
 
-    task: str  # name of a task of the configuration, or of a kind
+    task: str  # the name of a task of the configuration, or of a kind
     image: Tensor  # uint8 or float [3,H,W] in INPUT.FORMAT
-    height: int  # of the image in the file, in pixels
+    height: int  # in pixels, of the image in the file
     width: int
     file_name: str
-    image_id: Any  # int or str, as the dataset has it
+    image_id: Any  # int or str, from the dataset
 
 
 class DetectionSample(ImageSample):
-    """Objects with masks."""
+    """An image with objects and their masks."""
 
     candidates: tuple[str, ...]  # category names to choose from
     instances: NotRequired[Instances]  # training: gt_boxes in the transformed image, gt_classes, gt_masks
 
 
 class ClassificationSample(ImageSample):
-    """One class for the whole image."""
+    """An image with one class."""
 
     candidates: tuple[str, ...]  # class names to choose from
     label: int  # index of the class among the candidates
 
 
 class CaptionedSample(ImageSample):
-    """An image with captions: captioning and retrieval.
+    """An image with captions, for captioning and retrieval.
 
-    Captioning trains on some captions of an image and is evaluated against all; retrieval trains on one of them and is
+    Captioning trains on some of an image's captions and is evaluated with all of them. Retrieval trains on one and is
     evaluated on the first five.
     """
 
     captions: list[str]
-    caption_token_ids: NotRequired[list[Tensor]]  # int64 [T] of each caption; not in evaluation of captioning
+    caption_token_ids: NotRequired[list[Tensor]]  # int64 [T] for each caption; missing in the evaluation of captioning
 
 
 class TextSample(TypedDict):
-    """A text some of whose tokens are hidden: language modelling."""
+    """A text with hidden tokens, for language modelling."""
 
     task: str
     text_id: int
     token_ids: Tensor  # int64 [T], with hidden tokens replaced
-    labels: Tensor  # int64 [T], the token behind each hidden one, NOT_PREDICTED elsewhere
+    labels: Tensor  # int64 [T], the original token at each hidden one, NOT_PREDICTED elsewhere
 
 
 NOT_PREDICTED = -100  # label of a token that is not hidden

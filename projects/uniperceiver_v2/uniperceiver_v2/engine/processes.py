@@ -29,20 +29,20 @@ _POLL = 0.02  # seconds between two reads of the store
 Main = Callable[[Namespace], None]
 
 
-# How many processes a starter says that there are, and who says so. Slurm's variable is that of a step of a job: a
-# batch script runs once, but finds SLURM_NTASKS as well.
+# {variable with the number of processes: its starter}. For Slurm it is the variable of a step of a job, as SLURM_NTASKS
+# is also set in a batch script, which runs only once.
 _SIZES = {
     "WORLD_SIZE": "whatever set WORLD_SIZE",
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
 }
-# What torchrun tells a process; with all of it, another starter will do as well.
+# The variables that torchrun sets. Another starter may set them, too.
 _TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def _is_started_with_others() -> bool:
-    """Whether torchrun, or a starter that tells a process as much, has started this process as one of several."""
+    """Whether this process is one of several, started by torchrun or by a starter that sets the same variables."""
     if dist.is_torchelastic_launched():
         return True
     told = {name: os.environ.get(name, "") for name in _TOLD}
@@ -51,9 +51,10 @@ def _is_started_with_others() -> bool:
 
 
 def _refuse_lonely_copies(args: Namespace) -> None:
-    """Each of several processes that does not know of the others would do the whole run, into the same OUTPUT_DIR."""
+    """Refuse to run as one of several processes that do not know of each other. Each would do the whole run, with
+    one OUTPUT_DIR."""
     if args.num_machines > 1:
-        return  # told by the arguments who is there
+        return  # the arguments describe the processes
     for variable, starter in _SIZES.items():
         size = os.environ.get(variable, "1")
         if size in ("", "0", "1"):

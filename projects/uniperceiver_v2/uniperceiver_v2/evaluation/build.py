@@ -17,8 +17,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         output_folder: created if it does not exist.
 
     Raises:
-        UserError: no kind of task evaluates the dataset; its files are missing or cannot be read; an annotation in them
-            cannot be right.
+        UserError: no kind of task evaluates the dataset, its files are missing or cannot be read, or an annotation is
+            wrong.
     """
     kind = evaluated_kind(dataset_name)
     with explained(dataset_name):

@@ -1,7 +1,7 @@
-"""The doors through which bytes from outside come in: files, images, annotations, registered datasets.
+"""Reads everything that comes from outside: files, images, annotations, registered datasets.
 
-What is read is data and nothing else: no door starts a program or runs code of a file. A door either gives what was
-asked for or says in one sentence which file, and which entry of it, cannot be used.
+Files are read as data only. No reader starts another program or runs code from a file. A reader either returns the
+data, or says in one sentence which file, and which entry in it, cannot be used.
 """
 
 from .annotations import check_annotations, check_instances, check_json_of

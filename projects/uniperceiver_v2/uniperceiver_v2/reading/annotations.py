@@ -1,9 +1,9 @@
-"""Annotations of instances: checked when a dataset is read, not in a worker hours later.
+"""Checks annotations of instances when a dataset is read, and not hours later in a worker.
 
 One coordinate of 1e9 makes the rasteriser of masks take 21 GB and ends the process without a message. So boxes,
-polygons, run-length encodings and categories are compared with what their image allows. Millions of them are looked
-through at once with NumPy; only a part in which something looks wrong is gone through one by one, by
-:mod:`.instances`, which decides and has the words.
+polygons, run-length encodings and categories are compared with the size of their image. NumPy checks many annotations
+at once. If a part of them looks wrong, :mod:`.instances` checks its annotations one by one. It makes the decision, and
+it has the messages.
 """
 
 import itertools
@@ -20,17 +20,18 @@ from .instances import LARGEST_SIDE, Instance, longest_outline, problem_of, prob
 from .run_lengths import fit
 from .sources import source_of
 
-_AT_A_TIME = 8192  # annotations that are looked through together
+_AT_A_TIME = 8192  # annotations that are checked at once
 
 
 class _Part(NamedTuple):
-    """N annotations with the dicts of their images."""
+    """N annotations and the dicts of their images."""
 
     annotations: list[dict]
     images: list[dict]
 
     def sides(self, name: str) -> np.ndarray:
-        """Each image's "height" or "width" in pixels, float64 [N]; NaN where one is missing or no number."""
+        """The "height" or "width" of each image in pixels, float64 [N]. All are NaN if one is missing or not a
+        number."""
         values = [image.get(name) for image in self.images]
         if not set(map(type, values)) <= {int, float}:
             return np.full(len(values), np.nan)
@@ -38,12 +39,13 @@ class _Part(NamedTuple):
 
 
 def check_annotations(name: str, records: Sequence[dict]) -> None:
-    """Check what a registered dataset's records hold of instances.
+    """Check the annotations in a registered dataset's records.
 
-    Records without "annotations" pass, and so does what is no list: shards, whose pairs are read one by one.
+    Records without "annotations" pass. So does an object that is not a list, such as shards with pairs that are read
+    one by one.
 
     Raises:
-        UserError: the first that cannot be right, with its file, its id and its value.
+        UserError: an annotation is wrong. The message has the file, the id and the value of the first one.
     """
     if not isinstance(records, list) or not any(record.get("annotations") for record in records):
         return
@@ -53,7 +55,7 @@ def check_annotations(name: str, records: Sequence[dict]) -> None:
     if found is None:
         return
     instance, reason = found
-    check_json_of(name)  # whose annotations have ids, which records have not
+    check_json_of(name)  # the JSON's annotations have ids, which the records do not have
     image = instance.image
     raise UserError(
         f"{source_of(name)} of dataset '{name}': an annotation of image {image.get('image_id')} "
@@ -62,38 +64,38 @@ def check_annotations(name: str, records: Sequence[dict]) -> None:
 
 
 def check_json_of(name: str) -> None:
-    """Look in a dataset's JSON for the annotation that made it unusable, if there is one.
+    """Search a dataset's JSON for an annotation that makes it unusable.
 
     Raises:
-        UserError: the annotation that was found.
+        UserError: there is such an annotation.
     """
     json_file = MetadataCatalog.get(name).get("json_file")
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
-        if not content.get("categories"):  # of captions, say
+        if not content.get("categories"):  # for example captions
             return
         for strict in (False, True):
             check_instances(json_file, content, strict=strict)
     except (AttributeError, LookupError, OSError, TypeError, ValueError):
-        pass  # another format, or none
+        pass  # the JSON has another format, or there is none
 
 
 def check_instances(json_file: str, content: dict[str, Any], *, strict: bool = False) -> None:
-    """Check the content of a JSON of instances, COCO's or LVIS's, as an evaluator reads it.
+    """Check the content of a JSON of instances, in COCO's or LVIS's format, as an evaluator reads it.
 
     Args:
-        json_file: for messages.
-        content: with "images", "categories" and maybe "annotations".
-        strict: refuse polygons of fewer than three points as well. COCO's own files have some, which Detectron2 leaves
-            out of training and evaluation takes.
+        json_file: the file's path, for messages.
+        content: has "images", "categories" and optionally "annotations".
+        strict: whether polygons of fewer than three points are refused. COCO's own files have some. Detectron2 leaves
+            them out of training, and evaluation accepts them.
 
     Raises:
-        UserError: the first annotation that cannot be right, with its id and its value.
+        UserError: an annotation is wrong. The message has the id and the value of the first one.
     """
     categories = {category["id"] for category in content.get("categories", ())}
     images = {image["id"]: image for image in content.get("images", ())}
-    # Those of no image are left out by whoever reads the file.
+    # Readers of the file ignore annotations without an image.
     annotations = [annotation for annotation in content.get("annotations", ()) if annotation["image_id"] in images]
     parts = (
         _Part(part, [images[annotation["image_id"]] for annotation in part])
@@ -137,7 +139,7 @@ def _first_problem(
 
 
 def _looks_right(part: _Part, categories: Collection[int] | None) -> bool:
-    """Whether nothing of a part can be wrong; of what is unusual, False."""
+    """Whether certainly no annotation of a part is wrong. False for anything unusual."""
     annotations = part.annotations
     try:
         sizes = np.stack([part.sides("width"), part.sides("height")])
@@ -149,7 +151,7 @@ def _looks_right(part: _Part, categories: Collection[int] | None) -> bool:
             and _segmentations_look_right([a.get("segmentation") for a in annotations], *sizes)
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return False  # not numbers, not lists, ...
+        return False  # values of other types
 
 
 def _categories_look_right(ids: list[int], categories: Collection[int] | None) -> bool:
@@ -180,7 +182,7 @@ def _segmentations_look_right(segmentations: list, widths: np.ndarray, heights: 
 
 
 def _polygons_look_right(polygons: list[list[float]], sizes: np.ndarray) -> bool:
-    """``sizes`` [P, 2]: width and height of each polygon's image."""
+    """Checks P polygons. ``sizes`` [P, 2] has width and height of each polygon's image."""
     if not polygons:
         return True
     lengths = np.array(list(map(len, polygons)))
@@ -189,9 +191,9 @@ def _polygons_look_right(polygons: list[list[float]], sizes: np.ndarray) -> bool
     points = _numbers(polygons).reshape(-1, 2)
     ends = np.cumsum(lengths // 2)
     starts = ends - lengths // 2
-    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # [P, 2]; NaN stays NaN
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # [P, 2]; NaN is kept
     steps = np.abs(np.diff(points, axis=0, append=points[-1:])).max(axis=1)
-    steps[ends - 1] = 0  # from one polygon to the next
+    steps[ends - 1] = 0  # the step to the next polygon does not count
     outlines = np.add.reduceat(steps, starts)
     return (
         _within_reach(low, sizes)
@@ -201,7 +203,7 @@ def _polygons_look_right(polygons: list[list[float]], sizes: np.ndarray) -> bool
 
 
 def _encoded_look_right(encoded: list[tuple[dict, float, float]]) -> bool:
-    """Run-length encodings, each with its image's height and width."""
+    """Checks run-length encodings, given as (encoding, height of its image, width of its image)."""
     compressed, areas = [], []
     for segmentation, height, width in encoded:
         if list(segmentation["size"]) != [height, width]:
@@ -217,10 +219,10 @@ def _encoded_look_right(encoded: list[tuple[dict, float, float]]) -> bool:
 
 
 def _numbers(lists: list[list[float]]) -> np.ndarray:
-    """All numbers of the lists, one behind the other, float64.
+    """All numbers of the lists, concatenated, float64.
 
     Raises:
-        TypeError: not all are Python's int or float.
+        TypeError: a value is not a Python int or float.
     """
     flat = list(itertools.chain.from_iterable(lists))
     if not set(map(type, flat)) <= {int, float}:
@@ -229,5 +231,5 @@ def _numbers(lists: list[list[float]]) -> np.ndarray:
 
 
 def _within_reach(values: np.ndarray, sides: np.ndarray) -> bool:
-    """Whether coordinates lie inside their image or no farther beyond an edge than its side; NaN does not."""
+    """Whether coordinates are inside their image, or outside by at most the length of its side. False for NaN."""
     return bool(np.all((values >= -sides) & (values <= 2 * sides)))

@@ -1,4 +1,4 @@
-"""Files read with patience: an error that passes must not change what a run is trained on."""
+"""Reads files with retries, so that a temporary error does not change the data that a run is trained on."""
 
 import contextlib
 import errno
@@ -14,11 +14,11 @@ from ..errors import UserError
 
 Result = TypeVar("Result")
 
-WAITS = (0.1, 0.5, 2.0)  # seconds before a read is tried again
-LARGEST_FILE = 2**30  # bytes of a file that is read at once
+WAITS = (0.1, 0.5, 2.0)  # seconds before each retry
+LARGEST_FILE = 2**30  # bytes; larger files are refused
 
-# Errors that belong to a path or a file and stay: no such file, no right to read it, a folder, ... All others, such as
-# EIO, ESTALE, ETIMEDOUT or EMFILE, come from the disk, the network or the machine, and may be gone a moment later.
+# Permanent errors of a path or a file: it does not exist, may not be read, is a folder, ... All other errors, such as
+# EIO, ESTALE, ETIMEDOUT or EMFILE, come from the disk, the network or the machine, and may be temporary.
 _OF_THE_FILE = frozenset(
     {
         errno.ENOENT,
@@ -37,16 +37,16 @@ _OF_THE_FILE = frozenset(
 
 
 def patiently(read: Callable[[], Result], path: str) -> Result:
-    """``read()``, called again after a short wait where the system reports an error that may pass.
+    """Call ``read()``, and retry after a short wait if the system reports an error that may be temporary.
 
     Args:
-        read: reads from ``path``.
-        path: for the message.
+        read: a function that reads from ``path``.
+        path: the path, for messages.
 
     Raises:
-        OSError: of the file itself, such as a file that is not there.
-        UserError: the error did not pass; a run has to end then, as a sample left out for it would change what is
-            trained on from run to run.
+        OSError: the error is permanent, for example a missing file.
+        UserError: the error did not go away. The run has to end then. If it left the sample out instead, the training
+            data would differ from run to run.
     """
     for wait in WAITS:
         try:
@@ -69,23 +69,24 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
 
 
 def _may_pass(error: OSError) -> bool:
-    """Whether an error is the system's (a library's OSErrors have no number) and not the file's own."""
+    """Whether an error may be temporary. False for errors of libraries, which have no number, and for permanent
+    errors of files."""
     return error.errno is not None and error.errno not in _OF_THE_FILE
 
 
 def read_file(path: str) -> bytes:
-    """The content of a file, by a path or what else ``PathManager`` opens.
+    """The content of a file, by a path or anything else that ``PathManager`` opens.
 
     Raises:
         OSError, UserError: as :func:`patiently`.
-        ValueError: it is no regular file, which might never end, or larger than ``LARGEST_FILE``.
+        ValueError: it is not a regular file, and might never end, or it is larger than ``LARGEST_FILE``.
     """
     return patiently(lambda: _read(path), path)
 
 
 def _read(path: str) -> bytes:
-    with contextlib.suppress(FileNotFoundError):  # a path that only PathManager knows
-        # Before it is opened: to open a named pipe waits for somebody to write into it.
+    with contextlib.suppress(FileNotFoundError):  # only PathManager knows this path
+        # Checked before opening, as opening a named pipe waits for a writer.
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")

@@ -1,4 +1,4 @@
-"""Image files as arrays: the one door through which pixels come in."""
+"""Reads image files as arrays. All pixels from outside come through this file."""
 
 import io
 import os
@@ -12,24 +12,24 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from ..errors import UnreadableImage
 from .disk import read_file
 
-# By content, whatever a file's suffix. Of Pillow's other formats one starts a program: EPS hands its content to
-# Ghostscript.
+# Formats are recognised by content, not by suffix. Pillow's other formats are not allowed, as for EPS it starts another
+# program, Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
-# What Pillow raises for files that are missing, cut short or not images, beside what it is documented to
-# raise.
+# Pillow's documented and undocumented errors for files that are missing, truncated or not images.
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
 
 
 def read_image(record: dict, image_format: str) -> np.ndarray:
-    """The record's image as uint8 [H, W, 3]: of its "image_bytes" where it has them, else of the file "file_name".
+    """The record's image as uint8 [H, W, 3], from "image_bytes" if the record has them, otherwise from the file
+    "file_name".
 
     Args:
-        record: its "width" and "height", if given, have to be the image's.
+        record: if it has "width" and "height", they must be the image's.
         image_format: "RGB" or "BGR".
 
     Raises:
-        UnreadableImage: the image itself is at fault, so that training can go on without it.
+        UnreadableImage: the image is broken or has another size. Training can continue without it.
         UserError: the disk is at fault; see :func:`~uniperceiver_v2.reading.disk.patiently`.
     """
     try:
@@ -44,19 +44,19 @@ def read_image(record: dict, image_format: str) -> np.ndarray:
 
 
 def decode_image(content: bytes, image_format: str) -> np.ndarray:
-    """An encoded image as ``detection_utils.read_image`` of Detectron2 gives that of a file, upright as EXIF says.
+    """Decode an image, and rotate it as EXIF says, like Detectron2's ``detection_utils.read_image``.
 
     Raises:
-        ValueError: it is none of ``FORMATS``.
-        OSError, SyntaxError, ...: of Pillow's, for content that is damaged.
+        ValueError: its format is not one of ``FORMATS``.
+        OSError, SyntaxError, ...: Pillow's errors for damaged content.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError as error:  # whose message would name a place in memory, another one each time
+    except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
         raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
     with image:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        except Exception:  # a broken EXIF block must not cost the image
+        except Exception:  # a broken EXIF block does not make the image unreadable
             turned = False
         return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image) if turned else image, image_format)

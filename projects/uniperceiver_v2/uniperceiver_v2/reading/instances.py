@@ -1,4 +1,4 @@
-"""What is wrong with an annotation of an instance, in words."""
+"""Describes in words what is wrong with an annotation of an instance."""
 
 import math
 from collections.abc import Collection
@@ -10,11 +10,11 @@ from detectron2.structures import BoxMode
 
 from .run_lengths import fit
 
-LARGEST_SIDE = 2**17  # pixels of an image's side
+LARGEST_SIDE = 2**17  # pixels, of an image
 
 
 class Instance(NamedTuple):
-    """An annotation, and what is known of its image: the dict it has, and its size in pixels or None."""
+    """An annotation, the dict of its image, and the image's size in pixels, or None if it is unknown."""
 
     annotation: Any
     image: dict
@@ -23,12 +23,13 @@ class Instance(NamedTuple):
 
 
 def longest_outline(height: Any, width: Any) -> Any:
-    """Pixels that a polygon's outline may have, of numbers or arrays: the rasteriser's memory grows with them."""
+    """The longest allowed outline of a polygon in pixels, for numbers or arrays. The rasteriser's memory grows with
+    it."""
     return np.minimum(1000 * (height + width), 2**22)
 
 
 def problem_of_size(instance: Instance) -> str | None:
-    """What is wrong with the image's size; None where nothing is, or where it has none."""
+    """What is wrong with the image's size. None if it is right or unknown."""
     for side in (instance.height, instance.width):
         if side is not None and not (_is_number(side) and 1 <= side <= LARGEST_SIDE):
             return f"its image has height {_short(instance.height)} and width {_short(instance.width)}"
@@ -36,12 +37,12 @@ def problem_of_size(instance: Instance) -> str | None:
 
 
 def problem_of(instance: Instance, categories: Collection[int] | None, strict: bool) -> str | None:
-    """What is wrong with an annotation; None where nothing is.
+    """What is wrong with an annotation. None if nothing is.
 
     Args:
-        instance: of an image whose size, if it has one, is right.
-        categories: that there are, or None where that is not known.
-        strict: refuse polygons of fewer than three points as well.
+        instance: an annotation. The size of its image, if it is known, must be right.
+        categories: the existing categories, or None if they are not known.
+        strict: whether polygons of fewer than three points are refused.
     """
     annotation = instance.annotation
     if not isinstance(annotation, dict):
@@ -123,7 +124,7 @@ def _problem_of_encoding(encoding: dict, height: Any, width: Any) -> str | None:
 
 
 def _listed(value: Any) -> list:
-    """A sequence's elements; of anything else none."""
+    """The elements of a sequence. For any other object, an empty list."""
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
     return list(value) if isinstance(value, list | tuple) else []
@@ -132,7 +133,7 @@ def _listed(value: Any) -> list:
 def _is_number(value: Any) -> bool:
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 

@@ -1,23 +1,23 @@
-"""COCO's compressed run-length encodings, looked at without decoding a mask.
+"""Checks COCO's compressed run-length encodings without decoding masks.
 
-An encoding is a row of run lengths, column by column, beginning with a run outside the mask. Each is written in
-characters of five bits, the low ones first, with 0x20 on all but the last and 0x10 for the sign; from the fourth run
-on, what is written is the difference to the run two before.
+An encoding is a sequence of run lengths. Runs follow the columns and begin with a run outside the mask. Each number is
+written in characters of five bits, low bits first. All characters but the last have the flag 0x20, and the flag 0x10 in
+the last one is the sign. From the fourth run on, the number is the difference to the run two before.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-_MOST_DIGITS = 7  # characters of a run: 35 bits
+_MOST_DIGITS = 7  # characters of a number: 35 bits
 
 
 def fit(encodings: Sequence[bytes], areas: np.ndarray) -> bool:
-    """Whether each encoding is well formed, its runs are not negative and their sum is its mask's area.
+    """Whether every encoding is well-formed, has no negative runs, and has as many pixels as its mask.
 
     Args:
-        encodings: N of them.
-        areas: pixels of each mask, [N].
+        encodings: N encodings.
+        areas: the number of pixels of each mask, [N].
     """
     if not encodings:
         return True
@@ -26,7 +26,7 @@ def fit(encodings: Sequence[bytes], areas: np.ndarray) -> bool:
     if not lengths.all() or digits.min() < 0 or digits.max() > 63:
         return False
     is_last = (digits & 0x20) == 0
-    first_digit = np.cumsum(lengths) - lengths  # of each encoding
+    first_digit = np.cumsum(lengths) - lengths  # the index of each encoding's first digit
     if not is_last[first_digit + lengths - 1].all():
         return False
     written = _numbers(digits, is_last)
@@ -40,7 +40,7 @@ def fit(encodings: Sequence[bytes], areas: np.ndarray) -> bool:
 
 
 def _numbers(digits: np.ndarray, is_last: np.ndarray) -> np.ndarray | None:
-    """The signed numbers [R] that the digits [B] write; None where one is too long."""
+    """The signed numbers [R] that are written with the digits [B]. None if one of them is too long."""
     ends = np.flatnonzero(is_last)
     sizes = np.diff(ends, prepend=-1)
     if sizes.max() > _MOST_DIGITS:
@@ -52,11 +52,11 @@ def _numbers(digits: np.ndarray, is_last: np.ndarray) -> np.ndarray | None:
 
 
 def _undo_differences(written: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Run lengths [R] from the numbers written, ``counts`` of them for each encoding."""
+    """Run lengths [R] from the written numbers. ``counts`` has the number of runs of each encoding."""
     runs = written.copy()
     owner = np.repeat(np.arange(len(counts)), counts)
     position = np.arange(len(written)) - np.repeat(np.cumsum(counts) - counts, counts)
-    for parity in (0, 1):  # two chains of differences; the first run stands alone
+    for parity in (0, 1):  # two chains of differences, over odd and over even runs; the first run belongs to none
         chain = np.flatnonzero((position > 0) & (position % 2 == parity))
         if not len(chain):
             continue

@@ -1,4 +1,4 @@
-"""Where a registered dataset's files are, and what is said where they cannot be used."""
+"""The files of registered datasets, and messages for files that cannot be used."""
 
 import contextlib
 import glob
@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
 
-# Metadata that name a dataset's files, ours first, then those of Detectron2's own datasets.
+# Keys of metadata with a path of the dataset's files: ours first, then those of Detectron2's own datasets.
 _PATHS = (
     "json_file",
     "source",
@@ -25,10 +25,10 @@ _PATHS = (
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Within, what a user can put right about the files of dataset ``name`` is raised as a :class:`UserError`.
+    """A context that turns errors about the files of dataset ``name`` into a :class:`UserError`.
 
-    Its message has the path that was looked for and what makes it: the command that prepares the dataset, if
-    its metadata has one as "prepare_command", or where the expected tree is shown.
+    Its message has the path and a remedy: the command that prepares the dataset, if its metadata has one as
+    "prepare_command", or the place where the expected files are described.
     """
     source, remedy = source_of(name), _remedy(name)
     try:
@@ -54,16 +54,17 @@ def explained(name: str) -> Iterator[None]:
 
 
 def source_of(name: str) -> str:
-    """The path that stands for the dataset's files; its name where none is known."""
+    """A path of the dataset's files, or the dataset's name if no path is known."""
     metadata = MetadataCatalog.get(name)
     known = (metadata.get(key) for key in _PATHS)
     return os.path.abspath(next((str(path) for path in known if path), name))
 
 
 def require_source(name: str) -> None:
-    """
+    """Check that the annotations of a dataset exist.
+
     Raises:
-        FileNotFoundError: the dataset's metadata name its annotations' path, and nothing is there.
+        FileNotFoundError: the dataset's metadata has the path of its annotations, and there is no such file.
     """
     metadata = MetadataCatalog.get(name)
     path = metadata.get("json_file") or metadata.get("source")

@@ -159,7 +159,7 @@ def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[R
 
 def _coco_evaluator(name: str, folder: str) -> COCOEvaluator:
     evaluator = COCOEvaluator(name, output_dir=folder)
-    # It reads the file by itself, and would rasterise what is in it only after inference.
+    # Checked here, as the evaluator would rasterise the file's masks only after inference.
     check_instances(MetadataCatalog.get(name).json_file, evaluator._coco_api.dataset)
     return evaluator
 

@@ -1,1 +1,1 @@
-"""Registered datasets: their names, formats and records."""
+"""Registered datasets: names, formats and records."""

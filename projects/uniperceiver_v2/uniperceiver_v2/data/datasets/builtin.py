@@ -1,6 +1,6 @@
-"""The datasets that this project knows by name, under the folder that DETECTRON2_DATASETS names.
+"""The datasets that this project registers, below the folder in DETECTRON2_DATASETS.
 
-Nothing is read before a dataset is used. COCO and LVIS are registered by Detectron2 itself.
+Files are read when a dataset is used. Detectron2 itself registers COCO and LVIS.
 """
 
 import os
@@ -15,12 +15,12 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 def datasets_root() -> str:
-    """The folder of all datasets, found as Detectron2 finds it."""
+    """The folder of all datasets, by Detectron2's rule."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 
 
 def register_digit_scenes(root: str, prefix: str = "") -> None:
-    """Register every form of a tree written by ``datasets/prepare_digit_scenes.py``.
+    """Register all datasets of a tree that ``datasets/prepare_digit_scenes.py`` has written.
 
     Args:
         root: the tree.
@@ -46,10 +46,10 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
         folder = os.path.join(root, "digits", split)
         register_image_folder(f"{prefix}digits_{split}", folder, DIGIT_NAMES, prepare_command=command)
     lvis_json = os.path.join(root, "annotations", "lvis_test.json")
-    lvis_images = os.path.join(root, "images", "")  # load_lvis_json appends "test/<file>" as it stands
+    lvis_images = os.path.join(root, "images", "")  # ends with "/", as load_lvis_json appends "test/<file>"
     register_dataset(
         f"{prefix}digit_scenes_lvis_test",
-        # Without the dataset's name: it would be looked up among LVIS's own versions.
+        # Without the dataset's name, from which load_lvis_json would derive a version of LVIS.
         lambda: load_lvis_json(lvis_json, lvis_images),
         json_file=lvis_json,
         image_root=lvis_images,
@@ -73,7 +73,7 @@ def _register_instances(name: str, root: str, annotations: str, images: str, com
 
 
 def register_imagenet(root: str) -> None:
-    """Register ``imagenet_train`` and ``imagenet_val``; datasets/README.md shows the tree."""
+    """Register ``imagenet_train`` and ``imagenet_val``. datasets/README.md shows the tree."""
     for split in ("train", "val"):
         register_image_folder(
             f"imagenet_{split}",
@@ -83,7 +83,7 @@ def register_imagenet(root: str) -> None:
 
 
 def register_karpathy(root: str) -> None:
-    """Register COCO's captions and Flickr30k in Karpathy's split; datasets/README.md shows the files.
+    """Register COCO's captions and Flickr30k in Karpathy's splits. datasets/README.md shows the files.
 
     Args:
         root: the folder of all datasets.
@@ -101,7 +101,7 @@ def register_karpathy(root: str) -> None:
 
 
 def register_web_pairs(root: str) -> None:
-    """Register the paper's sets of image-text pairs that img2dataset downloads; datasets/README.md shows the trees.
+    """Register the paper's sets of image-text pairs as img2dataset downloads them. datasets/README.md shows the trees.
 
     Args:
         root: the folder of all datasets.
@@ -111,7 +111,7 @@ def register_web_pairs(root: str) -> None:
 
 
 def register_all(root: str) -> None:
-    """Register all of them.
+    """Register all datasets of this file.
 
     Args:
         root: the folder of all datasets.

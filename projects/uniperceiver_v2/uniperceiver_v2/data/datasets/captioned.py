@@ -1,4 +1,4 @@
-"""Images with captions, of whatever format: one list of records, or shards."""
+"""Images with captions in any format, as one list of records or as shards."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def captioned_images(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     """The images of datasets with captions, joined for training.
 
     Args:
-        names: registered datasets, all in shards or none.
-        tokenizer: of the text encoder, for what the log says of captions that are too long.
+        names: registered datasets. Either all of them or none are in shards.
+        tokenizer: the text encoder's tokenizer. It serves to log the number of captions that are too long.
 
     Raises:
         UserError: a dataset cannot be used, or some are in shards and others are not.

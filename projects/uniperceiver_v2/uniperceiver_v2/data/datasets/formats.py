@@ -1,4 +1,4 @@
-"""Dataset formats beyond Detectron2's own: folders of classes, captions, lines of text."""
+"""Dataset formats that Detectron2 lacks: folders of classes, captions, lines of text."""
 
 import json
 import os
@@ -24,12 +24,12 @@ def register_image_folder(
 
     Args:
         name: for ``DatasetCatalog``.
-        root: the folder of the classes' folders; read when the dataset is first loaded.
-        class_names: the folders' names in the order of the labels, or their classes' names by folder; by
-            default the folders in alphabetical order, each named as its class.
-        names_file: a text file with a folder and its class's names, separated by commas, on each line
-            (ImageNet's ``LOC_synset_mapping.txt``); the first name is taken. Not with ``class_names``.
-        metadata: more of it.
+        root: the folder with the classes' folders. It is read when the dataset is first loaded.
+        class_names: the names of the folders in the order of the labels, or {folder: name of the class}. By default the
+            folders in alphabetical order, with their names as classes.
+        names_file: a text file such as ImageNet's ``LOC_synset_mapping.txt``. A line has a folder and the names of its
+            class, separated by commas. The first name is used. Not together with ``class_names``.
+        metadata: further metadata.
     """
 
     def load() -> Records:
@@ -50,8 +50,8 @@ def load_image_folder(
     """Records {"file_name", "image_id", "label"} of an ImageNet-style tree, in order of class and file name.
 
     Args:
-        root, class_names: see :func:`register_image_folder`. Other folders are left aside.
-        dataset_name: its metadata gets ``thing_classes``, as that of detection datasets.
+        root, class_names: see :func:`register_image_folder`. Other folders are ignored.
+        dataset_name: the dataset's metadata gets ``thing_classes``, as for detection datasets.
 
     Raises:
         FileNotFoundError: ``root`` or a class's folder is missing.
@@ -94,11 +94,11 @@ def register_captions(
 
     Args:
         name: for ``DatasetCatalog``.
-        json_file: in COCO's captions format, or in Karpathy's with ``karpathy_split``.
-        image_root: the folder of its images.
+        json_file: a file in COCO's captions format, or in Karpathy's format with ``karpathy_split``.
+        image_root: the folder of the images.
         karpathy_split: "train", "val" or "test"; see :func:`load_karpathy_json`.
-        evaluator_type: "coco_caption" to be evaluated by generated captions, "retrieval" by finding one by the other.
-        metadata: more of it.
+        evaluator_type: "coco_caption" to evaluate generated captions, "retrieval" to evaluate retrieval.
+        metadata: further metadata.
     """
 
     def load() -> Records:
@@ -110,13 +110,13 @@ def register_captions(
 
 
 def load_caption_json(json_file: str, image_root: str) -> Records:
-    """Records of COCO's captions format, in order of image id.
+    """Records of COCO's captions format, in the order of image ids.
 
     Returns:
-        {"file_name", "height", "width", "image_id", "captions": list[str] in order of their ids}.
+        {"file_name", "height", "width", "image_id", "captions": list[str] in the order of their ids}.
 
     Raises:
-        UserError: a caption is no string, or its image is not among the JSON's.
+        UserError: a caption is not a string, or its image is not among the JSON's.
     """
     content = _read_json(json_file)
     records = {
@@ -145,14 +145,14 @@ def load_karpathy_json(json_file: str, image_root: str, split: str) -> Records:
 
     Args:
         json_file: their ``dataset_coco.json`` or ``dataset_flickr30k.json``.
-        image_root: what its "filepath", if it has any, and "filename" stand below.
-        split: "train", which takes in COCO's "restval" as is usual, "val" or "test".
+        image_root: the folder of the images. The file's "filepath", if there is one, and "filename" are relative to it.
+        split: "train", "val" or "test". As usual, "train" includes COCO's "restval".
 
     Returns:
-        {"file_name", "image_id": COCO's where there is one, else "imgid", "captions": list[str]}.
+        {"file_name", "image_id", "captions": list[str]}. "image_id" is COCO's id if there is one, otherwise "imgid".
 
     Raises:
-        UserError: a caption is no string.
+        UserError: a caption is not a string.
     """
     splits = {"train", "restval"} if split == "train" else {split}
     return [
@@ -181,18 +181,18 @@ def _string(value: object, what: str) -> str:
 
 
 def register_text_lines(name: str, path: str, **metadata) -> None:
-    """Register a text file for language modelling: one text on each line, empty lines left out.
+    """Register a text file for language modelling, with one text on each line. Empty lines are left out.
 
     Args:
         name: for ``DatasetCatalog``.
         path: the file, in UTF-8.
-        metadata: more of it.
+        metadata: further metadata.
     """
     register_dataset(name, lambda: load_text_lines(path), source=path, evaluator_type="corpus", **metadata)
 
 
 def load_text_lines(path: str) -> Records:
-    """Records {"text_id", "text"} of a file with one text on each line; empty lines are left out."""
+    """Records {"text_id", "text"} of a file with one text on each line. Empty lines are left out."""
     with open(path, encoding="utf-8") as file:
         texts = [line.strip() for line in file if line.strip()]
     return [{"text_id": index, "text": text} for index, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Datasets as lists of records: loading them, and saying clearly why one cannot be used."""
+"""Datasets as lists of records: loads them, or says clearly why one cannot be used."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ Records = list[dict]
 
 
 def load_dataset(name: str) -> Records:
-    """The records of a registered dataset, whoever registered it.
+    """The records of any registered dataset.
 
     Raises:
-        UserError: it is not registered, its files are missing, cut short or not in their format, or an annotation
-            cannot be right. The message names the file and, for the datasets that this project prepares, the command to
-            prepare it.
+        UserError: the dataset is not registered, its files are missing, truncated or in another format, or an
+            annotation is wrong. The message names the file. For the datasets that this project prepares, it has the
+            command to prepare it.
     """
     check_known(name)
     try:
         records = load_checked(name, lambda: DatasetCatalog.get(name))
     except UserError:
-        check_json_of(name)  # tells of the annotation at fault, where there is one
+        check_json_of(name)  # raises a better message if an annotation is at fault
         raise
     with explained(name):
         check_annotations(name, records)
@@ -31,20 +31,21 @@ def load_dataset(name: str) -> Records:
 
 
 def check_known(name: str) -> None:
-    """
+    """Check that a dataset is registered.
+
     Raises:
-        UserError: no dataset of this name is registered; the message names the nearest one.
+        UserError: it is not. The message has the nearest name.
     """
     if name not in DatasetCatalog:
         raise UserError(f"unknown dataset '{name}'{nearest(name, DatasetCatalog.list())}")
 
 
 def register_dataset(name: str, load: Callable[[], Records], **metadata) -> None:
-    """Register a dataset whose files are read by ``load`` when it is first used.
+    """Register a dataset. ``load`` reads its files when it is first used.
 
     Args:
         name: for ``DatasetCatalog``.
-        load: gives its records. What a user can put right about the files becomes a :class:`UserError`.
+        load: returns the records. Its errors about files become :class:`UserError`.
         metadata: "evaluator_type", and "json_file" or "source" for messages.
     """
     DatasetCatalog.register(name, lambda: load_checked(name, load))
@@ -52,7 +53,7 @@ def register_dataset(name: str, load: Callable[[], Records], **metadata) -> None
 
 
 def load_checked(name: str, load: Callable[[], Records]) -> Records:
-    """``load()``, with what a user can put right as a :class:`UserError` that speaks of dataset ``name``."""
+    """Call ``load()``. Errors about the files of dataset ``name`` become a :class:`UserError`."""
     with explained(name):
         records = load()
     if not records:
@@ -65,12 +66,12 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
 
     Args:
         names: registered datasets with the same categories.
-        filter_empty: leave out images without an annotation that is no crowd.
-        with_masks: every annotation has to have a segmentation.
+        filter_empty: leave out images without annotations, or with crowds only.
+        with_masks: whether every annotation must have a segmentation.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, the datasets' categories differ, a category has no
-            images, or an annotation has no segmentation.
+        UserError: as :func:`load_dataset`. Also if the categories of the datasets differ, a category has no images, or
+            an annotation has no segmentation.
     """
     seen: set[int] = set()
     kept = []
@@ -92,7 +93,7 @@ def load_classification_training(names: Sequence[str]) -> Records:
     """The records of classification datasets, joined for training.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, the datasets' classes differ or a class has no images.
+        UserError: as :func:`load_dataset`. Also if the classes of the datasets differ, or a class has no images.
     """
     records = _load_joined(names, "label")
     _check_all_present(names, {record["label"] for record in records})
@@ -123,7 +124,7 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
 
 
 def candidate_names(name: str) -> tuple[str, ...]:
-    """A loaded dataset's class names in the order of its labels: the candidates Y of equation (5)."""
+    """The class names of a loaded dataset in the order of its labels: the candidates Y of equation (5)."""
     classes = MetadataCatalog.get(name).get("thing_classes")
     if not classes:
         raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
@@ -131,6 +132,6 @@ def candidate_names(name: str) -> tuple[str, ...]:
 
 
 def same_images(name: str, other: str) -> bool:
-    """Whether two registered datasets are of the images of one folder, so that equal image ids are the same image."""
+    """Whether two registered datasets have the same folder of images. Then equal image ids mean the same image."""
     roots = [MetadataCatalog.get(dataset).get("image_root") for dataset in (name, other)]
     return None not in roots and os.path.abspath(roots[0]) == os.path.abspath(roots[1])

@@ -1,9 +1,9 @@
-"""Image-text pairs of the web: WebDataset shards as img2dataset writes them, read at random.
+"""Image-text pairs from the web: WebDataset shards as img2dataset writes them, with random access.
 
-A shard is a tar with ``<key>.jpg`` (or jpeg, png, webp) and ``<key>.txt``, the caption, of each pair. The `webdataset`
-library only streams them, in an order that hangs on its buffers and on how many workers share the shards; as our
-batches are pure functions of their number, shards are read here by the offsets of their members instead, which the
-standard library's tarfile finds.
+A shard is a tar with ``<key>.jpg`` (or jpeg, png, webp) and the caption ``<key>.txt`` of each pair. The ``webdataset``
+library can only stream shards, in an order that depends on its buffers and on the number of workers. But our batches
+are pure functions of their number. So shards are read here by the offsets of their members, which the standard
+library's tarfile finds.
 """
 
 import functools
@@ -30,12 +30,12 @@ from .texts import tidy
 
 logger = logging.getLogger(__name__)
 
-# Columns of a shard's members.
+# Columns of ``Shard.members``.
 _IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
 _BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
 _INDEX_VERSION = 1
 _SECONDS_BETWEEN_MESSAGES = 30
-# Headers that hold more of a member's header, such as a long name; tarfile reads them whole.
+# Headers that extend a member's header, for example by a long name. tarfile reads them as a whole.
 _EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -48,17 +48,17 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Stamp(NamedTuple):
-    """What tells that a file has changed."""
+    """Identifies a version of a file."""
 
     size: int  # bytes
     modified: int  # nanoseconds
 
 
 class Shard(NamedTuple):
-    """Where the pairs of a tar are.
+    """The places of the pairs in a tar.
 
-    ``keys`` are bytes [N]. ``members`` are int64 [N, 4]: offset and size in bytes of the image, and those of the
-    caption. What a pair lacks has offset 0, where there is always a header.
+    ``keys`` are bytes [N]. ``members`` are int64 [N, 4]: offset and size of the image in bytes, and offset and size of
+    the caption. The offset of a missing image or caption is 0, where a tar always has a header.
     """
 
     path: str
@@ -68,12 +68,12 @@ class Shard(NamedTuple):
 
 
 class ShardRecords:
-    """The pairs of shards, each read when it is asked for: in memory there are only offsets.
+    """The pairs of shards. Each is read when it is requested, and only offsets are in memory.
 
     Raises:
-        UnreadableImage: in reading one that lacks its image or its caption, whose caption is empty, or at which its
-            shard is cut short.
-        UserError: in reading, a shard is no longer what it was.
+        UnreadableImage: when a pair is read, if it has no image, no caption or an empty one, or if the shard is
+            truncated there.
+        UserError: when a pair is read, if the shard has been changed.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -85,10 +85,11 @@ class ShardRecords:
         return sum(self._sizes)
 
     def __getitem__(self, index: int) -> dict:
-        """{"file_name": the shard's and the key, "image_id", "image_bytes", "captions": the one there is}."""
+        """{"file_name": the shard's path with the key, "image_id", "image_bytes", "captions": a list of one
+        caption}."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         shard = self.shards[number]
-        place = int(index - self._ends[number])  # counted from the shard's end
+        place = int(index - self._ends[number])  # negative, counted from the shard's end
         name = shard.keys[place].decode()
         file_name = f"{shard.path}/{name}"
         image_at, image_size, caption_at, caption_size = shard.members[place].tolist()
@@ -105,7 +106,7 @@ class ShardRecords:
         }
 
     def order(self, task: str, seed: int) -> ShardOrder:
-        """In which a task goes through them."""
+        """The order in which a task goes through the pairs."""
         return ShardOrder(self._sizes, task, seed)
 
 
@@ -114,8 +115,8 @@ def register_image_text_shards(name: str, shards: str | Sequence[str]) -> None:
 
     Args:
         name: for ``DatasetCatalog``.
-        shards: paths of uncompressed tars, or one pattern of them: of glob's kind, or with a range of numbers as in
-            "{00000..00099}.tar". They are looked for when the dataset is first loaded.
+        shards: the paths of uncompressed tars, or a pattern of paths: as for glob, or with a range of numbers, for
+            example "{00000..00099}.tar". They are searched when the dataset is first loaded.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
 
@@ -132,7 +133,7 @@ def is_in_shards(name: str) -> bool:
 
 
 def _find(pattern: str) -> list[str]:
-    """The paths that a pattern stands for; of a range of numbers all, so that none can be missing unnoticed."""
+    """The paths that fit a pattern. A range of numbers gives all its paths, so that a missing one is noticed."""
     pattern = os.path.expanduser(pattern)
     if found := _RANGE.search(pattern):
         first, last = found.groups()
@@ -146,7 +147,7 @@ def _find(pattern: str) -> list[str]:
 
 
 def _load_shards(paths: Sequence[str]) -> list[Shard]:
-    # Each rank begins elsewhere, and finds the indices that others have written by then.
+    # Each rank begins at another shard. Later it finds the indices that other ranks have written.
     first = len(paths) * comm.get_rank() // comm.get_world_size()
     loaded = {}
     last_message = time.monotonic()
@@ -162,10 +163,10 @@ def _stamp(status: os.stat_result) -> Stamp:
     return Stamp(status.st_size, status.st_mtime_ns)
 
 
-@functools.cache  # one for all tasks on the same shards
+@functools.cache  # tasks with the same shards share them
 def _load_shard(path: str, stamp: Stamp) -> Shard:
-    """The shard by its index, a file beside it; where there is none for this stamp, it is made and, if it can be,
-    written."""
+    """The shard, by its index in a file beside it. If there is no index with this stamp, it is made and, if
+    possible, written."""
     index_path = f"{path}.index.npz"
     expected = [_INDEX_VERSION, *stamp]
     try:
@@ -173,7 +174,7 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
             if index["stamp"].tolist() == expected:
                 return Shard(path, stamp, index["keys"], index["members"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        pass  # none yet, or a damaged one
+        pass  # there is no index yet, or it is damaged
     keys, members = _read_headers(path)
 
     def write(file: IO[bytes]) -> None:
@@ -187,13 +188,13 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
 
 
 class DamagedHeader(Exception):
-    """A member's header that cannot be right."""
+    """A member's header is wrong."""
 
 
 class _BoundedMember(tarfile.TarInfo):
-    """A header that cannot make tarfile go back in the file, for ever, or read more than a name into memory."""
+    """A header that cannot make tarfile go back in the file without end, or read large extended headers into memory."""
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # called for each header, before what it says
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # called for each header before it is used
         if self.size < 0:
             raise DamagedHeader(f"the header of {self.name!r} gives a size of {self.size} bytes")
         if self.type in _EXTENDED and self.size > _LARGEST_EXTENDED:
@@ -201,7 +202,7 @@ class _BoundedMember(tarfile.TarInfo):
         return super()._proc_member(tar)
 
 
-# What tarfile raises out of a header beside its own errors, which it takes for the end of the tar.
+# Errors of damaged headers, in addition to tarfile's own errors, which count as the end of the tar.
 _DAMAGED = (DamagedHeader, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -214,7 +215,7 @@ def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The keys and members of a :class:`Shard`.
 
     Raises:
-        UserError: the file is no uncompressed tar, or a header in it is damaged.
+        UserError: the file is not an uncompressed tar, or a header in it is damaged.
     """
     pairs: dict[str, list[int]] = {}
     try:
@@ -227,8 +228,8 @@ def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             before = -1
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which it would keep for look-ups
-                if member.size < 0 or tar.offset <= before:  # by an extended header, which may change the size
+                tar.members.clear()  # tarfile would keep all members in memory
+                if member.size < 0 or tar.offset <= before:  # an extended header may change the size
                     raise DamagedHeader(f"{member.name!r} has a size of {member.size} bytes")
                 before = tar.offset
                 _add_member(pairs, member)
@@ -248,14 +249,14 @@ def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _add_member(pairs: dict[str, list[int]], member: tarfile.TarInfo) -> None:
     folder, name = os.path.split(member.name)
-    stem, _, suffix = name.partition(".")  # at the first dot, as WebDataset defines a key
+    stem, _, suffix = name.partition(".")  # a key ends at the first dot, as in WebDataset
     columns = _BY_SUFFIX.get(suffix.lower())
     if member.isreg() and stem and columns:
         pairs.setdefault(os.path.join(folder, stem), [0] * 4)[columns] = member.offset_data, member.size
 
 
 def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
-    """The content of a member."""
+    """The content of a member, of an image or a caption."""
     if offset + size > shard.stamp.size:
         raise UnreadableImage(f"{file_name}: the shard is cut short here")
     if size > LARGEST_FILE:
@@ -273,13 +274,14 @@ def _read_at(shard: Shard, offset: int, size: int) -> bytes:
     try:
         return os.pread(_open(shard.path, shard.stamp).fileno(), size, offset)
     except OSError:
-        _open.cache_clear()  # a file that was opened before its server went away stays broken
+        _open.cache_clear()  # after a server has failed, open files stay broken
         raise
 
 
 @functools.lru_cache(maxsize=2 * SHARDS_AT_A_TIME)
 def _open(path: str, stamp: Stamp) -> IO[bytes]:
-    """The file, which closes when it has not been used for long. Forked processes may share it, as reads say where."""
+    """The file. It is closed when others have been used more recently. Forked processes may share it, as reads give
+    offsets."""
     file = open(path, "rb", buffering=0)  # noqa: SIM115
     if _stamp(os.fstat(file.fileno())) != stamp:
         file.close()

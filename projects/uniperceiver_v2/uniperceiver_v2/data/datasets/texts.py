@@ -1,4 +1,4 @@
-"""Texts as data: captions and corpora as they come, made fit for use, and their tokens."""
+"""Captions and corpora: loads texts, cleans them, and encodes them as tokens."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,21 +19,23 @@ def build_tokenizer(cfg: CfgNode) -> PreTrainedTokenizerBase:
     """The text encoder's tokenizer.
 
     Raises:
-        UserError: the configuration names no directory of one.
+        UserError: the configuration does not have the directory of a tokenizer.
     """
     key = "MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH"
     return load_tokenizer(resolve_directory(cfg.MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH, key))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None) -> Tensor:
-    """Token ids int64 [T] of a text with ``<s>`` and ``</s>`` around it.
+    """Token ids int64 [T] of a text, with ``<s>`` and ``</s>`` around it.
 
-    A text is nothing but text: what reads like a special token ("<s>" is also HTML's strike-through) is spelt out.
+    Special tokens in the text have no special meaning. For example "<s>", which in HTML means strike-through, is
+    encoded
+    as its characters.
 
     Args:
-        tokenizer: of the text encoder.
-        text: to be encoded.
-        max_length: the largest T, for which a longer text is cut before its ``</s>``; the encoder's by default.
+        tokenizer: the text encoder's tokenizer.
+        text: the text.
+        max_length: the largest T, by default the text encoder's. A longer text is cut, and still ends with ``</s>``.
     """
     encoded = tokenizer(
         text, truncation=True, max_length=max_length or tokenizer.model_max_length, split_special_tokens=True
@@ -42,13 +44,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None
 
 
 def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
-    """The records of a dataset of images with captions, each with at least one in "captions".
+    """The records of a dataset of images with captions. Each has at least one caption in "captions".
 
-    White space is made single blanks. Captions of nothing else are left out, and so are images that have no caption
-    then; what is left out, and how many captions will be cut to the text encoder's length, is logged.
+    White space is replaced by single blanks. Empty captions and images without captions are left out. The log has the
+    number of those, and the number of captions that will be cut to the text encoder's length.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, a caption is no text, or no image has a caption.
+        UserError: as :func:`load_dataset`. Also if a caption is not a string, or no image has a caption.
     """
     loaded = load_dataset(name)
     records = []
@@ -70,11 +72,11 @@ def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
 def load_texts(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
     """The records {"text_id", "text"} of a corpus, without empty texts.
 
-    White space is made single blanks; how many texts are left out or will be cut to the text encoder's length is
-    logged.
+    White space is replaced by single blanks. The log has the numbers of texts that are left out and that will be cut to
+    the text encoder's length.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, a text is no text, or all are empty.
+        UserError: as :func:`load_dataset`. Also if a text is not a string, or all texts are empty.
     """
     loaded = load_dataset(name)
     records = []
@@ -101,14 +103,15 @@ def _captions_of(record: dict, name: str) -> Sequence[str]:
 
 
 def tidy(text: str) -> str:
-    """The text with single blanks for all white space, none around it, and without what is no character."""
-    # JSON can hold halves of surrogate pairs, which are no characters and cannot be encoded.
+    """The text with single blanks as white space, without blanks around it, and without invalid characters."""
+    # JSON can contain single surrogates, which are not characters and cannot be encoded.
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def _log_cut(name: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
     longest = tokenizer.model_max_length
-    # A token is at least a byte, three are <s>, </s> and a blank put before: most texts are known to fit unencoded.
+    # A token has at least one byte, and three tokens are <s>, </s> and a blank in front. So most texts fit without a
+    # check.
     perhaps = (text for text in texts if len(text.encode()) > longest - 3)
     cut = sum(len(encode(tokenizer, text, max_length=longest + 1)) > longest for text in perhaps)
     _log_count(name, cut, f"{what} are longer than the text encoder's {longest} tokens and cut")

@@ -1,4 +1,4 @@
-"""From a task or a dataset to its loader: batches are lists of dicts, as Detectron2's models take them."""
+"""Builds the loaders of tasks and of test datasets. Batches are lists of dicts, as Detectron2's models take them."""
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -19,16 +19,16 @@ from .transport import Mapper
 def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) -> TrainLoader:
     """This rank's batches of a task, without end.
 
-    Batch n is a pure function of (cfg.SEED, task name, n): neither the number of workers nor where a run was
-    interrupted changes it, and the ranks' shares together are what one rank would get.
+    Batch n is a pure function of (cfg.SEED, task name, n). It does not depend on the number of workers or on
+    interruptions of the run. The ranks' shares together are the batch that a single rank would get.
 
     Args:
-        cfg: of a run.
-        task_name: of ``cfg.TASKS``.
-        start_batch: number of the first batch.
+        cfg: the settings of a run.
+        task_name: a task of ``cfg.TASKS``.
+        start_batch: the number of the first batch.
 
     Raises:
-        UserError: the task's data cannot be used; in iteration, too many images cannot be read.
+        UserError: the task's data cannot be used. During iteration: too many images cannot be read.
     """
     task = configured_task(cfg, task_name)
     records, mapper = task.kind.training_data(cfg, task)
@@ -55,14 +55,13 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) 
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
-    """Every record of a dataset once, shared among the ranks; of a corpus, every token masked once.
+    """Every record of a dataset once, divided among the ranks. For a corpus, every token masked once.
 
-    The task that evaluates the dataset (:func:`~uniperceiver_v2.kinds.evaluating_task`) says how the records are
-    prepared, for example at which size images are classified. ``TEST.IMS_PER_BATCH`` counts the batches of all ranks
-    together.
+    The task that evaluates the dataset (:func:`~uniperceiver_v2.kinds.evaluating_task`) decides how records are
+    prepared, for example the image size of classification. ``TEST.IMS_PER_BATCH`` is the batch size over all ranks.
 
     Raises:
-        UserError: the dataset cannot be used or evaluated; in iteration, an image cannot be read.
+        UserError: the dataset cannot be used or evaluated. During iteration: an image cannot be read.
     """
     check_known(dataset_name)
     task = evaluating_task(cfg, dataset_name)
@@ -72,10 +71,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
 
 
 def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, Mapper]:
-    """All images that captioning tasks train on, each once, and how they are prepared for evaluation.
+    """All images of captioning tasks, each once, and the mapper that prepares them for evaluation.
 
-    Shards of the web are left out where other data has captions: written for their images, these come closer to what
-    a test set has.
+    If there are other data with captions, shards from the web are left out. Captions that were written for their images
+    are more similar to those of a test set.
 
     Raises:
         UserError: a dataset cannot be used.

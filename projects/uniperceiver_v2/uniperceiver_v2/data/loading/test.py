@@ -1,4 +1,4 @@
-"""Batches of a test dataset: every record once, images of one size together."""
+"""Batches of a test dataset: every record once, and images of the same size together."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -10,24 +10,23 @@ from ..datasets.records import Records
 from .transport import Batch, Mapper, UserErrorsAsValues, pack, raise_user_errors, unpack
 from .workers import WorkerDied, Workers
 
-MAX_WAITING = 8  # batches' worth of samples that may wait for others of their size
+MAX_WAITING = 8  # batches; the number of samples that may wait for others of the same size
 
 
 class TestLoader:
-    """Every record once, shared among the ranks, in batches of images of one size.
+    """Every record once, divided among the ranks, in batches of images of the same size.
 
-    So nothing is padded for the sake of a neighbour, and what a model makes of an image does not depend on its batch.
-
-    In evaluation no image may be left out: what cannot be read ends it.
+    So no image is padded to the size of another one, and a model's result for an image does not depend on its batch. No
+    image may be left out of an evaluation. So an image that cannot be read ends it.
 
     Args:
-        records: of the dataset.
-        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
-        batch_size: of this rank.
-        num_workers: processes that prepare them; 0 for this one.
+        records: the dataset's records.
+        mapper: turns a record into a sample; may raise :class:`UnreadableImage`.
+        batch_size: the batch size of this rank.
+        num_workers: the number of worker processes; with 0 this process does the work.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest must not collect it
 
     def __init__(self, records: Records, mapper: Mapper, *, batch_size: int, num_workers: int):
         self._loader = build_detection_test_loader(
@@ -40,13 +39,13 @@ class TestLoader:
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        """The number of this rank's batches where all images are of one size; else there may be more."""
+        """The number of this rank's batches if all images have the same size. Otherwise there may be more."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         """
         Raises:
-            UserError: an image cannot be read; a worker dies; or the mapper's own.
+            UserError: an image cannot be read, a worker dies, or the mapper raises it.
         """
         return of_one_size(self._chunks(), self._batch_size)
 
@@ -61,13 +60,14 @@ class TestLoader:
 
 
 def of_one_size(batches: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
-    """The samples of some batches in other batches, each of images of one size; texts are all alike.
+    """Regroups samples into batches of images of the same size. All texts have the same size.
 
-    A batch goes out when it is full, when so many samples wait that the most frequent size has to go, or at the end.
+    A batch is returned when it is full. If too many samples wait, those of the most frequent size are returned. The
+    rest is returned at the end.
 
     Args:
-        batches: of samples, with "image" [3,H,W] where there is one.
-        batch_size: of a full batch.
+        batches: lists of samples, with "image" [3,H,W] if they have one.
+        batch_size: the size of a full batch.
     """
     waiting: dict[tuple[int, ...] | None, Batch] = {}
     for sample in itertools.chain.from_iterable(batches):
@@ -81,7 +81,7 @@ def of_one_size(batches: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
 
 
 class _Demanding:
-    """A mapper for which an image that cannot be read is a :class:`UserError`."""
+    """A mapper that raises :class:`UserError` for an image that cannot be read."""
 
     def __init__(self, mapper: Mapper):
         self._mapper = mapper

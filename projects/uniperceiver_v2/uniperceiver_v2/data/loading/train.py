@@ -16,21 +16,21 @@ from .workers import WorkerDied, Workers
 
 logger = logging.getLogger(__name__)
 
-MIN_IMAGES_FOR_SHARE = 100  # fewer say nothing about the share of unreadable images
-MAX_WORKER_FAILURES = 3  # in a row, without a batch in between
-MAX_NAMED = 100  # unreadable images that are named in the log; the rest is counted
-MAX_REPLACEMENTS = 20  # unreadable images in a row for one place in a batch
+MIN_IMAGES_FOR_SHARE = 100  # before this number, the share of unreadable images is not checked
+MAX_WORKER_FAILURES = 3  # consecutive failures without a batch in between
+MAX_NAMED = 100  # the log names this number of unreadable images, and counts the others
+MAX_REPLACEMENTS = 20  # consecutive unreadable images for one place in a batch
 
 
 class TrainingBatches(Dataset):
-    """Batch n of a task as element n: this rank's samples of it, and what could not be read.
+    """A dataset with batch n of a task as element n: this rank's samples, and messages about unreadable images.
 
     Args:
-        records: of the task's datasets; those in a list are serialised for the workers.
-        mapper: from a record to a sample; may raise :class:`UnreadableImage`.
-        order: which record stands where.
-        batch_size: over all ranks, a multiple of ``world_size``.
-        rank, world_size: which share of it.
+        records: the records of the task's datasets. A list is serialised for the workers.
+        mapper: turns a record into a sample; may raise :class:`UnreadableImage`.
+        order: the order of the records.
+        batch_size: the batch size over all ranks, a multiple of ``world_size``.
+        rank, world_size: decide this rank's share.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TrainingBatches(Dataset):
         rank: int,
         world_size: int,
     ):
-        # Serialised, so that forked workers share the records' memory and get a fresh copy of what they read.
+        # Serialised, so that forked workers share the memory of the records. Each access returns a new copy.
         self._records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self._mapper = UserErrorsAsValues(mapper)
         self._order = order
@@ -55,7 +55,7 @@ class TrainingBatches(Dataset):
     def __getitem__(self, batch: int) -> tuple[list[dict | UserError], list[str]]:
         """The samples (see :class:`UserErrorsAsValues`), and a message for each image that could not be read.
 
-        Samples are fewer than ``samples_per_batch`` only where no replacement could be read either.
+        There are fewer than ``samples_per_batch`` samples only if replacements could not be read either.
         """
         samples: list[dict | UserError] = []
         unreadable: list[str] = []
@@ -74,7 +74,7 @@ class TrainingBatches(Dataset):
                 record = self._records[index]
                 with numpy_draws_from(rng):
                     return self._mapper(record)
-            except UserError as error:  # of the record; the mapper's are values
+            except UserError as error:  # raised by reading the record; the mapper returns its errors as values
                 return error
             except UnreadableImage as error:
                 unreadable.append(str(error))
@@ -83,17 +83,17 @@ class TrainingBatches(Dataset):
 
 
 class TrainLoader:
-    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, whatever happens to images and workers.
+    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, and handles broken images and dying workers.
 
-    An unreadable image is replaced by another one, counted, and named once in the log. Where a worker dies, all are
-    started anew at the batch that was due.
+    An unreadable image is replaced by another one and counted. The log names it once. If a worker dies, all workers are
+    started again, beginning with the batch that is due.
 
     Args:
-        batches: where they come from.
-        start_batch: number of the first.
-        num_workers: processes that prepare them; 0 for this one.
-        max_corrupt_share: of the images read, beyond which iteration ends.
-        task_name: for messages.
+        batches: the batches.
+        start_batch: the number of the first batch.
+        num_workers: the number of worker processes; with 0 this process does the work.
+        max_corrupt_share: iteration ends when the share of unreadable images exceeds this.
+        task_name: the task's name, for messages.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class TrainLoader:
 
     @property
     def num_unreadable(self) -> int:
-        """Unreadable images met so far, each as often as it was met."""
+        """The number of unreadable images so far. An image counts each time that it is read."""
         return self._num_unreadable
 
     def __iter__(self) -> Iterator[Batch]:
         """
         Raises:
-            UserError: the share of unreadable images is above the limit; workers die again and again; or the mapper's
-                own.
+            UserError: the share of unreadable images is above the limit, workers die again and again, or the mapper
+                raises it.
         """
         due, failures = self._start_batch, 0
         while True:
@@ -135,7 +135,7 @@ class TrainLoader:
                     due, failures = due + 1, 0
             except WorkerDied as death:
                 reason = str(death)
-            del workers  # ends those that are left
+            del workers  # ends the remaining workers
             failures += 1
             if failures == MAX_WORKER_FAILURES:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""What travels between a loader's worker processes and the training process: packed batches, and errors as values."""
+"""The transport from a loader's worker processes to the training process: packed batches, and errors as values."""
 
 import io
 import pickle
@@ -8,15 +8,15 @@ import torch
 
 from ...errors import UserError
 
-Batch = list[dict]  # what a model takes
-Mapper = Callable[[dict], dict]  # from a record to a sample
+Batch = list[dict]  # a model's input
+Mapper = Callable[[dict], dict]  # turns a record into a sample
 
 
 class UserErrorsAsValues:
-    """A mapper that gives a :class:`UserError` where it would raise one, to be raised by :func:`raise_user_errors`.
+    """A mapper that returns a :class:`UserError` instead of raising it. :func:`raise_user_errors` raises it later.
 
-    What a worker raises reaches the main process with the worker's traceback as its message; what it gives
-    arrives as it is.
+    If a worker raises an error, the main process gets the worker's traceback as its message. A returned error arrives
+    unchanged.
     """
 
     def __init__(self, mapper: Mapper):
@@ -30,7 +30,7 @@ class UserErrorsAsValues:
 
 
 def raise_user_errors(samples: list[dict | UserError]) -> Batch:
-    """The samples as they are, if none stands for a :class:`UserError`.
+    """The samples, unchanged, if none of them is a :class:`UserError`.
 
     Raises:
         UserError: the first one among them.
@@ -42,7 +42,7 @@ def raise_user_errors(samples: list[dict | UserError]) -> Batch:
 
 
 class _TensorPickler(pickle.Pickler):
-    """Pickles tensors as NumPy arrays, by their bytes."""
+    """Pickles tensors as NumPy arrays, which are pickled by their bytes."""
 
     def reducer_override(self, obj):
         if isinstance(obj, torch.Tensor):
@@ -51,10 +51,10 @@ class _TensorPickler(pickle.Pickler):
 
 
 def pack(content) -> torch.Tensor:
-    """Anything that can be pickled as one tensor, uint8 [bytes].
+    """Any object that can be pickled, as one tensor, uint8 [bytes].
 
-    DataLoader passes each tensor between processes by a file descriptor of its own. Batches of hundreds of
-    images with their masks would soon use up all that a process may open; packed, a batch is one.
+    DataLoader needs a file descriptor for each tensor that it passes between processes. Batches of hundreds of images
+    with their masks would soon reach the limit of open files. A packed batch is a single tensor.
     """
     buffer = io.BytesIO()
     _TensorPickler(buffer, protocol=5).dump(content)
@@ -62,5 +62,5 @@ def pack(content) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor):
-    """What :func:`pack` was given. Only for bytes from this program's own processes."""
+    """The object that was given to :func:`pack`. Use it only for bytes from this program's own processes."""
     return pickle.loads(packed.numpy())

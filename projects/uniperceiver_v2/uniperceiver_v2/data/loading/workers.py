@@ -1,4 +1,4 @@
-"""DataLoader's worker processes, and what becomes of one that dies."""
+"""DataLoader's worker processes, and what happens when one dies."""
 
 import contextlib
 import multiprocessing
@@ -12,18 +12,19 @@ from torch.utils.data import DataLoader
 
 
 class WorkerDied(Exception):
-    """A worker process has ended by itself; the message says how."""
+    """A worker process has ended unexpectedly. The message says how."""
 
 
 class Workers:
-    """Iterates over a loader, and raises :class:`WorkerDied` where a worker has died, only while it is waited for.
+    """Iterates over a loader. Raises :class:`WorkerDied` if a worker has died, but only while the next batch is
+    awaited.
 
-    torch reports a dead worker by an exception out of a signal's handler, wherever the program happens to be: in the
-    middle of an optimizer's step, say, which then is half done. Here its handler is taken away again as soon as the
-    workers are started, and deaths are looked for when a batch is due.
+    PyTorch reports a dead worker by an exception in a signal handler, wherever the program is at that time. This may be
+    the middle of an optimizer's step, which is then incomplete. Therefore this class removes PyTorch's handler after
+    the workers have started, and looks for dead workers when a batch is due.
 
     Args:
-        loader: with or without workers; started here.
+        loader: a loader with or without workers, which are started here.
     """
 
     def __init__(self, loader: DataLoader):
@@ -38,27 +39,27 @@ class Workers:
     def __next__(self):
         """
         Raises:
-            WorkerDied: then this is of no more use.
+            WorkerDied: a worker has died. This object cannot be used any more.
         """
         try:
-            # A death in the middle of the wait has to end it: what another end of a pipe awaits may never come.
+            # If a worker dies during the wait, the wait has to end, as the data from its pipe may never come.
             with _raised_at_deaths(self._processes):
                 return next(self._iterator)
         except (RuntimeError, OSError, EOFError) as error:
-            # torch's own look at its workers, or a connection to one that has gone. One that has just been killed may
-            # not be seen to be dead yet: its files are closed, its sentinel among them, before there is an exit code.
+            # PyTorch has noticed a dead worker, or a connection to it is broken. A worker that was just killed may not
+            # have an exit code yet, as its files are closed first, its sentinel among them.
             gone = multiprocessing.connection.wait([process.sentinel for process in self._processes], timeout=1)
             for process in self._processes:
                 if process.sentinel in gone:
                     process.join(timeout=1)
             _check(self._processes)
-            if str(error).startswith("DataLoader worker"):  # one that ended in order, but too soon
+            if str(error).startswith("DataLoader worker"):  # a worker that ended normally, but too early
                 raise WorkerDied(str(error)) from error
             raise
 
 
 def _check(processes: list[BaseProcess]) -> None:
-    dead = [process for process in processes if process.exitcode]  # 0 is what a worker without more work ends with
+    dead = [process for process in processes if process.exitcode]  # 0 is the normal end
     if dead:
         raise WorkerDied(", ".join(f"worker {process.pid} {_ending(process.exitcode)}" for process in dead))
 
@@ -73,9 +74,9 @@ def _ending(exitcode: int) -> str:
 
 @contextlib.contextmanager
 def _raised_at_deaths(processes: list[BaseProcess]) -> Iterator[None]:
-    """Within, :class:`WorkerDied` is raised when one of the processes is or becomes dead."""
+    """A context that raises :class:`WorkerDied` if one of the processes is dead or dies."""
     if not processes or threading.current_thread() is not threading.main_thread():
-        yield  # other threads may set no handlers; torch looks every few seconds by itself
+        yield  # other threads cannot set handlers; PyTorch itself checks every few seconds
         return
     usual = _handler()
 
@@ -83,7 +84,7 @@ def _raised_at_deaths(processes: list[BaseProcess]) -> Iterator[None]:
         try:
             _check(processes)
         except WorkerDied:
-            signal.signal(signal.SIGCHLD, usual)  # here, as what is raised may also keep the line below from its work
+            signal.signal(signal.SIGCHLD, usual)  # here, as the exception may also interrupt the last line
             raise
         if callable(usual):
             usual(*signal_and_frame)
@@ -98,7 +99,7 @@ def _raised_at_deaths(processes: list[BaseProcess]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_torchs_handler() -> Iterator[None]:
-    """Within, torch may set its handler of SIGCHLD; afterwards it is not there."""
+    """A context in which PyTorch may set its handler of SIGCHLD. Afterwards the handler is removed."""
     usual = _handler()
     try:
         yield
@@ -108,7 +109,7 @@ def _without_torchs_handler() -> Iterator[None]:
 
 
 def _handler() -> Callable | signal.Handlers:
-    """That of SIGCHLD, unless it is torch's, which any other loader may have set."""
+    """The handler of SIGCHLD. SIG_DFL if it is PyTorch's, which another loader may have set."""
     handler = signal.getsignal(signal.SIGCHLD)
     is_torchs = (getattr(handler, "__module__", None) or "").startswith("torch.")
     return signal.SIG_DFL if is_torchs or handler is None else handler

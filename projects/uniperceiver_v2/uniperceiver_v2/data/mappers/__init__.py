@@ -1,1 +1,1 @@
-"""Mappers: from a dataset's record to the sample that a task takes."""
+"""Mappers: they turn a dataset's record into a task's sample."""

@@ -11,15 +11,15 @@ LARGEST_RESIZED = 2**26  # pixels that an image may have after resizing: 200 MB
 
 
 class BoundedResize(T.Augmentation):
-    """A resizing augmentation whose result has at least one pixel a side, and no more than memory holds.
+    """A resizing augmentation with a result of at least one pixel in height and width, and of limited size.
 
-    Of a picture of 1 x 4000 pixels, Detectron2's own would make one of 0 x 1333.
+    Detectron2's own augmentation would turn an image of 1 x 4000 pixels into one of 0 x 1333.
 
     Args:
-        resize: of Detectron2, such as ``ResizeShortestEdge``.
+        resize: an augmentation of Detectron2, such as ``ResizeShortestEdge``.
 
     Raises:
-        UnreadableImage: in use, the image is so long that it would have more than ``LARGEST_RESIZED`` pixels.
+        UnreadableImage: when it is applied, if the resized image would have more than ``LARGEST_RESIZED`` pixels.
     """
 
     def __init__(self, resize: T.Augmentation):
@@ -41,7 +41,7 @@ class BoundedResize(T.Augmentation):
 
 
 class CenterCrop(T.Augmentation):
-    """The square of ``size`` pixels in the middle of an image that is no smaller."""
+    """The square of ``size`` pixels in the centre of an image. The image must not be smaller."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -56,9 +56,9 @@ class RandomResizedCrop(T.Augmentation):
     """A crop of random area and aspect ratio, resized to a square: the usual augmentation of ImageNet.
 
     Args:
-        size: edge of the result in pixels.
-        scale: smallest and largest share of the area.
-        ratio: smallest and largest width over height, drawn uniformly in the logarithm.
+        size: the side of the result in pixels.
+        scale: the smallest and the largest share of the image's area.
+        ratio: the smallest and the largest width / height. The logarithm is drawn uniformly.
     """
 
     def __init__(self, size: int, scale: Sequence[float], ratio: tuple[float, float] = (3 / 4, 4 / 3)):
@@ -81,6 +81,6 @@ class RandomResizedCrop(T.Augmentation):
             crop_w, crop_h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
             if 0 < crop_w <= width and 0 < crop_h <= height:
                 return crop_h, crop_w
-        # An image so long that nothing fits: the largest crop whose aspect ratio is still allowed.
+        # No drawn crop fits into a very long image. Take the largest crop with an allowed aspect ratio.
         low, high = self.ratio
         return min(height, round(width / low)), min(width, round(height * high))

@@ -1,7 +1,7 @@
 """Images with captions: mappers of captioning and retrieval.
 
-Samples are as in :mod:`.images`. Token ids are int64 [T], ``<s>`` and ``</s>`` included, T at most the text
-encoder's length.
+Samples are as in :mod:`.images`. Token ids are int64 [T], with ``<s>`` and ``</s>``. T is at most the text encoder's
+length.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ from ..datasets.texts import encode
 from ..samples import CaptionedSample
 from .images import ImageMapper
 
-CAPTIONS_PER_IMAGE = 5  # of the Karpathy protocol
+CAPTIONS_PER_IMAGE = 5  # in the Karpathy protocol
 
 
 class _CaptionedImageMapper(ImageMapper):
-    """Images at detection's sizes, never mirrored or cropped: captions say where things are and what is there.
+    """Images in detection's sizes. They are not flipped or cropped, as captions name places and visible objects.
 
     Args:
-        cfg: its ``INPUT`` says how images are resized.
+        cfg: the settings. ``INPUT`` decides the sizes of images.
         task: the task's name in training, its kind in evaluation.
-        tokenizer: of the text encoder, for mappers that give tokens.
+        tokenizer: the text encoder's tokenizer, for mappers that add tokens.
     """
 
     is_train: bool
@@ -36,11 +36,11 @@ class _CaptionedImageMapper(ImageMapper):
 
 
 class CaptionMapper(_CaptionedImageMapper):
-    """Training of captioning: adds "captions", some of the image's drawn at random, no one twice, and
-    "caption_token_ids", a tensor for each.
+    """Training of captioning: adds "captions", different random ones of the image's, and "caption_token_ids", a tensor
+    for each.
 
     Args:
-        count: of captions, where the image has as many.
+        count: the number of captions. An image with fewer captions gives all of them.
     """
 
     is_train = True
@@ -56,7 +56,7 @@ class CaptionMapper(_CaptionedImageMapper):
 
 
 class ReferenceMapper(_CaptionedImageMapper):
-    """Evaluation of captioning: adds "captions", all that a generated one is compared with."""
+    """Evaluation of captioning: adds "captions", all references of the image."""
 
     is_train = False
 
@@ -65,7 +65,7 @@ class ReferenceMapper(_CaptionedImageMapper):
 
 
 class PairMapper(_CaptionedImageMapper):
-    """Training of retrieval: adds "captions", one of the image's drawn at random, and its "caption_token_ids"."""
+    """Training of retrieval: adds "captions", a random one of the image's, and its "caption_token_ids"."""
 
     is_train = True
 

@@ -1,8 +1,10 @@
-"""From a dataset's record to what the model takes. Shapes: H, W of the transformed image; N instances.
+"""Mappers of images: they turn a dataset's record into a model's input.
 
-A mapper is a callable that takes a record, leaves it as it is, and gives a dict with "task", "image" (uint8
-[3, H, W] in ``cfg.INPUT.FORMAT``), "height" and "width" of the file's image, "file_name", "image_id" and, where
-there are classes, "candidates", their names. Chance comes from NumPy's global generator alone, as in Detectron2.
+Shapes: H, W of the transformed image; N instances.
+
+A mapper is a callable. It takes a record, does not change it, and returns a dict with "task", "image" (uint8 [3, H, W]
+in ``cfg.INPUT.FORMAT``), "height" and "width" of the image in the file, "file_name" and "image_id". If there are
+classes, it also has their names, "candidates". As in Detectron2, all random numbers come from NumPy's global generator.
 """
 
 import os
@@ -23,16 +25,16 @@ from ...reading import read_image
 from ..samples import ClassificationSample, DetectionSample, ImageSample
 from .augmentations import BoundedResize, CenterCrop, RandomResizedCrop
 
-_SMALLEST_EDGE = 1e-5  # pixels; boxes below count as empty, as in Detectron2
+_SMALLEST_EDGE = 1e-5  # pixels; smaller boxes count as empty, as in Detectron2
 
 
 class ImageMapper(ABC):
-    """What all mappers of images do: read, transform, describe.
+    """The base of all mappers of images: reads, transforms and describes an image.
 
     Args:
         task: the task's name in training, its kind in evaluation.
-        candidates: names of the classes, in the order of labels; None where there are none.
-        augmentations: of ``detectron2.data.transforms``.
+        candidates: the names of the classes in the order of the labels; None without classes.
+        augmentations: augmentations of ``detectron2.data.transforms``.
         image_format: "RGB" or "BGR".
     """
 
@@ -75,20 +77,20 @@ class ImageMapper(ABC):
 
     @abstractmethod
     def add_targets(self, sample: Any, record: dict, transforms: T.TransformList) -> None:
-        """Add to ``sample`` what is learned or compared with; nothing, where there is none."""
+        """Add to ``sample`` the data to learn from or to compare with, if there are any."""
 
 
 class DetectionMapper(ImageMapper):
-    """Boxes and masks: adds "instances" in training, nothing in evaluation.
+    """Boxes and masks: adds "instances" in training, and nothing in evaluation.
 
-    "instances" has gt_boxes (absolute XYXY in the transformed image), gt_classes [N] int64 and, with masks,
-    gt_masks (``BitMasks`` [N, H, W]). Crowds are left out, and so is what a crop leaves nothing of.
+    "instances" has gt_boxes (absolute XYXY in the transformed image), gt_classes [N] int64 and, with masks, gt_masks
+    (``BitMasks`` [N, H, W]). Crowds, and objects outside the crop, are left out.
 
     Args:
-        cfg: its ``INPUT`` says how images are resized, cropped and flipped, as for Detectron2's own mapper;
-            ``MODEL.MASK_ON`` whether there are masks.
+        cfg: the settings. ``INPUT`` decides how images are resized, cropped and flipped, as in Detectron2's own mapper.
+            ``MODEL.MASK_ON`` decides whether there are masks.
         task, candidates: see :class:`ImageMapper`.
-        is_train: whether to augment and to give targets.
+        is_train: whether images are augmented and have targets.
     """
 
     def __init__(self, cfg: CfgNode, task: str, candidates: Sequence[str], is_train: bool):
@@ -116,14 +118,15 @@ class DetectionMapper(ImageMapper):
             instances.gt_masks = BitMasks(masks)
             keep &= instances.gt_masks.nonempty()
             if self._cropped:
-                # A box cut by the crop still spans what its object has outside; its mask does not.
+                # A box that is cut by the crop may be larger than the visible part of its object. The mask's box is
+                # not.
                 boxes = instances.gt_masks.get_bounding_boxes()
         instances.gt_boxes = boxes
         sample["instances"] = instances if keep.all() else instances[keep]
 
 
 def _boxes_xyxy(annotations: list[dict]) -> np.ndarray:
-    """Absolute XYXY float64 [N, 4], of all annotations at once where they are of one mode."""
+    """Absolute XYXY float64 [N, 4]. All annotations are converted at once if they have the same mode."""
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     modes = {a["bbox_mode"] for a in annotations}
     if len(modes) <= 1:
@@ -135,7 +138,7 @@ def _boxes_xyxy(annotations: list[dict]) -> np.ndarray:
 def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, int]) -> torch.Tensor:
     """Polygons or run-length encodings as bool [N, H, W] after the transforms.
 
-    Masks as :func:`detection_utils.annotations_to_instances` makes them, decoded together, which takes half
+    The masks are those of :func:`detection_utils.annotations_to_instances`. They are decoded together, which takes half
     the time.
     """
     encoded = []
@@ -144,7 +147,7 @@ def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, in
             mask = transforms.apply_segmentation(mask_api.decode(segmentation))
             encoded.append(mask_api.encode(np.asfortranarray(mask)))
         else:
-            # By coordinates, as apply_polygons of a crop needs shapely; the rasteriser clips to the image itself.
+            # By coordinates, as apply_polygons of a crop needs shapely. The rasteriser clips polygons to the image.
             polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
             flat = [transforms.apply_coords(polygon).reshape(-1) for polygon in polygons]
             encoded.append(mask_api.merge(mask_api.frPyObjects(flat, *size)))
@@ -156,14 +159,14 @@ def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, in
 class ClassificationMapper(ImageMapper):
     """Whole images: adds "label", the index of the class among the candidates.
 
-    Training takes random resized crops and perhaps flips. Evaluation scales the image's shorter edge to
-    ``image_size`` and takes the square at its centre.
+    Training takes random resized crops and optionally flips them. Evaluation scales the image's shorter edge to
+    ``image_size`` and takes the square at the centre.
 
     Args:
         task, candidates, image_format: see :class:`ImageMapper`.
         image_size: H = W in pixels.
-        crop_scale: smallest and largest share of an image's area that a random crop takes; None in evaluation.
-        flip: whether to mirror every other image.
+        crop_scale: the smallest and the largest share of an image's area in a random crop; None in evaluation.
+        flip: whether images are flipped with a probability of one half.
     """
 
     def __init__(

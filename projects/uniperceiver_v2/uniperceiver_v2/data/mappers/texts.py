@@ -1,7 +1,6 @@
-"""Masked texts: mappers of language modelling.
+"""Masked texts: the mappers of language modelling.
 
-Token ids are int64 [T], ``<s>`` and ``</s>`` included, T at most the text
-encoder's length.
+Token ids are int64 [T], with ``<s>`` and ``</s>``. T is at most the text encoder's length.
 """
 
 import numpy as np
@@ -13,21 +12,23 @@ from ..datasets.texts import encode
 from ..order import entropy_of
 from ..samples import NOT_PREDICTED, TextSample
 
-EVALUATION_PASSES = 7  # 1 / 15%, rounded up: what is masked at a time in evaluation is as much as in RoBERTa's training
+EVALUATION_PASSES = 7  # 1 / 15%, rounded up, so that evaluation masks about the same share as RoBERTa's training
 
 
 class TextMapper:
-    """Training of language modelling: a text masked as RoBERTa's are, anew each time.
+    """Training of language modelling: masks a text as in RoBERTa, differently each time.
 
-    Of its tokens a share is to be predicted, in expectation exactly this share but at least one token. Of these 80%
-    become ``<mask>``, 10% a random token of the vocabulary, and 10% stay. Special tokens are never masked or drawn.
-    Samples are {"task", "text_id", "token_ids", "labels"}; labels int64 [T] are the tokens to be predicted,
+    The expected share of predicted tokens is exactly ``masked_share``, but at least one token is predicted. 80% of them
+    become ``<mask>``, 10% a random token of the vocabulary, and 10% are not changed. Special tokens are never masked or
+    drawn.
+
+    Samples are {"task", "text_id", "token_ids", "labels"}. Labels int64 [T] are the tokens to predict, and
     ``NOT_PREDICTED`` elsewhere.
 
     Args:
         task: the task's name.
-        tokenizer: of the text encoder.
-        masked_share: of the tokens, above 0 and at most 1.
+        tokenizer: the text encoder's tokenizer.
+        masked_share: the share of the tokens to predict, above 0 and at most 1.
     """
 
     def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase, masked_share: float):
@@ -38,7 +39,8 @@ class TextMapper:
     def __call__(self, record: dict) -> TextSample:
         token_ids = encode(self._tokenizer, record["text"]).numpy()
         positions = np.flatnonzero(self._is_word[token_ids])
-        # A fraction of a token is a whole one as often as it says, so that texts of all lengths give their share.
+        # The fraction of a token is the probability of one more token, so that the expected share is right for any
+        # length.
         count = int(self._masked_share * len(positions) + np.random.uniform())
         chosen = np.random.permutation(positions)[: max(count, 1)]
         fate = np.random.uniform(size=len(chosen))
@@ -49,14 +51,14 @@ class TextMapper:
 
 
 class EachTokenOnceMapper:
-    """Evaluation of language modelling: of the records of :func:`each_token_once`, each masks its tokens.
+    """Evaluation of language modelling: each record of :func:`each_token_once` masks its part of a text's tokens.
 
-    Samples are those of :class:`TextMapper`; all that is predicted is masked. Which tokens are masked together
-    depends on nothing but the text.
+    Samples are those of :class:`TextMapper`, but all predicted tokens become ``<mask>``. The text alone decides which
+    tokens are masked together.
 
     Args:
         task: the task's kind.
-        tokenizer: of the text encoder.
+        tokenizer: the text encoder's tokenizer.
     """
 
     def __init__(self, task: str, tokenizer: PreTrainedTokenizerBase):
@@ -72,8 +74,10 @@ class EachTokenOnceMapper:
 
 
 def each_token_once(records: Records, tokenizer: PreTrainedTokenizerBase) -> Records:
-    """Each text as often, with another "evaluation_pass", as masks all of its tokens once: seven times, less for fewer
-    tokens."""
+    """Copies of each text with different "evaluation_pass", which together mask every token once.
+
+    A text has seven copies, or fewer if it has fewer tokens.
+    """
     is_word = word_table(tokenizer)
     return [
         {**record, "evaluation_pass": number}
@@ -83,7 +87,7 @@ def each_token_once(records: Records, tokenizer: PreTrainedTokenizerBase) -> Rec
 
 
 def word_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """For each token id whether it is no special token, bool [V]."""
+    """For each token id, whether it is not a special token, bool [V]."""
     table = np.ones(len(tokenizer), dtype=bool)
     table[tokenizer.all_special_ids] = False
     return table
@@ -92,7 +96,8 @@ def word_table(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 def _masked_sample(
     task: str, record: dict, token_ids: np.ndarray, chosen: np.ndarray, shown: np.ndarray | int
 ) -> TextSample:
-    """The sample that shows other tokens [N] at chosen positions [N] and asks for those of ``token_ids``."""
+    """The sample with the tokens ``shown`` [N] at the positions ``chosen`` [N], and the original tokens there as
+    labels."""
     labels, masked = np.full_like(token_ids, NOT_PREDICTED), token_ids.copy()
     labels[chosen] = token_ids[chosen]
     masked[chosen] = shown
