@@ -5,7 +5,7 @@
 The program writes pairs as shards of 1,000 into a temporary folder: training images and captions of digit_scenes,
 repeated. It prints a Markdown table with the images per second of a task's loader without workers and with two workers,
 the images per second of training without waiting for data, and the ratios of the two. Images have the size on which the
-model trains. Times are wall-clock times. Workers are useful only with cores of their own.
+model trains. Times are wall-clock times. Workers are useful only if there are cores for them.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def _send_peak(work: Work, sending: Connection) -> None:
 
 
 def _map_libraries(libc: ctypes.CDLL) -> None:
-    """Count all code as resident from the start. Otherwise it would count when it runs, as a fork maps it anew, page
-    by page."""
+    """Count all code as resident from the start. Otherwise it would count when it runs, as a fork maps it again,
+    page by page."""
     maps = Path("/proc/self/maps")
     for line in maps.read_text().splitlines() if maps.exists() else ():
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ [1-9]\d*", line)  # a mapped file has an inode

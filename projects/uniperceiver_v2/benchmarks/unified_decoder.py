@@ -5,9 +5,9 @@
 Prints two Markdown tables. The first is about the feed-forward network over <SPE> and L tokens of an image (two classes
 of attributes) or over the image alone (one class). It compares a dense network, experts with the same number of active
 operations, and these experts merged. The last two are ratios to the dense network, and runs alternate. The second table
-is about a step of generation after the tokens of an image, in milliseconds. Beams are reordered in each step. The
-column "anew" decodes the whole sequence again in each step. All times are processor times, so that other programs on
-the machine matter little.
+is about a step of generation after the tokens of an image, in milliseconds. Beams are reordered in each step. In the
+column "anew" each step decodes the whole sequence again. All times are processor times, so that other programs on the
+machine matter little.
 """
 
 from __future__ import annotations

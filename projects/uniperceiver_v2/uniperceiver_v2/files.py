@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-# The checkout that runs: what is committed in it is found from any folder.
+# The checkout of this code, so that its files are found from any working directory.
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY_CONFIG = REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"  # the small generalist's
 

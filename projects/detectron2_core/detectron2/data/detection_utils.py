@@ -30,7 +30,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Without EPS, for which Pillow starts Ghostscript whatever the file's suffix.
+# Without EPS, for which Pillow starts Ghostscript. Pillow recognises it by the content, not by the suffix.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 
 # BT.601, https://en.wikipedia.org/wiki/YUV#SDTV_with_BT.601

@@ -1,1 +1,1 @@
-"""Helpers without a room of their own. Import the modules; nothing is exported here."""
+"""Helper modules. Import them by their names, as nothing is exported here."""

@@ -152,7 +152,7 @@ class VisImage:
         Args:
             size: of the font, in points (1/72 inch).
             alignment: "left", "center" or "right": which part of the text lies at ``x``.
-            rotation: degrees counter-clockwise; the bounding box of the turned text is what is aligned.
+            rotation: degrees counter-clockwise. The alignment is that of the rotated text's bounding box.
         """
         label = _render_text(text, max(round(size * _PIXELS_PER_POINT), 1), color, rotation)
         height, width = label.shape[:2]

@@ -84,8 +84,8 @@ class ResizeShortestEdge(Augmentation):
     """Resize the shorter edge to a drawn length, keeping the aspect ratio.
 
     Args:
-        short_edge_length: (smallest, largest) for the style "range", all lengths for "choice", or one length.
-            A drawn 0 leaves the image as it is.
+        short_edge_length: (smallest, largest) for the style "range", all lengths for "choice", or one length. With a
+            drawn length of 0 the image is not resized.
         max_size: where the longer edge would be longer, it gets this length instead.
         sample_style: "range" or "choice".
         interp: a Pillow resampling filter.
