@@ -25,9 +25,9 @@ DOCUMENTS = sorted(
 )
 # A path in a document starts at one of these or at the document's own folder.
 ROOTS = (ROOT, PROJECT, PROJECT / "uniperceiver_v2", ROOT / "configs")
-# What a reader is told to write, and what a run writes.
+# Files that a reader or a run writes.
 NOT_OURS = {"configs/boats.yaml", "train_boats.py", "configs/count_digits.yaml", "count_digits.py", "config.yaml"}
-# An earlier state is what these describe.
+# These documents describe an earlier state.
 DATED = ("CHANGELOG.md", "docs/reports/")
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -120,7 +120,7 @@ def missing_settings(document: Path, text: str) -> Iterator[str]:
     add_uniperceiver_v2_config(cfg)
     for key in SETTING.findall(code_of(text)):
         if key.startswith("TASKS.") and key != "TASKS.NAMES":
-            continue  # nodes have the names that users give
+            continue  # users name these nodes
         node: CfgNode | None = cfg
         for part in key.split("."):
             if not isinstance(node, CfgNode) or part not in node:

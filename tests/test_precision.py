@@ -81,7 +81,7 @@ def test_boxes_losses_and_likelihoods_are_float32_inside(tiny_model):
     batch = batch_of(tiny_model, "detection")
     images = tiny_model.preprocess(batch)
     targets = RegionTargets.from_instances([x["instances"] for x in batch], images)
-    likelihoods, plain = [], tiny_model.likelihood.of_directions  # which `forward` ends in as well
+    likelihoods, plain = [], tiny_model.likelihood.of_directions  # ``forward`` calls it, too
     tiny_model.likelihood.of_directions = lambda *args: likelihoods.append(plain(*args)) or likelihoods[-1]
     with EventStorage(), torch.autocast("cpu", torch.bfloat16):
         encoding, regions = tiny_model.image_encoder(images, targets)

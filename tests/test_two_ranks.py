@@ -28,7 +28,7 @@ TEXTS = (
     "the digits three and four and a green two",
 )
 BOXES = ((4, 6, 28, 30), (36, 20, 60, 56), (8, 34, 30, 60))
-# Objects of each of four images, of which a rank has two.
+# The number of objects in each of four images. Each rank has two of the images.
 OBJECTS = {
     "detection": (2, 3, 0, 1),
     "objects on one rank": (1, 2, 0, 0),

@@ -213,4 +213,4 @@ def test_the_papers_joint_configurations_are_valid(name):
     assert kinds == {"detection", "classification", "captioning", "retrieval"}
     node = cfg.MODEL.UNIPERCEIVER_V2
     assert (node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS) == (768, 6, 12)
-    assert node.DECODER.FFN_DIM * node.DECODER.ACTIVE_EXPERTS == 3072  # BERT-base's, for what a token goes through
+    assert node.DECODER.FFN_DIM * node.DECODER.ACTIVE_EXPERTS == 3072  # BERT-base's width, for a token

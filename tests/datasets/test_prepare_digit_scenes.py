@@ -214,7 +214,7 @@ def test_a_whole_tree_is_left_alone_and_a_damaged_one_written_anew(prepare, tmp_
 
 
 def test_what_a_killed_run_left_is_cleared_and_hides_nothing(prepare, tmp_path):
-    abandoned = tmp_path / ".tree.999999999"  # beyond the largest process id that Linux gives
+    abandoned = tmp_path / ".tree.999999999"  # larger than any process id of Linux
     abandoned.mkdir()
     (abandoned / "half.json").write_text("{")
     assert prepare(tmp_path / "tree", train_scenes=2, test_scenes=1)

@@ -82,7 +82,7 @@ def test_equals_pycocoevalcap_run_directly(monkeypatch):
     metrics = caption_metrics(references, rows)
     assert list(metrics) == ["ours", "others"]
 
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # by which the original reads what is not ASCII
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # with which the original reads non-ASCII text
 
     given = {("references", image): texts for image, texts in references.items()}
     given |= {(name, image): [text] for name, row in rows.items() for image, text in row.items()}

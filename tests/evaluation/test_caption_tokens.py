@@ -54,7 +54,7 @@ def test_a_java_that_fails_is_none(monkeypatch, tmp_path, caplog):
 
 @needs_java
 def test_java_gives_the_words_of_pycocoevalcap_in_any_locale(monkeypatch):
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # by which the original reads
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # with which the original reads
     direct = PTBTokenizer().tokenize({0: [{"caption": text} for text in SENTENCES]})[0]
     monkeypatch.setenv("LC_ALL", "C")
     assert tokenize(SENTENCES) == (direct, True)

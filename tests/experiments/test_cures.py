@@ -59,7 +59,7 @@ def test_every_arm_trains_other_weights_and_all_that_it_replaces_is_used(
         assert (cures.ARMS[name].settings == {}) == bool(replaced), name
         assert all(replaced.values()), (name, replaced)
 
-    # The table is of what is there, and nothing is trained again.
+    # The table has the finished runs, and nothing is trained again.
     before = {path: path.stat().st_mtime_ns for path in cures.STUDY.output.rglob("*")}
     cures.STUDY.train("denoising", 0, ITERATIONS)
     cures.STUDY.main(["--jobs", "0", "--iterations", str(ITERATIONS), "--output", str(cures.STUDY.output)])

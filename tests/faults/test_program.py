@@ -141,7 +141,7 @@ def test_a_full_file_system_leaves_the_last_checkpoint_to_go_on_from(config, tmp
         checkpoints = sorted((disk / "out").glob("model_*.pth"))
         assert (disk / "out" / "last_checkpoint").read_text() == checkpoints[-1].name
         for old in checkpoints[:-1]:
-            old.unlink()  # somebody makes room
+            old.unlink()  # space becomes available
         finish([*command(config, disk / "out", "--resume"), "SOLVER.CHECKPOINT_PERIOD", "1000"], tmp_path)
         finish(command(config, spared), tmp_path)
         assert differences(disk / "out", spared) == []

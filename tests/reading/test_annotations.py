@@ -161,11 +161,11 @@ def test_what_real_data_has_passes(register, tmp_path):
         annotation.update(change)
     content["annotations"][-1].pop("segmentation")
     content["annotations"][-2].pop("iscrowd")
-    # Of an image that is not there, which both readers leave out.
+    # An annotation of a missing image, which both readers ignore.
     content["annotations"].append({**content["annotations"][0], "id": 900, "image_id": 77, "bbox": [1e9] * 4})
     register(content)
     records = load_dataset("own")
-    assert len(records[0]["annotations"]) == 12 - 2  # those without three points are left out
+    assert len(records[0]["annotations"]) == 12 - 2  # polygons with fewer than three points are left out
     build_evaluator(get_cfg(), "own", str(tmp_path))
 
 

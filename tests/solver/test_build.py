@@ -67,7 +67,7 @@ def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay(cfg):
         assert found[undecayed] == (1e-3, 0.0)
 
 
-# All of the real model's parameters that stand for something by their size: embeddings, tokens, queries, τ.
+# All parameters of the real model that decay would distort: embeddings, tokens, queries, τ.
 NEVER_DECAYED = {
     "image_encoder.regions.denoising_content",
     "image_encoder.regions.project.scale_embedding",

@@ -92,7 +92,7 @@ def test_a_model_wrapped_for_several_processes(cfg, tiny_model):
 
 
 def test_evaluation_reports_captions_beside_the_baselines(cfg, tiny_model, monkeypatch):
-    # The metrics have tests of their own; here what reaches them.
+    # The metrics are tested elsewhere. This tests their inputs.
     seen = {}
 
     def metrics(references, rows):

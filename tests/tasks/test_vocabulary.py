@@ -52,7 +52,7 @@ def test_candidates_are_the_targets_and_a_sample_of_the_others(words, count, sam
     assert [candidates[i] for i in labels.tolist()] == targets.tolist()
     others = words - len(set(targets.tolist()))
     assert len(candidates) == words - others + (min(sample, others) if sample else others)
-    # What was drawn stands for those that were not; if all were, for itself.
+    # The drawn words represent those that were not drawn. If all words were drawn, the weight is 1.
     drawn = torch.tensor([word not in set(targets.tolist()) for word in candidates])
     correction = math.log(others / drawn.sum().item()) if drawn.any() else 0.0
     torch.testing.assert_close(logits, whole[:, candidates] + correction * drawn, atol=1e-5, rtol=1e-5)

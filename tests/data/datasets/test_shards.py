@@ -210,7 +210,7 @@ BAD = {
 
 def test_bad_pairs_are_told_and_the_others_are_read(tmp_path, web):
     records = records_of(write_shard(tmp_path / "bad.tar", BAD))
-    assert len(records) == 6  # what has nothing but metadata is no pair
+    assert len(records) == 6  # a key with metadata only is not a pair
     for index, reason in ((1, "no caption"), (2, "no image"), (3, "empty caption")):
         with pytest.raises(UnreadableImage, match=rf"bad\.tar/00{index} has (an )?{reason}"):
             records[index]

@@ -14,7 +14,7 @@ from uniperceiver_v2.data.datasets.texts import build_tokenizer, encode, load_ca
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
 
-# Read once: hypothesis takes no fixtures that are made anew for each test.
+# Read once, as hypothesis does not allow fixtures that are made again for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")
 FIRST, LAST = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 

@@ -63,7 +63,7 @@ def test_batches_go_on_after_a_worker_is_killed_between_two(logged, workers, vic
     processes = workers_of(lambda: found.extend(itertools.islice(batches, 7)))
     assert len(processes) == workers
     kill(processes[victim])
-    sum(range(1000))  # a step of training, which nothing may break into
+    sum(range(1000))  # a step of training, which must not be interrupted
     found += itertools.islice(batches, 33)
     assert found == expected
     (message,) = [message for message in logged() if "worker" in message]
@@ -119,7 +119,7 @@ def test_workers_that_die_each_time_end_the_run_with_advice(logged):
 
 def test_a_worker_whose_files_are_closed_before_it_has_an_exit_code_is_told_from_other_errors():
     def leave_slowly(record: dict) -> dict:
-        os.closerange(3, 1024)  # what the kernel does first when a process ends
+        os.closerange(3, 1024)  # the kernel does this first when a process ends
         time.sleep(0.3)
         os._exit(3)
 
@@ -148,7 +148,7 @@ def test_failures_with_batches_in_between_do_not_add_up():
 
 
 def test_a_death_is_not_raised_in_the_middle_of_a_step_nor_in_another_tasks_data(monkeypatch):
-    # Another loader that has set torch's handler, which raises wherever the program is; it does so once a process.
+    # Another loader has set PyTorch's handler, which raises wherever the program is. PyTorch sets it once in a process.
     monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     foreign = iter(DataLoader(range(4), num_workers=1))
     next(foreign)

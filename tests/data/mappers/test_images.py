@@ -22,7 +22,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @pytest.fixture
 def cfg(scenes_config):
-    scenes_config.INPUT.MASK_FORMAT = "bitmask"  # what Detectron2's mapper has to make for the comparison
+    scenes_config.INPUT.MASK_FORMAT = "bitmask"  # the format that the comparison needs from Detectron2's mapper
     return scenes_config
 
 

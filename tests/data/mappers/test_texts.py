@@ -16,7 +16,7 @@ from uniperceiver_v2.data.order import numpy_draws_from
 from uniperceiver_v2.errors import UnreadableImage
 from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
 
-# Read once: hypothesis takes no fixtures that are made anew for each test.
+# Read once, as hypothesis does not allow fixtures that are made again for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")
 SPECIAL = set(TOKENIZER.all_special_ids)
 
@@ -137,7 +137,7 @@ def test_masking_has_robertas_statistics(tokenizer):
         kept += int((shown == ids[chosen]).sum())
         replaced += shown[(shown != tokenizer.mask_token_id) & (shown != ids[chosen])].tolist()
     total = int(at.sum())
-    # The number in a text is one of two neighbours, whose spread is at most half a token.
+    # The number in a text is one of two consecutive ones, so that its standard deviation is at most half a token.
     assert abs(total / repeats - 0.15 * positions) < 4 * 0.5 / np.sqrt(repeats)
     assert within(masked, total, 0.8)
     assert within(kept, total, 0.1 + 0.1 / words)  # a random token may be the same

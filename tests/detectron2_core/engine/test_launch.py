@@ -10,7 +10,7 @@ import pytest
 from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.utils import comm
 
-# A script of its own: the processes that `launch` starts import the main module anew.
+# A separate script, as the processes that ``launch`` starts import the main module again.
 SCRIPT = """
 import json
 import os

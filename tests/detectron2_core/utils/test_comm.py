@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-# What each process does. Its results go to a JSON file, so that the assertions stand below in plain sight.
+# The program of each process. It writes its results to a JSON file, so that the assertions can follow below.
 WORKER = """
 import json, os, sys
 import numpy as np, torch, torch.distributed as dist

@@ -317,7 +317,7 @@ def dense_predictions(tokens: int = 60) -> DensePredictions:
 
 def test_dense_losses_equal_the_plain_formulas():
     criterion, targets, dense = make_criterion(), make_targets(), dense_predictions()
-    quality, target = one_to_many_match(dense, targets, 3)  # has a test of its own
+    quality, target = one_to_many_match(dense, targets, 3)  # tested separately
     assert (quality > 0).sum() >= 5
     sums = {"objectness": 0.0, "box": 0.0, "giou": 0.0}
     for image, token in itertools.product(range(BATCH), range(60)):

@@ -10,7 +10,7 @@ from uniperceiver_v2.modeling.image_encoder import ImageEncoder, RegionTargets
 @pytest.fixture
 def encoder(tiny_config) -> ImageEncoder:
     encoder = ImageEncoder(tiny_config).eval()
-    # Away from the initial values at which box corrections and sampling offsets do not depend on the image.
+    # Changed, as with initial values box corrections and sampling offsets do not depend on the image.
     for parameter in encoder.regions.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return encoder
@@ -31,7 +31,7 @@ def parts(encoding, index: int = 0) -> dict[str, torch.Tensor]:
 def test_shapes(encoder):
     encoding, supervision = encoder(batch_of(torch.randn(3, 64, 96), torch.randn(3, 50, 70)))
     assert supervision is None
-    # Two pools and the flattened map of stride 64, which a strided convolution makes of 2×3.
+    # Two pools, and the flattened map of stride 64, which a strided convolution makes from a map of 2×3.
     assert encoding.global_tokens.shape == (2, 2 + 1 * 2, 32)
     assert encoding.global_valid.shape == (2, 4)
     assert encoding.proposal_tokens.shape == (2, 12, 32)

@@ -171,7 +171,7 @@ def test_a_box_is_corrected_by_two_layers_and_no_more(features, queries):
     boxes.requires_grad_()
     corrections = []
     decoder.box_head.register_forward_hook(lambda module, inputs, output: corrections.append(output))
-    # Without gradients through the contents the corrections' own are what is left.
+    # Without gradients through the contents, only those of the corrections are left.
     for layer in decoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: output.detach())
     _, refined = decoder(contents, boxes, features.tokens, features)

@@ -141,7 +141,7 @@ SINGLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
         ((SINGLE,) * 3, 1e-5),
         ((HALF,) * 3, 1e-3),
         ((BRAIN,) * 3, 8e-3),
-        ((BRAIN, SINGLE, SINGLE), 8e-3),  # what autocast makes of the module
+        ((BRAIN, SINGLE, SINGLE), 8e-3),  # the dtypes of the module under autocast
         ((SINGLE, BRAIN, HALF), 8e-3),
     ],
 )

@@ -17,7 +17,7 @@ from uniperceiver_v2.modeling.layers import (
     multi_scale_deformable_attention,
 )
 
-# Edges, pixel centres and places outside of the image, which random numbers would miss.
+# Edges, pixel centres and places outside of the image, which random numbers rarely hit.
 SPECIAL_PLACES = torch.tensor([0.0, 1.0, 0.5, -0.25, 1.25, -3.0, 100.0], dtype=torch.float64)
 
 
