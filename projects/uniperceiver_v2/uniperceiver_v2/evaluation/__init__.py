@@ -4,16 +4,20 @@ from ..files import write_json
 from .build import build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
+from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .retrieval import RetrievalEvaluator
 from .table import format_results_table
 
 __all__ = [
+    "TRUTH_METRICS",
     "CaptionBaselines",
     "CaptionEvaluator",
     "ClassificationEvaluator",
     "LanguageModellingEvaluator",
     "RetrievalEvaluator",
+    "SceneCaptionEvaluator",
+    "SceneRetrievalEvaluator",
     "build_evaluator",
     "format_results_table",
     "write_json",

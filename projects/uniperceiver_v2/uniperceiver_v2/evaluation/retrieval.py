@@ -6,7 +6,7 @@ from torch import Tensor
 from .gathering import GatheringEvaluator
 from .retrieval_ranks import Retrieval, hit_probability, retrieve
 
-_RANKS = (1, 5, 10)
+RANKS = (1, 5, 10)
 
 
 class RetrievalEvaluator(GatheringEvaluator):
@@ -59,11 +59,11 @@ class RetrievalEvaluator(GatheringEvaluator):
         image_of = torch.arange(len(records)).repeat_interleave(captions_of)  # [captions]
         images = torch.stack([record["image_feature"] for record in records])
         captions = torch.cat([record["text_features"] for record in records])
-        found_captions, found_images = retrieve(images, captions, image_of, keep=max(_RANKS))
+        found_captions, found_images = retrieve(images, captions, image_of, keep=max(RANKS))
         self._write("predictions.json", _predictions(records, image_of, found_captions, found_images))
         return {
-            "text_retrieval": {f"R@{k}": found_captions.recall(k) for k in _RANKS},
-            "image_retrieval": {f"R@{k}": found_images.recall(k) for k in _RANKS},
+            "text_retrieval": {f"R@{k}": found_captions.recall(k) for k in RANKS},
+            "image_retrieval": {f"R@{k}": found_images.recall(k) for k in RANKS},
             "text_retrieval (chance)": _chance(len(captions), captions_of),
             "image_retrieval (chance)": _chance(len(images), torch.ones_like(image_of)),
         }
@@ -72,7 +72,7 @@ class RetrievalEvaluator(GatheringEvaluator):
 def _chance(candidates: int, right: Tensor) -> dict[str, float]:
     """Recall if all candidates were equally similar. ``right`` [Q] is the number of right candidates of each query."""
     nothing = torch.zeros_like(right)
-    return {f"R@{k}": 100 * hit_probability(k, nothing, candidates - right, right).mean().item() for k in _RANKS}
+    return {f"R@{k}": 100 * hit_probability(k, nothing, candidates - right, right).mean().item() for k in RANKS}
 
 
 def _predictions(records: list[dict], image_of: Tensor, captions: Retrieval, images: Retrieval) -> dict:

@@ -1,7 +1,7 @@
 """A table of all results of an evaluation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..kinds import KINDS, TaskKind
 
@@ -11,14 +11,15 @@ Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # {dataset: {r
 def format_results_table(results: Results) -> str:
     """The main metrics of all datasets and tasks as one Markdown table, with a row for each task of each dataset.
 
-    Rows of one kind of task stand together. Before every kind but the first, a row names the kind's columns. The kind's
-    descriptor lists the metrics that are shown; results.json and the log have all metrics.
+    Rows of one kind of task stand together, in sections of rows that share columns. Before every section but the first,
+    a row names its columns. The kind's descriptor lists the metrics that are shown; results.json and the log have all
+    metrics.
 
     Args:
         results: {dataset: {task: {metric: value}}}. A value that could not be computed (NaN, None or below 0) is shown
             as "n/a".
     """
-    sections = [section for kind in KINDS.values() if (section := _section(results, kind))]
+    sections = [section for kind in KINDS.values() for section in _sections(results, kind)]
     columns = max((len(row) for section in sections for row in section), default=2)
     cells = [row + [""] * (columns - len(row)) for section in sections for row in section]
     if not cells:
@@ -30,20 +31,27 @@ def format_results_table(results: Results) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _section(results: Results, kind: TaskKind) -> list[list[str]]:
-    """Cells of a kind's rows, below a row with the names of their metrics. Empty if the kind has no rows."""
-    rows = [
-        (dataset, kind.titles.get(row, row.replace("_", " ")), metrics)
-        for dataset, of_dataset in results.items()
-        for row, metrics in of_dataset.items()
-        if _kind_of(metrics) is kind
-    ]
+def _sections(results: Results, kind: TaskKind) -> list[list[list[str]]]:
+    """Cells of a kind's rows, those that share columns together below a row of their names."""
+    sections: list[list[tuple[str, str, Mapping[str, float | None]]]] = []
+    for dataset, of_dataset in results.items():
+        for row, metrics in of_dataset.items():
+            if _kind_of(metrics) is kind:
+                shown = metrics.keys() & kind.columns.keys()
+                section = next((s for s in sections if any(shown & of_row.keys() for _, _, of_row in s)), None)
+                if section is None:
+                    sections.append(section := [])
+                section.append((dataset, kind.titles.get(row, row.replace("_", " ")), metrics))
+    return [_cells(section, kind) for section in sections]
+
+
+def _cells(rows: Sequence[tuple[str, str, Mapping[str, float | None]]], kind: TaskKind) -> list[list[str]]:
     columns = [name for name in kind.columns if any(name in metrics for _, _, metrics in rows)]
     cells = [
         [dataset, title, *(_format(metrics, name, kind.columns[name]) for name in columns)]
         for dataset, title, metrics in rows
     ]
-    return [["", "", *columns], *cells] if cells else []
+    return [["", "", *columns], *cells]
 
 
 def _kind_of(metrics: Mapping[str, float | None]) -> TaskKind | None:

@@ -20,7 +20,7 @@ from ..data.datasets.shards import ShardRecords
 from ..data.datasets.texts import build_tokenizer
 from ..data.mappers.captions import CaptionMapper, ReferenceMapper
 from ..data.samples import CaptionedSample
-from ..evaluation import CaptionEvaluator
+from ..evaluation import TRUTH_METRICS, CaptionEvaluator, SceneCaptionEvaluator
 from ..evaluation.caption_metrics import METRICS
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
@@ -152,6 +152,12 @@ def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[R
     return load_captions(dataset_name, build_tokenizer(cfg)), ReferenceMapper(cfg, task.name)
 
 
+def _evaluator(name: str, folder: str) -> CaptionEvaluator:
+    """Captions can be held against scenes whose facts are known."""
+    facts = MetadataCatalog.get(name).get("scene_facts")
+    return CaptionEvaluator(name, folder) if facts is None else SceneCaptionEvaluator(name, folder, facts)
+
+
 def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[CaptionEvaluator]) -> None:
     """Give the evaluators the captions of the training set as baselines."""
     baselines = caption_baselines(cfg, model)
@@ -182,8 +188,8 @@ CAPTIONING = TaskKind(
     task=CaptioningTask,
     training_data=_training_data,
     test_data=_test_data,
-    evaluators={"coco_caption": CaptionEvaluator},
-    columns=dict.fromkeys(METRICS, 1),
+    evaluators={"coco_caption": _evaluator},
+    columns=dict.fromkeys((*METRICS, *TRUTH_METRICS), 1),
     before_evaluation=_before_evaluation,
     draw=_draw,
     picture=_picture,

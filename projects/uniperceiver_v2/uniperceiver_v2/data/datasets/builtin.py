@@ -39,6 +39,7 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
                 captions,
                 images,
                 evaluator_type=evaluator_type,
+                scene_facts=os.path.join(root, "annotations", f"instances_{split}.json"),
                 prepare_command=command,
             )
         corpus = os.path.join(root, "corpus", f"{split}.txt")
