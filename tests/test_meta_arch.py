@@ -212,3 +212,25 @@ def test_a_kind_stands_for_the_first_task_of_that_kind(tiny_config):
         for name in ("classification", "more_digits")
     }
     assert texts == {"classification": ("the digit two",), "more_digits": ("another two",)}
+
+
+@pytest.mark.parametrize("task", ["scenes", "digits", "captions"])
+def test_a_result_does_not_depend_on_the_neighbours_in_the_batch(tiny_model, task):
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():  # at the start, much does not depend on the image yet
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    sizes = ((64, 64), (40, 60), (64, 64), (72, 96), (40, 60))
+    batch = [
+        {"task": task, "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8), "candidates": ("one", "two")}
+        for size in sizes
+    ]
+    for item, found in zip(batch, tiny_model(batch), strict=True):
+        (alone,) = tiny_model([item])
+        if task == "scenes":
+            assert found["instances"].image_size == alone["instances"].image_size
+            torch.testing.assert_close(found["instances"].scores, alone["instances"].scores, atol=1e-4, rtol=0)
+        elif task == "digits":
+            torch.testing.assert_close(found["scores"], alone["scores"], atol=1e-4, rtol=0)
+        else:
+            torch.testing.assert_close(found["image_feature"], alone["image_feature"], atol=1e-4, rtol=0)
+            assert found["caption"] == alone["caption"]

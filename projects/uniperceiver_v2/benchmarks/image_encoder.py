@@ -34,7 +34,7 @@ import uniperceiver_v2  # noqa: F401  (registers the backbone)
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.modeling.image_encoder import ImageEncoder
-from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, has_padding, valid_pixels
+from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets, has_padding, resize_valid, valid_pixels
 from uniperceiver_v2.modeling.layers import replace_batch_norm
 
 PEER = "Deformable DETR"
@@ -128,9 +128,10 @@ def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Te
 
 def all_work(encoder: ImageEncoder, images: ImageList, targets: RegionTargets) -> list[Tensor]:
     """The encoder's work in training, without denoising and the losses."""
-    output = encoder.regions(encoder.maps(images), valid_pixels(images), targets, has_padding(images))
+    maps, valid = encoder.maps(images), valid_pixels(images)
+    output = encoder.regions(maps, valid, targets, has_padding(images))
     predictions, dense = output.predictions, output.dense
-    tokens, _ = encoder.global_tokens(output.coarsest, output.coarsest_valid)
+    tokens, _ = encoder.global_tokens(maps[-1], resize_valid(valid, maps[-1].shape[-2:]))
     outputs = [output.hidden, predictions.boxes, predictions.objectness, dense.objectness, dense.boxes]
     return [*outputs, predictions.mask_embeddings, tokens, encoder.fusion(output.proposals())]
 

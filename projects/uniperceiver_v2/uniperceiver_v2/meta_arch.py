@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class UniPerceiverV2(UniPerceiver):
         if self.training:
             return task.losses(self, inputs)
         with torch.no_grad():
-            return task.predict(self, inputs)
+            return _by_image_size(inputs, lambda alike: task.predict(self, alike))
 
     def loss_count(self, inputs: list[dict]) -> int:
         """The number of things over which the losses of a batch are means, see ``Task.loss_count``."""
@@ -59,3 +60,16 @@ class UniPerceiverV2(UniPerceiver):
         if name not in self.tasks:
             raise KeyError(f"no task or kind of task {name!r}; there are {', '.join(self.tasks)}")
         return self.tasks[name]
+
+
+def _by_image_size(inputs: list[dict], predict: Callable[[list[dict]], list[dict]]) -> list[dict]:
+    """Predictions in the order of the inputs, computed for images of one size at a time: nothing is padded for the sake
+    of a neighbour, so no result depends on one."""
+    places: dict[tuple[int, ...] | None, list[int]] = {}
+    for place, item in enumerate(inputs):
+        places.setdefault(tuple(item["image"].shape[-2:]) if "image" in item else None, []).append(place)
+    predictions: list[dict] = [{}] * len(inputs)
+    for alike in places.values():
+        for place, prediction in zip(alike, predict([inputs[place] for place in alike]), strict=True):
+            predictions[place] = prediction
+    return predictions

@@ -31,9 +31,9 @@ def parts(encoding, index: int = 0) -> dict[str, torch.Tensor]:
 def test_shapes(encoder):
     encoding, supervision = encoder(batch_of(torch.randn(3, 64, 96), torch.randn(3, 50, 70)))
     assert supervision is None
-    # Two pools, and the flattened map of stride 64, which a strided convolution makes from a map of 2×3.
-    assert encoding.global_tokens.shape == (2, 2 + 1 * 2, 32)
-    assert encoding.global_valid.shape == (2, 4)
+    # Two pools and the backbone's last map, of stride 32.
+    assert encoding.global_tokens.shape == (2, 2 + 2 * 3, 32)
+    assert encoding.global_valid.shape == (2, 2 + 6)
     assert encoding.proposal_tokens.shape == (2, 12, 32)
     proposals = encoding.proposals
     assert proposals.semantics.shape == (2, 12, 32)

@@ -66,9 +66,10 @@ def make_targets(counts=(2, 1)) -> RegionTargets:
 def test_scales():
     """Two backbone maps become scales, and a strided convolution adds the last one."""
     project, (maps, valid) = FeatureProjection([6, 8], DIM), make_maps()
-    features, coarsest = project(maps[1:], valid)
+    features = project(maps[1:], valid)
     assert features.spatial_shapes == [(8, 12), (4, 6), (2, 3)]
     assert features.tokens.shape == features.positions.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, DIM)
+    coarsest = project.projections[2](maps[2])
     assert coarsest.shape == (2, DIM, 2, 3)
     torch.testing.assert_close(features.tokens[:, -6:], coarsest.flatten(2).transpose(1, 2))
     torch.testing.assert_close(features.tokens[:, :96], project.projections[0](maps[1]).flatten(2).transpose(1, 2))

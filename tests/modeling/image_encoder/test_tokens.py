@@ -25,30 +25,21 @@ def fusion() -> ProposalFusion:
     return fusion
 
 
-def inside(box: list[float], size: tuple[int, int], extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
-    """Whether the centre of each pixel is in a box (cx, cy, w, h) of an image that covers ``extent`` (x, y) of the
-    map."""
-    (height, width), (ex, ey) = size, extent
+def inside(box: list[float], size: tuple[int, int]) -> torch.Tensor:
+    """Which pixels' centres lie in a box (cx, cy, w, h)."""
+    height, width = size
     cx, cy, w, h = box
     return torch.tensor(
         [
-            [
-                abs((x + 0.5) / width - cx * ex) <= w * ex / 2 and abs((y + 0.5) / height - cy * ey) <= h * ey / 2
-                for x in range(width)
-            ]
+            [abs((x + 0.5) / width - cx) <= w / 2 and abs((y + 0.5) / height - cy) <= h / 2 for x in range(width)]
             for y in range(height)
         ]
     )
 
 
-@pytest.mark.parametrize("extent", [None, [[1.0, 1.0], [0.5, 0.75]]])
-def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion, extent):
+def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion):
     given = proposals()
-    given.extent = None if extent is None else torch.tensor(extent)
-    boxes, extents = given.boxes.tolist(), extent or [[1.0, 1.0]] * 2
-    kept = torch.stack(
-        [torch.stack([inside(box, (56, 56), e) for box in image]) for image, e in zip(boxes, extents, strict=True)]
-    )
+    kept = torch.stack([torch.stack([inside(box, (56, 56)) for box in image]) for image in given.boxes.tolist()])
     pooled = (given.masks.sigmoid() * kept).unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
     box = box_position_encoding(given.boxes, fusion.BOX_ENCODING)
     expected = sum(
@@ -77,13 +68,13 @@ def pools() -> AttentionPools:
 
 
 def test_attention_pools_are_attentions_from_the_mean_and_a_learned_query(pools):
-    tokens, positions = torch.randn(2, 5, REGION), torch.randn(2, 5, REGION)
-    found = pools(tokens, positions, torch.ones(2, 5, dtype=torch.bool))
+    tokens = torch.randn(2, 5, REGION)
+    found = pools(tokens, torch.ones(2, 5, dtype=torch.bool))
     attention = pools.attention
     for image in range(2):
         for pool in range(3):
             query = attention.q_proj(tokens[image].mean(0) + pools.queries[pool])
-            keys, values = attention.k_proj(tokens[image] + positions[image]), attention.v_proj(tokens[image])
+            keys, values = attention.k_proj(tokens[image]), attention.v_proj(tokens[image])
             heads = []
             for head in (slice(0, 8), slice(8, 16)):
                 weights = (keys[:, head] @ query[head] / 8**0.5).softmax(0)
@@ -92,37 +83,35 @@ def test_attention_pools_are_attentions_from_the_mean_and_a_learned_query(pools)
 
 
 def test_attention_pools_ignore_padding(pools):
-    tokens, positions = torch.randn(1, 6, REGION), torch.randn(1, 6, REGION)
+    tokens = torch.randn(1, 6, REGION)
     valid = torch.tensor([[True, True, False, True, False, False]])
-    alone = pools(tokens[:, valid[0]], positions[:, valid[0]], torch.ones(1, 3, dtype=torch.bool))
+    alone = pools(tokens[:, valid[0]], torch.ones(1, 3, dtype=torch.bool))
     tokens[~valid] = 100.0
-    torch.testing.assert_close(pools(tokens, positions, valid), alone)
+    torch.testing.assert_close(pools(tokens, valid), alone)
 
 
-def test_global_tokens_are_the_pools_and_the_flattened_map():
-    module, coarsest = GlobalTokens(REGION, DIM, heads=2, pools=3), torch.randn(2, REGION, 2, 3)
-    valid = torch.tensor([[True] * 6, [True, True, False, True, True, False]])
-    tokens, token_valid = module(coarsest, valid)
+def test_global_tokens_are_the_pools_and_the_flattened_last_map_with_positions():
+    module, last = GlobalTokens(REGION, DIM, heads=2, pools=3), torch.randn(2, REGION, 2, 3)
+    valid = torch.tensor([[[True] * 3] * 2, [[True, True, False]] * 2])
+    tokens, token_valid = module(last, valid)
     assert tokens.shape == (2, 3 + 6, DIM)
-    assert torch.equal(token_valid, torch.cat((torch.ones(2, 3, dtype=torch.bool), valid), dim=1))
-    positions = map_position_encoding(valid.unflatten(1, (2, 3)), REGION).flatten(1, 2)
-    flat = coarsest.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(tokens[:, :3], module.project(module.pools(flat, positions, valid)))
-    expected = F.linear(flat + positions, module.project.weight, module.project.bias)
-    torch.testing.assert_close(tokens[:, 3:], expected)
+    flat_valid = valid.flatten(1)
+    assert torch.equal(token_valid, torch.cat((torch.ones(2, 3, dtype=torch.bool), flat_valid), dim=1))
+    projected = F.linear(last.flatten(2).transpose(1, 2), module.project.weight, module.project.bias)
+    flat = F.layer_norm(projected, (DIM,)) + map_position_encoding(valid, DIM).flatten(1, 2)
+    torch.testing.assert_close(tokens[:, 3:], flat)
+    torch.testing.assert_close(tokens[:, :3], module.pools(flat, flat_valid))
 
 
-@pytest.mark.parametrize("size", [(24, 24), (28, 56), (33, 70)])
-def test_masks_are_pooled_within_their_boxes_as_pixel_by_pixel(size):
+@pytest.mark.parametrize(("size", "padded"), [((24, 24), (30, 40)), ((28, 56), (28, 60)), ((33, 70), (50, 70))])
+def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded):
     boxes = torch.cat((torch.rand(2, 5, 2), 0.05 + 0.6 * torch.rand(2, 5, 2)), dim=-1).double()
     masks = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
-    extent = torch.tensor([[1.0, 1.0], [0.6, 0.8]], dtype=torch.float64)
-    given = Proposals(torch.zeros(2, 5, REGION), boxes, masks, torch.zeros(2, 5), extent)
-    found = ProposalFusion(REGION, DIM)._pooled_masks(given)
+    fusion, semantics = ProposalFusion(REGION, DIM), torch.zeros(2, 5, REGION)
+    found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5)))
 
     x, y = ((torch.arange(side) + 0.5) / side for side in reversed(size))
-    own = boxes * extent.repeat(1, 2)[:, None]
-    low, high = own[..., :2] - own[..., 2:] / 2, own[..., :2] + own[..., 2:] / 2
+    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
     inside_x = (x >= low[..., :1]) & (x <= high[..., :1])
     inside_y = (y >= low[..., 1:]) & (y <= high[..., 1:])
     expected = F.adaptive_avg_pool2d(masks.sigmoid() * (inside_y[..., :, None] & inside_x[..., None, :]), 28)
@@ -130,3 +119,8 @@ def test_masks_are_pooled_within_their_boxes_as_pixel_by_pixel(size):
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((pooled * weight).sum(), masks)[0] for pooled in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+    extent = torch.tensor([[size[1] / padded[1], size[0] / padded[0]]] * 2, dtype=torch.float64)
+    wider = F.pad(masks, (0, padded[1] - size[1], 0, padded[0] - size[0]), value=3.0)
+    beside = fusion._pooled_masks(Proposals(semantics, boxes, wider, torch.zeros(2, 5), extent))
+    torch.testing.assert_close(beside, expected)

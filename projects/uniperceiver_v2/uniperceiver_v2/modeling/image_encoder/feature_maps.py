@@ -28,14 +28,12 @@ class FeatureProjection(nn.Module):
         )
         self.scale_embedding = nn.Parameter(torch.randn(len(channels) + 1, dim) * 0.02)
 
-    def forward(self, maps: list[Tensor], valid: Tensor, has_padding: bool = True) -> tuple[FeatureMaps, Tensor]:
+    def forward(self, maps: list[Tensor], valid: Tensor, has_padding: bool = True) -> FeatureMaps:
         """
         Args:
             maps: [B,C_l,h_l,w_l] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
             has_padding: False if `valid` is all True. Positions are then computed once for all images.
-        Returns:
-            the L scales, and the coarsest one, F_L, as a map [B,dim,h_L,w_L].
         """
         batch = len(valid)
         valid = valid if has_padding else valid[:1]
@@ -48,7 +46,7 @@ class FeatureProjection(nn.Module):
             for v, embedding in zip(valids, self.scale_embedding, strict=True)
         ]
         extents = [image_extent(v) for v in valids]
-        features = FeatureMaps(
+        return FeatureMaps(
             tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in scales], dim=1),
             positions=torch.cat(positions, dim=1),
             valid=torch.cat([v.flatten(1) for v in valids], dim=1).expand(batch, -1),
@@ -56,7 +54,6 @@ class FeatureProjection(nn.Module):
             extents=torch.stack(extents, dim=1).expand(batch, -1, -1),
             has_padding=has_padding,
         )
-        return features, scales[-1]
 
 
 class PixelEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
 from .region_network import RegionNetwork, RegionSupervision
-from .structures import ImageEncoding, RegionTargets, has_padding, mean_of_valid, valid_pixels
+from .structures import ImageEncoding, RegionTargets, has_padding, mean_of_valid, resize_valid, valid_pixels
 from .tokens import GlobalTokens, ProposalFusion
 
 
@@ -68,25 +68,28 @@ class ImageEncoder(nn.Module):
             "backbone": backbone,
             "regions": regions,
             "fusion": ProposalFusion(region.DIM, node.EMBED_DIM),
-            "global_tokens": GlobalTokens(region.DIM, node.EMBED_DIM, region.HEADS, node.ATTENTION_POOLS),
+            "global_tokens": GlobalTokens(
+                shapes[-1].channels, node.EMBED_DIM, node.DECODER.HEADS, node.ATTENTION_POOLS
+            ),
         }
 
     def forward(
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
         """Encodes a batch. With targets it also returns the region network's losses and matches."""
-        output = self.regions(self.maps(images), valid_pixels(images), targets, has_padding(images))
+        maps, valid = self.maps(images), valid_pixels(images)
+        output = self.regions(maps, valid, targets, has_padding(images))
         proposals = output.proposals()
-        global_tokens, global_valid = self.global_tokens(output.coarsest, output.coarsest_valid)
+        global_tokens, global_valid = self._global_tokens(maps, valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)
 
     def mean_global_token(self, images: ImageList) -> Tensor:
-        """[B,d], `ImageEncoding.mean_global_token` without a pass through encoder and decoder of the region network."""
-        features, coarsest = self.regions.project(self.maps(images)[1:], valid_pixels(images), has_padding(images))
-        return mean_of_valid(
-            *self.global_tokens(coarsest, features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :])
-        )
+        """[B,d], `ImageEncoding.mean_global_token` without a pass through the region network."""
+        return mean_of_valid(*self._global_tokens(self.maps(images), valid_pixels(images)))
+
+    def _global_tokens(self, maps: list[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
+        return self.global_tokens(maps[-1], resize_valid(valid, maps[-1].shape[-2:]))
 
     def maps(self, images: ImageList) -> list[Tensor]:
         """The backbone's maps [B,C,h,w], finest first."""

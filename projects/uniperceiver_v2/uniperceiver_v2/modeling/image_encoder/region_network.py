@@ -23,8 +23,6 @@ class RegionOutput:
     """Output of a forward pass, for the losses and for the rest of the image encoder.
 
     Attributes:
-        coarsest: [B,dim,h_L,w_L], the map F_L.
-        coarsest_valid: [B,h_L·w_L] bool, False at padding.
         hidden: [layers,B,D+O,dim], states of the D denoising and the O ordinary queries. Without targets, D is 0 and
             only the last layer is there.
         predictions: of the same layers and queries.
@@ -34,8 +32,6 @@ class RegionOutput:
         extent: [B,2], see `structures.image_extent`.
     """
 
-    coarsest: Tensor
-    coarsest_valid: Tensor
     hidden: Tensor
     predictions: RegionPredictions
     pixel_embeddings: Tensor
@@ -135,7 +131,7 @@ class RegionNetwork(nn.Module):
                 that only losses need: the dense predictions, and all decoder layers except the last.
             has_padding: False if `valid` is all True.
         """
-        features, coarsest = self.project(maps[1:], valid, has_padding)
+        features = self.project(maps[1:], valid, has_padding)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
@@ -153,8 +149,6 @@ class RegionNetwork(nn.Module):
             hidden, boxes = hidden[-1:], boxes[-1:]
         normalised = self.norm(hidden)
         return RegionOutput(
-            coarsest=coarsest,
-            coarsest_valid=features.valid[:, -coarsest.shape[-2] * coarsest.shape[-1] :],
             hidden=normalised,
             predictions=RegionPredictions(
                 self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)

@@ -35,38 +35,44 @@ class ProposalFusion(nn.Module):
         return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
 
     def _pooled_masks(self, proposals: Proposals) -> Tensor:
-        """Mask probabilities, average-pooled to [B,O,28,28]. Outside their boxes they are zero, as no mask is learned
-        there.
+        """Mask probabilities over each image's own extent, average-pooled to [B,O,28,28]. Outside their boxes they are
+        zero, as no mask is learned there.
 
         Pooling and cutting at a box are both separable. So each mask is multiplied by two small matrices, one for its
         rows and one for its columns, instead of several passes over all pixels.
         """
         boxes = on_padded_map(proposals.boxes.detach(), proposals.extent)
         probability = proposals.masks.sigmoid()
+        extent = torch.ones_like(boxes[:, 0, :2]) if proposals.extent is None else proposals.extent
         rows, columns = (
-            self._pooling(boxes[..., axis], boxes[..., 2 + axis], size).to(probability.dtype)
+            self._pooling(boxes[..., axis], boxes[..., 2 + axis], extent[:, axis], size).to(probability.dtype)
             for axis, size in zip((1, 0), probability.shape[-2:], strict=True)
         )
         return rows @ (probability @ columns.transpose(-2, -1))
 
-    def _pooling(self, centre: Tensor, side: Tensor, size: int) -> Tensor:
-        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does, with zeros outside the box.
+    def _pooling(self, centre: Tensor, side: Tensor, extent: Tensor, size: int) -> Tensor:
+        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does over the image's own pixels,
+        with zeros outside the box.
 
         Args:
-            centre, side: [B,O], the box along this axis, in 0..1.
-            size: the number of pixels along this axis.
+            centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
+            extent: [B], the image's share of the padded map along this axis.
+            size: the number of pixels of the padded map along this axis.
         """
         steps = torch.arange(self.MASK_SIZE, device=centre.device)
-        first, last = steps * size // self.MASK_SIZE, ((steps + 1) * size + self.MASK_SIZE - 1) // self.MASK_SIZE
+        # The pixels that the image touches: a border pixel may lie half in padding.
+        own = (extent * size - 1e-3).ceil().clamp(1, size).long()[:, None]
+        first, last = steps * own // self.MASK_SIZE, ((steps + 1) * own + self.MASK_SIZE - 1) // self.MASK_SIZE
         pixels = torch.arange(size, device=centre.device)
-        pooled = (pixels >= first[:, None]) & (pixels < last[:, None])
+        pooled = (pixels >= first[..., None]) & (pixels < last[..., None])  # [B,28,size]
         low, high = (centre - side / 2).unsqueeze(-1), (centre + side / 2).unsqueeze(-1)
         inside = ((pixels + 0.5) / size >= low) & ((pixels + 0.5) / size <= high)
-        return pooled / (last - first)[:, None] * inside.unsqueeze(-2)
+        return (pooled / (last - first)[..., None]).unsqueeze(1) * inside.unsqueeze(-2)
 
 
 class AttentionPools(nn.Module):
-    """M' attention pools of a map. As in CLIP's pooling, a query is the mean of the map plus a learned vector.
+    """M' attention pools of a map, each like CLIP's `AttentionPool2d`: keys and values are the map's tokens with their
+    positions, and the query is the mean of the map plus a vector of its own.
 
     The M' pools are computed as one attention with M' queries.
     """
@@ -76,30 +82,41 @@ class AttentionPools(nn.Module):
         self.queries = nn.Parameter(torch.randn(count, dim) * dim**-0.5)
         self.attention = MultiHeadAttention(dim, heads)
 
-    def forward(self, tokens: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-        """Pools [B,M',dim] of tokens [B,S,dim] with positions [B,S,dim]; `valid` is [B,S] bool, False at padding."""
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Pools [B,M',dim] of tokens with positions [B,S,dim]; `valid` is [B,S] bool, False at padding."""
         query = mean_of_valid(tokens, valid).unsqueeze(1) + self.queries
-        return self.attention(query, tokens + positions, tokens, valid[:, None, None])
+        return self.attention(query, tokens, tokens, valid[:, None, None])
 
 
 class GlobalTokens(nn.Module):
-    """q^global = Concat({AttnPool_i(F_L)}, Flatten(F_L)), equation (3)."""
+    """q^global = Concat({AttnPool_i(F_L)}, Flatten(F_L)), equation (3). F_L is the backbone's own last map.
 
-    def __init__(self, region_dim: int, dim: int, heads: int, pools: int):
+    A linear map and a normalisation bring F_L to the decoder's width, because backbones differ in the scale of their
+    features. Then each token gets its position.
+
+    Args:
+        channels: of F_L.
+        dim: d, width of the unified decoder.
+        heads: of the pools' attention.
+        pools: M'.
+    """
+
+    def __init__(self, channels: int, dim: int, heads: int, pools: int):
         super().__init__()
-        self.pools = AttentionPools(region_dim, heads, pools)
-        self.project = nn.Linear(region_dim, dim)
+        self.project = nn.Linear(channels, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.pools = AttentionPools(dim, heads, pools)
 
-    def forward(self, coarsest: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, last: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            coarsest: [B,region dim,h,w], the map F_L.
-            valid: [B,h·w] bool, False at padding.
+            last: [B,channels,h,w], the map F_L.
+            valid: [B,h,w] bool, False at padding.
         Returns:
             the global tokens [B,M'+h·w,dim], and `valid` [B,M'+h·w] of them.
         """
-        positions = map_position_encoding(valid.unflatten(1, coarsest.shape[-2:]), coarsest.shape[1]).flatten(1, 2)
-        tokens = coarsest.flatten(2).transpose(1, 2)
-        pooled = self.pools(tokens, positions, valid)
-        tokens = self.project(torch.cat((pooled, tokens + positions), dim=1))
-        return tokens, torch.cat((valid.new_ones(pooled.shape[:2]), valid), dim=1)
+        tokens = self.norm(self.project(last.flatten(2).transpose(1, 2)))
+        tokens = tokens + map_position_encoding(valid, tokens.shape[-1]).flatten(1, 2)
+        valid = valid.flatten(1)
+        pooled = self.pools(tokens, valid)
+        return torch.cat((pooled, tokens), dim=1), torch.cat((valid.new_ones(pooled.shape[:2]), valid), dim=1)
