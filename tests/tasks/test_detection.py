@@ -178,7 +178,8 @@ def make_proposals(masks: torch.Tensor) -> Proposals:
     """The proposals of one image with these mask logits [O,h,w], and boxes as large as the image."""
     count = len(masks)
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(count, 1)
-    return Proposals(torch.zeros(1, count, 4), boxes[None], masks[None], torch.zeros(1, count))
+    appearance = torch.zeros(1, count, 8)
+    return Proposals(torch.zeros(1, count, 4), boxes[None], masks[None], torch.zeros(1, count), appearance)
 
 
 def test_each_pair_gets_the_mask_of_its_proposal():

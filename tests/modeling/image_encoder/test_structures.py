@@ -4,7 +4,12 @@ import torch
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 from uniperceiver_v2.modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
-from uniperceiver_v2.modeling.image_encoder.structures import has_padding, resize_valid, valid_pixels
+from uniperceiver_v2.modeling.image_encoder.structures import (
+    average_over_masks,
+    has_padding,
+    resize_valid,
+    valid_pixels,
+)
 
 
 def instances(size: tuple[int, int], boxes: list, classes: list[int]) -> Instances:
@@ -66,7 +71,7 @@ def test_resize_valid_takes_the_nearest_pixel():
 def test_mean_global_token_leaves_padding_out():
     tokens = torch.randn(2, 3, 4)
     valid = torch.tensor([[True, False, True], [True, True, True]])
-    nothing = Proposals(*[torch.zeros(2, 0)] * 4)
+    nothing = Proposals(*[torch.zeros(2, 0)] * 5)
     found = ImageEncoding(tokens, valid, torch.zeros(2, 0, 4), nothing).mean_global_token()
     torch.testing.assert_close(found, torch.stack(((tokens[0, 0] + tokens[0, 2]) / 2, tokens[1].mean(0))))
 
@@ -75,3 +80,26 @@ def test_a_batch_is_padded_if_one_of_its_images_is_smaller():
     assert not has_padding(images_of((16, 24), (16, 24)))
     assert has_padding(images_of((16, 24), (16, 23)))
     assert has_padding(images_of((10, 20)))  # to a multiple of 8
+
+
+def test_a_map_is_averaged_over_each_mask_within_its_box():
+    features = torch.randn(2, 5, 6, 8, dtype=torch.float64, requires_grad=True)
+    masks = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    boxes = torch.cat((torch.rand(2, 3, 2), 0.3 + 0.4 * torch.rand(2, 3, 2)), dim=-1).double()
+    found = average_over_masks(features, masks, boxes)
+    for image in range(2):
+        for query, (x, y, w, h) in enumerate(boxes[image].tolist()):
+            total, weights = torch.zeros(5, dtype=torch.float64), 0.0
+            for row in range(6):
+                for column in range(8):
+                    if abs((column + 0.5) / 8 - x) <= w / 2 and abs((row + 0.5) / 6 - y) <= h / 2:
+                        weight = masks[image, query, row, column].sigmoid().item()
+                        total, weights = total + weight * features[image, :, row, column].detach(), weights + weight
+            torch.testing.assert_close(found[image, query].detach(), total / max(weights, 1e-3))
+    found.square().sum().backward()
+    assert masks.grad is None and features.grad.abs().sum() > 0
+
+
+def test_a_mask_of_nothing_has_no_appearance():
+    outside = torch.tensor([[[2.0, 2.0, 0.1, 0.1]]])
+    assert average_over_masks(torch.ones(1, 4, 3, 3), torch.zeros(1, 1, 3, 3), outside).abs().max() == 0

@@ -9,17 +9,23 @@ from uniperceiver_v2.modeling.image_encoder import Proposals
 from uniperceiver_v2.modeling.image_encoder.tokens import AttentionPools, GlobalTokens, ProposalFusion
 from uniperceiver_v2.modeling.layers import box_position_encoding, map_position_encoding
 
-REGION, DIM = 16, 24
+REGION, DIM, CHANNELS = 16, 24, 8
 
 
 def proposals(size: tuple[int, int] = (56, 56)) -> Proposals:
-    return Proposals(torch.randn(2, 3, REGION), torch.rand(2, 3, 4), torch.randn(2, 3, *size) * 3, torch.randn(2, 3))
+    return Proposals(
+        torch.randn(2, 3, REGION),
+        torch.rand(2, 3, 4),
+        torch.randn(2, 3, *size) * 3,
+        torch.randn(2, 3),
+        torch.randn(2, 3, CHANNELS),
+    )
 
 
 @pytest.fixture
 def fusion() -> ProposalFusion:
-    """A fusion with random weights, as its initial weights may ignore boxes and masks."""
-    fusion = ProposalFusion(REGION, DIM)
+    """With random weights: at the start of training it may leave boxes and masks out."""
+    fusion = ProposalFusion(REGION, DIM, CHANNELS)
     for parameter in fusion.parameters():
         nn.init.normal_(parameter, std=0.1)
     return fusion
@@ -37,7 +43,7 @@ def inside(box: list[float], size: tuple[int, int]) -> torch.Tensor:
     )
 
 
-def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion):
+def test_fusion_is_the_sum_of_semantics_appearance_box_and_pooled_mask(fusion):
     given = proposals()
     kept = torch.stack([torch.stack([inside(box, (56, 56)) for box in image]) for image in given.boxes.tolist()])
     pooled = (given.masks.sigmoid() * kept).unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
@@ -46,6 +52,8 @@ def test_fusion_is_the_sum_of_semantics_box_and_pooled_mask(fusion):
         x @ part.weight.T + part.bias
         for x, part in ((given.semantics, fusion.semantics), (box, fusion.box), (pooled, fusion.mask))
     )
+    norm, linear = fusion.appearance
+    expected = expected + linear(F.layer_norm(given.appearance, (CHANNELS,), norm.weight, norm.bias))
     torch.testing.assert_close(fusion(given), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -54,7 +62,7 @@ def test_fusion_takes_masks_of_any_size(fusion, size):
     assert fusion(proposals(size)).shape == (2, 3, DIM)
 
 
-@pytest.mark.parametrize("part", ["semantics", "boxes", "masks"])
+@pytest.mark.parametrize("part", ["semantics", "appearance", "boxes", "masks"])
 def test_fusion_depends_on_every_part(fusion, part):
     given = proposals()
     tensor = getattr(given, part).requires_grad_()
@@ -107,8 +115,8 @@ def test_global_tokens_are_the_pools_and_the_flattened_last_map_with_positions()
 def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded):
     boxes = torch.cat((torch.rand(2, 5, 2), 0.05 + 0.6 * torch.rand(2, 5, 2)), dim=-1).double()
     masks = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
-    fusion, semantics = ProposalFusion(REGION, DIM), torch.zeros(2, 5, REGION)
-    found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5)))
+    fusion, semantics, appearance = ProposalFusion(REGION, DIM, CHANNELS), torch.zeros(2, 5, REGION), torch.zeros(0)
+    found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5), appearance))
 
     x, y = ((torch.arange(side) + 0.5) / side for side in reversed(size))
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
@@ -122,5 +130,5 @@ def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded
 
     extent = torch.tensor([[size[1] / padded[1], size[0] / padded[0]]] * 2, dtype=torch.float64)
     wider = F.pad(masks, (0, padded[1] - size[1], 0, padded[0] - size[0]), value=3.0)
-    beside = fusion._pooled_masks(Proposals(semantics, boxes, wider, torch.zeros(2, 5), extent))
+    beside = fusion._pooled_masks(Proposals(semantics, boxes, wider, torch.zeros(2, 5), appearance, extent))
     torch.testing.assert_close(beside, expected)

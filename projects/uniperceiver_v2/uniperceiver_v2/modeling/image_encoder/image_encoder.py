@@ -67,7 +67,7 @@ class ImageEncoder(nn.Module):
         return {
             "backbone": backbone,
             "regions": regions,
-            "fusion": ProposalFusion(region.DIM, node.EMBED_DIM),
+            "fusion": ProposalFusion(region.DIM, node.EMBED_DIM, shapes[0].channels),
             "global_tokens": GlobalTokens(
                 shapes[-1].channels, node.EMBED_DIM, node.DECODER.HEADS, node.ATTENTION_POOLS
             ),

@@ -15,7 +15,7 @@ from .denoising import DenoisingQueries, denoising_attention_mask, make_denoisin
 from .feature_maps import FeatureProjection, PixelEmbedding
 from .query_selection import DensePredictions, QuerySelection
 from .region_decoder import RegionDecoder
-from .structures import Matches, Proposals, RegionTargets, image_extent
+from .structures import Matches, Proposals, RegionTargets, average_over_masks, image_extent, on_padded_map
 
 
 @dataclass
@@ -27,6 +27,7 @@ class RegionOutput:
             only the last layer is there.
         predictions: of the same layers and queries.
         pixel_embeddings: [B,dim,h,w].
+        finest: [B,channels,h,w], the backbone's finest map.
         dense: predictions of the encoder's tokens; None without targets.
         denoising: the denoising queries; None without targets.
         extent: [B,2], see `structures.image_extent`.
@@ -35,6 +36,7 @@ class RegionOutput:
     hidden: Tensor
     predictions: RegionPredictions
     pixel_embeddings: Tensor
+    finest: Tensor
     dense: DensePredictions | None
     denoising: DenoisingQueries | None
     extent: Tensor
@@ -46,13 +48,14 @@ class RegionOutput:
     def proposals(self) -> Proposals:
         """The proposals: the last layer's predictions for the ordinary queries."""
         ordinary = slice(self.num_denoising, None)
+        boxes = self.predictions.boxes[-1][:, ordinary]
+        masks = torch.einsum("bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
         return Proposals(
             semantics=self.hidden[-1][:, ordinary],
-            boxes=self.predictions.boxes[-1][:, ordinary],
-            masks=torch.einsum(
-                "bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings
-            ),
+            boxes=boxes,
+            masks=masks,
             objectness=self.predictions.objectness[-1][:, ordinary],
+            appearance=average_over_masks(self.finest, masks, on_padded_map(boxes, self.extent)),
             extent=self.extent,
         )
 
@@ -154,6 +157,7 @@ class RegionNetwork(nn.Module):
                 self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)
             ),
             pixel_embeddings=pixel_embeddings,
+            finest=maps[0],
             dense=dense,
             denoising=denoising,
             extent=image_extent(valid),

@@ -50,6 +50,7 @@ class Proposals:
         boxes: [B,O,4].
         masks: [B,O,h,w] logits on the padded map, at the stride of the pixel embeddings.
         objectness: [B,O] logits.
+        appearance: [B,O,channels], the backbone's finest map averaged over each mask.
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
     """
 
@@ -57,6 +58,7 @@ class Proposals:
     boxes: Tensor
     masks: Tensor
     objectness: Tensor
+    appearance: Tensor
     extent: Tensor | None = None
 
 
@@ -178,3 +180,17 @@ def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
 def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes `valid` [B,H,W] to the `size` of a feature map, by nearest neighbour as in DETR."""
     return F.interpolate(valid[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5
+
+
+def average_over_masks(features: Tensor, masks: Tensor, boxes: Tensor) -> Tensor:
+    """The mean [B,O,C] of a map [B,C,h,w] over each mask, logits [B,O,h,w], cut at its box [B,O,4] on the padded map.
+
+    Gradients go to the map alone: masks and boxes learn from their own losses.
+    """
+    height, width = masks.shape[-2:]
+    x, y, w, h = boxes.detach().unsqueeze(-1).unbind(2)  # [B,O,1] each
+    columns = (((torch.arange(width, device=boxes.device) + 0.5) / width - x).abs() <= w / 2).to(features.dtype)
+    rows = (((torch.arange(height, device=boxes.device) + 0.5) / height - y).abs() <= h / 2).to(features.dtype)
+    weight = masks.detach().sigmoid().to(features.dtype) * rows.unsqueeze(-1) * columns.unsqueeze(-2)
+    total = weight.sum((-2, -1)).clamp(min=1e-3).unsqueeze(-1)
+    return torch.einsum("bqhw,bchw->bqc", weight, features) / total

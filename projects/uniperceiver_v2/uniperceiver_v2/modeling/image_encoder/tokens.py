@@ -19,9 +19,10 @@ class ProposalFusion(nn.Module):
     MASK_SIZE = 28
     BOX_ENCODING = 64  # sines and cosines per coordinate
 
-    def __init__(self, region_dim: int, dim: int):
+    def __init__(self, region_dim: int, dim: int, channels: int):
         super().__init__()
         self.semantics = nn.Linear(region_dim, dim)
+        self.appearance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.box = nn.Linear(4 * self.BOX_ENCODING, dim)
         self.mask = nn.Linear(self.MASK_SIZE**2, dim)
         for geometry in (self.box, self.mask):  # in the beginning a proposal token is its semantics
@@ -32,7 +33,8 @@ class ProposalFusion(nn.Module):
         """The proposal tokens [B,O,dim]."""
         box = box_position_encoding(proposals.boxes, self.BOX_ENCODING)
         mask = self._pooled_masks(proposals).flatten(2)
-        return self.semantics(proposals.semantics) + self.box(box) + self.mask(mask)
+        appearance = self.appearance(proposals.appearance)
+        return self.semantics(proposals.semantics) + appearance + self.box(box) + self.mask(mask)
 
     def _pooled_masks(self, proposals: Proposals) -> Tensor:
         """Mask probabilities over each image's own extent, average-pooled to [B,O,28,28]. Outside their boxes they are
