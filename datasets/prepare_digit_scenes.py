@@ -39,9 +39,11 @@ from digit_scenes_drawing import (
     draw_single_digit,
     handwriting,
 )
+from digit_scenes_phrases import write_phrases
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 1  # increase it when a change makes the same arguments give other bytes
+FORMAT_VERSION = 2  # increase it when a change makes the same arguments give other bytes, or another file
+ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
@@ -49,7 +51,9 @@ FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both spl
 # frequent otherwise. This data set is smaller, so its groups are defined by shares of the training scenes. With
 # digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
 RARE_BELOW, COMMON_BELOW = 0.13, 0.30
-_TEXT_STREAM = 2  # seeds: (seed, stream of a split) draws scenes, (seed, _TEXT_STREAM) the corpus
+# Seeds: (seed, stream of a split, index) draws a scene and its captions, (seed, _TEXT_STREAM) the corpus,
+# (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases.
+_TEXT_STREAM, _PHRASE_STREAM = 2, 5
 
 
 class Source(NamedTuple):
@@ -162,6 +166,7 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
     for split in SPLITS:
         _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
         _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
+        _write_json(root / f"annotations/phrases_{split}.json", coco_phrases(scenes[split]))
         _write_json(root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"]))
     _write_single_digits(root / "digits", sources)
     rng = np.random.default_rng([seed, _TEXT_STREAM])
@@ -207,6 +212,7 @@ def _write_scene(folder: Path, seed: int, first_id: int, source: Source, index: 
         "file_name": file_name,
         "instances": scene.instances,
         "captions": write_captions(things, rng),
+        "phrases": write_phrases(things, np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])),
     }
 
 
@@ -217,7 +223,7 @@ def _coco_image(scene: dict) -> dict:
 def _info() -> dict:
     return {
         "description": "digit_scenes: UCI handwritten digits composed into scenes",
-        "version": str(FORMAT_VERSION),
+        "version": ANNOTATIONS_VERSION,
     }
 
 
@@ -253,6 +259,21 @@ def coco_captions(scenes: list[dict]) -> dict:
     for scene in scenes:
         for caption in scene["captions"]:
             annotations.append({"id": len(annotations) + 1, "image_id": scene["id"], "caption": caption})
+    return {"info": _info(), "images": [_coco_image(scene) for scene in scenes], "annotations": annotations}
+
+
+def coco_phrases(scenes: list[dict]) -> dict:
+    """Phrases with the ids of the annotations of :func:`coco_instances` that each means, in a format of our own.
+
+    It is that of COCO's captions, with "phrase" and "annotation_ids" in place of "caption".
+    """
+    annotations: list[dict] = []
+    first_id = 1
+    for scene in scenes:
+        for phrase, meant in scene["phrases"]:
+            found = {"phrase": phrase, "annotation_ids": [first_id + index for index in meant]}
+            annotations.append({"id": len(annotations) + 1, "image_id": scene["id"], **found})
+        first_id += len(scene["instances"])
     return {"info": _info(), "images": [_coco_image(scene) for scene in scenes], "annotations": annotations}
 
 

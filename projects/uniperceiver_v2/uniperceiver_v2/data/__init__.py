@@ -4,6 +4,7 @@ from .datasets import builtin  # noqa: F401  (registers the datasets)
 from .datasets.builtin import register_digit_scenes
 from .datasets.captioned import captioned_images
 from .datasets.formats import register_captions, register_image_folder, register_text_lines
+from .datasets.phrases import register_phrases
 from .datasets.records import load_dataset, same_images
 from .datasets.shards import register_image_text_shards
 from .datasets.texts import load_captions, load_texts
@@ -22,6 +23,7 @@ __all__ = [
     "register_digit_scenes",
     "register_image_folder",
     "register_image_text_shards",
+    "register_phrases",
     "register_text_lines",
     "same_images",
     "training_images_of_captions",

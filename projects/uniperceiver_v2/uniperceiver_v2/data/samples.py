@@ -38,6 +38,18 @@ class DetectionSample(ImageSample):
     instances: NotRequired[Instances]  # training: gt_boxes in the transformed image, gt_classes, gt_masks
 
 
+class GroundingSample(ImageSample):
+    """Phrases, and the objects that each is true of: P phrases, N objects.
+
+    In training, "instances" are all objects of the image that are known, those that no phrase means among them.
+    """
+
+    phrases: tuple[str, ...]
+    instances: NotRequired[Instances]  # training: gt_boxes in the transformed image, gt_masks where they are known
+    phrase_objects: NotRequired[Tensor]  # training: bool [P,N], which of the instances a phrase means, if any
+    phrase_boxes: NotRequired[list[Tensor]]  # evaluation: float [n,4] of each phrase, absolute XYXY in the file's image
+
+
 class ClassificationSample(ImageSample):
     """An image with one class."""
 
@@ -67,5 +79,5 @@ class TextSample(TypedDict):
 
 NOT_PREDICTED = -100  # label of a token that is not hidden
 
-Sample = DetectionSample | ClassificationSample | CaptionedSample | TextSample
+Sample = DetectionSample | GroundingSample | ClassificationSample | CaptionedSample | TextSample
 Samples = Sequence[Sample]

@@ -5,6 +5,7 @@ from .build import build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
 from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator
+from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .retrieval import RetrievalEvaluator
 from .table import format_results_table
@@ -14,6 +15,7 @@ __all__ = [
     "CaptionBaselines",
     "CaptionEvaluator",
     "ClassificationEvaluator",
+    "GroundingEvaluator",
     "LanguageModellingEvaluator",
     "RetrievalEvaluator",
     "SceneCaptionEvaluator",

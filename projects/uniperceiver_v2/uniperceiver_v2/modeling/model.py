@@ -122,6 +122,15 @@ class UniPerceiver(nn.Module):
         tokens = self.text_encoder(token_ids, valid)
         return directions(self._decode_texts(tokens, valid, task)), _alignment_targets(tokens.detach(), valid)
 
+    def encode_candidates_and_means(
+        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
+    ) -> tuple[Tensor, Tensor]:
+        """For training: `encode_candidates` and each text's mean token [C,d], without gradients, by one pass of the text
+        encoder. A caller whose sets of texts differ from batch to batch makes targets of alignment from the means."""
+        token_ids, valid = self.text_encoder.tokenize(texts)
+        tokens = self.text_encoder(token_ids, valid)
+        return directions(self._decode_texts(tokens, valid, task)), mean_of_valid(tokens.detach(), valid)
+
     def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
         """Representations [n,d] of the words with ids [n]. Each word is encoded as the text `<s> word </s>`."""
         frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)

@@ -4,22 +4,25 @@ from ..kinds import register_kind
 from .captioning import CAPTIONING, CaptioningTask
 from .classification import CLASSIFICATION, ClassificationTask
 from .detection import DETECTION, DetectionTask
+from .grounding import GROUNDING, GroundingTask
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
 from .retrieval import RETRIEVAL, RetrievalTask
 from .task import Task, candidate_texts
 
-for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING):
+for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING, GROUNDING):
     register_kind(_kind)
 
 __all__ = [
     "CAPTIONING",
     "CLASSIFICATION",
     "DETECTION",
+    "GROUNDING",
     "LANGUAGE_MODELLING",
     "RETRIEVAL",
     "CaptioningTask",
     "ClassificationTask",
     "DetectionTask",
+    "GroundingTask",
     "LanguageModellingTask",
     "RetrievalTask",
     "Task",

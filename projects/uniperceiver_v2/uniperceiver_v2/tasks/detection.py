@@ -117,12 +117,25 @@ def best_instances(
     ``output_size``."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    used, which = proposal.unique(return_inverse=True)  # a proposal with several categories has one mask
+    return proposal_instances(proposal, category, best, proposals, index, images, output_size)
+
+
+def proposal_instances(
+    proposal: Tensor,
+    label: Tensor,
+    scores: Tensor,
+    proposals: Proposals,
+    index: int,
+    images: ImageList,
+    output_size: tuple[int, int],
+) -> Instances:
+    """K pairs of proposal and label of image `index`, with their scores, all [K], as instances at `output_size`."""
+    used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
     boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index, used].float()))
     boxes.scale(output_size[1], output_size[0])
     boxes.clip(output_size)
     masks = paste_masks(proposals.masks[index, used], images, index, output_size) & box_interiors(boxes, output_size)
-    return Instances(output_size, pred_boxes=boxes[which], scores=best, pred_classes=category, pred_masks=masks[which])
+    return Instances(output_size, pred_boxes=boxes[which], scores=scores, pred_classes=label, pred_masks=masks[which])
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:

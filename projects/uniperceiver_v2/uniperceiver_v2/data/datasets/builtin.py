@@ -8,6 +8,7 @@ import os
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 
 from .formats import register_captions, register_image_folder, register_text_lines
+from .phrases import register_phrases
 from .records import register_dataset
 from .shards import register_image_text_shards
 
@@ -42,6 +43,13 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
                 scene_facts=os.path.join(root, "annotations", f"instances_{split}.json"),
                 prepare_command=command,
             )
+        register_phrases(
+            f"{prefix}digit_scenes_phrases_{split}",
+            os.path.join(root, "annotations", f"phrases_{split}.json"),
+            images,
+            instances_json=os.path.join(root, "annotations", f"instances_{split}.json"),
+            prepare_command=command,
+        )
         corpus = os.path.join(root, "corpus", f"{split}.txt")
         register_text_lines(f"{prefix}digit_corpus_{split}", corpus, prepare_command=command)
         folder = os.path.join(root, "digits", split)

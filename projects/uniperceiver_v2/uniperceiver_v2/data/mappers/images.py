@@ -60,7 +60,7 @@ class ImageMapper(ABC):
         image = read_image(record, self._image_format)
         augmented = T.AugInput(image)
         try:
-            transforms = self._augmentations(augmented)
+            transforms = self._augmentations_of(record)(augmented)
         except UnreadableImage as error:
             raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {error}") from error
         sample = {
@@ -74,6 +74,10 @@ class ImageMapper(ABC):
         }
         self.add_targets(sample, record, transforms)
         return sample
+
+    def _augmentations_of(self, record: dict) -> T.AugmentationList:
+        """The augmentations of a record: all have the same, unless a mapper says otherwise."""
+        return self._augmentations
 
     @abstractmethod
     def add_targets(self, sample: Any, record: dict, transforms: T.TransformList) -> None:
@@ -106,23 +110,46 @@ class DetectionMapper(ImageMapper):
     def add_targets(self, sample: DetectionSample, record: dict, transforms: T.TransformList) -> None:
         if not self._is_train:
             return
-        height, width = sample["image"].shape[1:]
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-        boxes = transforms.apply_box(_boxes_xyxy(annotations)).clip(min=0)
-        boxes = Boxes(torch.from_numpy(np.minimum(boxes, [width, height, width, height])).float())
-        keep = boxes.nonempty(threshold=_SMALLEST_EDGE)
-        instances = Instances((height, width))
+        size = tuple(sample["image"].shape[1:])
+        instances, keep = make_instances(annotations, transforms, size, self._with_masks, self._cropped)
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        if self._with_masks:
-            masks = _masks([a["segmentation"] for a in annotations], transforms, (height, width))
-            instances.gt_masks = BitMasks(masks)
-            keep &= instances.gt_masks.nonempty()
-            if self._cropped:
-                # A box that is cut by the crop may be larger than the visible part of its object. The mask's box is
-                # not.
-                boxes = instances.gt_masks.get_bounding_boxes()
-        instances.gt_boxes = boxes
         sample["instances"] = instances if keep.all() else instances[keep]
+
+
+def make_instances(
+    annotations: list[dict],
+    transforms: T.TransformList,
+    size: tuple[int, int],
+    with_masks: bool,
+    cropped: bool = False,
+) -> tuple[Instances, torch.Tensor]:
+    """Boxes and masks after the transforms.
+
+    Args:
+        annotations: N of them, in Detectron2's format.
+        transforms: of the image.
+        size: (H, W) of the transformed image.
+        with_masks: whether to make masks of their segmentations.
+        cropped: whether the transforms cut something off.
+
+    Returns:
+        all N, with gt_boxes and maybe gt_masks; and which of them to keep, bool [N], as something is left of them.
+    """
+    height, width = size
+    boxes = transforms.apply_box(_boxes_xyxy(annotations)).clip(min=0)
+    boxes = Boxes(torch.from_numpy(np.minimum(boxes, [width, height, width, height])).float())
+    keep = boxes.nonempty(threshold=_SMALLEST_EDGE)
+    instances = Instances(size)
+    if with_masks:
+        masks = _masks([a["segmentation"] for a in annotations], transforms, size)
+        instances.gt_masks = BitMasks(masks)
+        keep &= instances.gt_masks.nonempty()
+        if cropped:
+            # A box that is cut by the crop may be larger than the visible part of its object. The mask's box is not.
+            boxes = instances.gt_masks.get_bounding_boxes()
+    instances.gt_boxes = boxes
+    return instances, keep
 
 
 def _boxes_xyxy(annotations: list[dict]) -> np.ndarray:

@@ -226,6 +226,9 @@ class RegionCriterion:
         at_points = sample_points(logits[:, None], points).squeeze(1)
         which = matches.image * targets.valid.shape[1] + matches.target
         wanted = sample_masks(targets.masks.flatten(0, 1), which, points)
+        if targets.with_mask is not None:
+            known = targets.with_mask[matches.image, matches.target].to(at_points.dtype)
+            weight = known if weight is None else weight * known
         cross_entropy = F.binary_cross_entropy_with_logits(at_points, wanted, reduction="none").mean(1)
         return {
             "mask": weighted_sum(cross_entropy, weight),

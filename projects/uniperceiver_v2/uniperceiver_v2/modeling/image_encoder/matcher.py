@@ -114,6 +114,9 @@ def hungarian_match(
     layers = len(objectness)
     cost = pairwise_box_costs(rows_of_images(objectness), rows_of_images(boxes), targets, costs)
     cross_entropy, dice = pairwise_mask_costs(mask_blocks)
+    if targets.with_mask is not None:  # an object whose mask is not known is found by its box alone
+        known = targets.with_mask[:, None]
+        cross_entropy, dice = cross_entropy * known, dice * known
     cost = cost + costs.mask * cross_entropy + costs.dice * dice
     return assign(cost.unflatten(1, (layers, -1)), targets.valid)
 

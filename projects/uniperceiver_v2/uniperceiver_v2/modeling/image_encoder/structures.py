@@ -93,6 +93,7 @@ class RegionTargets:
         labels: [B,N] int64, indices into the candidates.
         valid: [B,N] bool, False at padding objects.
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
+        with_mask: [B,N] bool, False where an object's mask is not known; None if all are.
     """
 
     boxes: Tensor
@@ -100,10 +101,14 @@ class RegionTargets:
     labels: Tensor
     valid: Tensor
     extent: Tensor | None = None
+    with_mask: Tensor | None = None
 
     @classmethod
     def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
-        """Makes targets from the Detectron2 `Instances` of a batch (gt_boxes, gt_classes, and gt_masks as BitMasks)."""
+        """Makes targets from the Detectron2 `Instances` of a batch (gt_boxes, gt_classes, and gt_masks as BitMasks).
+
+        An image's instances may be without gt_classes, for which their labels are 0, and without gt_masks.
+        """
         device = images.tensor.device
         batch, count = len(instances), max(1, max(len(x) for x in instances))
         padded_size = images.tensor.shape[-2:]
@@ -117,11 +122,15 @@ class RegionTargets:
                 continue
             scale = torch.tensor([width, height, width, height])
             boxes[i, :n] = xyxy_to_cxcywh(item.gt_boxes.tensor.cpu() / scale)
-            masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
-            labels[i, :n] = item.gt_classes.cpu()
+            if item.has("gt_masks"):
+                masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
+            if item.has("gt_classes"):
+                labels[i, :n] = item.gt_classes.cpu()
             valid[i, :n] = True
+        with_mask = torch.tensor([item.has("gt_masks") or len(item) == 0 for item in instances])
+        known = None if with_mask.all() else with_mask[:, None].expand(batch, count).to(device)
         extent = image_extent(valid_pixels(images))
-        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device), extent)
+        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device), extent, known)
 
 
 @dataclass
