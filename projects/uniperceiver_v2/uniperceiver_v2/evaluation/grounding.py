@@ -34,7 +34,7 @@ class GroundingEvaluator(GatheringEvaluator):
         """
         Args:
             inputs: with "image_id", "file_name", "phrases" and "phrase_boxes".
-            outputs: with "instances": pred_boxes, scores and pred_classes, the place in "phrases". The best comes first.
+            outputs: with "instances": pred_boxes, scores and pred_classes, the place in "phrases"; best first.
 
         Raises:
             FloatingPointError: a box or a score is not finite.

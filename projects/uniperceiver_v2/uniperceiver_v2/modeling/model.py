@@ -125,8 +125,8 @@ class UniPerceiver(nn.Module):
     def encode_candidates_and_means(
         self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
     ) -> tuple[Tensor, Tensor]:
-        """For training: `encode_candidates` and each text's mean token [C,d], without gradients, by one pass of the text
-        encoder. A caller whose sets of texts differ from batch to batch makes targets of alignment from the means."""
+        """For training: `encode_candidates` and each text's mean token [C,d], without gradients, by one pass of the
+        text encoder. A caller whose texts differ from batch to batch makes its targets of alignment from the means."""
         token_ids, valid = self.text_encoder.tokenize(texts)
         tokens = self.text_encoder(token_ids, valid)
         return directions(self._decode_texts(tokens, valid, task)), mean_of_valid(tokens.detach(), valid)

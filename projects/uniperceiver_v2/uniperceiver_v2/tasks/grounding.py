@@ -167,8 +167,8 @@ def phrase_losses(logits: Tensor, none: Tensor, true: Tensor, false: Tensor) -> 
     """Equation (7) over the phrases for each proposal, of which several may be right.
 
     Each right phrase is compared with "none" and the wrong ones, not with the other right ones; and "none" with the
-    wrong ones, so that it divides right from wrong (the adaptive threshold of Zhou et al., AAAI 2021). Where no phrase is
-    right, "none" is.
+    wrong ones, so that it divides right from wrong (the adaptive threshold of Zhou et al., AAAI 2021). Where no phrase
+    is right, "none" is.
 
     Args:
         logits: [...,T] of phrases; none: [...], that of "none".

@@ -7,10 +7,13 @@ import os
 
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 
+from .flickr30k_entities import register_flickr30k_entities
 from .formats import register_captions, register_image_folder, register_text_lines
 from .phrases import register_phrases
 from .records import register_dataset
+from .refer import register_refer
 from .shards import register_image_text_shards
+from .visual_genome import register_region_descriptions
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -109,6 +112,51 @@ def register_karpathy(root: str) -> None:
         register_captions(f"flickr30k_retrieval_karpathy_{split}", flickr_json, flickr_images, **settings)
 
 
+# Of refer: the folder, who divided it, and the splits.
+_REFER = (
+    ("refcoco", "unc", ("train", "val", "testA", "testB")),
+    ("refcoco", "google", ("train", "val", "test")),
+    ("refcoco+", "unc", ("train", "val", "testA", "testB")),
+    ("refcocog", "umd", ("train", "val", "test")),
+    ("refcocog", "google", ("train", "val")),
+)
+
+
+def register_grounding_sets(root: str) -> None:
+    """Register RefCOCO, RefCOCO+, RefCOCOg, Visual Genome's regions and Flickr30k Entities.
+
+    datasets/README.md shows the files.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    for folder, division, splits in _REFER:
+        tree = os.path.join(root, "refer", folder)
+        for split in splits:
+            register_refer(
+                f"{folder}_{division}_{split}",
+                os.path.join(tree, f"refs({division}).p"),
+                os.path.join(tree, "instances.json"),
+                os.path.join(root, "coco", "train2014"),
+                split,
+            )
+    genome = os.path.join(root, "visual_genome")
+    register_region_descriptions(
+        "visual_genome_regions_train",
+        os.path.join(genome, "region_descriptions.json"),
+        os.path.join(genome, "image_data.json"),
+        genome,
+    )
+    flickr = os.path.join(root, "flickr30k")
+    for split in ("train", "val", "test"):
+        register_flickr30k_entities(
+            f"flickr30k_entities_{split}",
+            os.path.join(flickr, "entities"),
+            os.path.join(flickr, "flickr30k-images"),
+            split,
+        )
+
+
 def register_web_pairs(root: str) -> None:
     """Register the paper's sets of image-text pairs as img2dataset downloads them. datasets/README.md shows the trees.
 
@@ -129,6 +177,7 @@ def register_all(root: str) -> None:
     register_imagenet(os.path.join(root, "imagenet"))
     register_karpathy(root)
     register_web_pairs(root)
+    register_grounding_sets(root)
 
 
 register_all(datasets_root())

@@ -1,6 +1,6 @@
 """Images with phrases for their objects, of whatever format: checked records, and a JSON format of our own.
 
-A record is Detectron2's, {"file_name", "height", "width", "image_id", "annotations"}, with "phrases" in addition: a list
+A record is Detectron2's, {"file_name", "height", "width", "image_id", "annotations"}, with "phrases" as well: a list
 of {"phrase": str, "objects": places in "annotations", none where the phrase is true of nothing}.
 """
 

@@ -1,0 +1,99 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in refer's files (Kazemzadeh et al., 2014; Yu et al., 2016; Mao et al., 2016)."""
+
+import os
+import pickle
+from typing import Any
+
+from ...errors import UserError
+from .phrases import objects_by_image, place_of, record_of, register_grounding, string
+from .records import Records
+
+_KEYS = {"ref_id", "ann_id", "image_id", "split", "sentences"}
+
+
+def register_refer(
+    name: str, refs_file: str, instances_json: str, image_root: str, split: str, **metadata: Any
+) -> None:
+    """Register a split of refer's datasets for grounding.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        refs_file, instances_json, image_root, split: see :func:`load_refer`.
+        metadata: more of it.
+    """
+    register_grounding(
+        name,
+        lambda: load_refer(refs_file, instances_json, image_root, split),
+        json_file=instances_json,
+        image_root=image_root,
+        **metadata,
+    )
+
+
+def load_refer(refs_file: str, instances_json: str, image_root: str, split: str) -> Records:
+    """Records of the images that a split has references in. Each sentence is a phrase; it means one object.
+
+    Args:
+        refs_file: such as ``refs(unc).p``, a pickle, read by :func:`load_plain_pickle`.
+        instances_json: the annotations, in COCO's instances format; all of an image's become objects.
+        image_root: the folder of COCO's ``train2014`` images.
+        split: "train", "val", and "test" or "testA" and "testB".
+
+    Raises:
+        UserError: a reference is of an image or an annotation that is not there, or is not as refer writes them.
+    """
+    references = [_checked(entry, number, refs_file) for number, entry in enumerate(_list_of(refs_file))]
+    chosen = [reference for reference in references if reference["split"] == split]
+    if not chosen:
+        splits = ", ".join(sorted({str(reference["split"]) for reference in references}))
+        raise UserError(f"{refs_file} has no references of split '{split}'; there are: {splits}")
+    records = objects_by_image(instances_json, image_root)
+    for reference in chosen:
+        what = f"{refs_file}: ref_id {reference['ref_id']}"
+        record = record_of(records, reference["image_id"], what)
+        place = place_of(record, reference["ann_id"], what, instances_json)
+        for sentence in reference["sentences"]:
+            phrase = string(sentence["sent"], f"{what}: its sentence {sentence.get('sent_id')}")
+            record["phrases"].append({"phrase": phrase, "objects": [place]})
+    return [record for record in records.values() if record["phrases"]]
+
+
+def _list_of(refs_file: str) -> list:
+    content = load_plain_pickle(refs_file)
+    if not isinstance(content, list):
+        raise UserError(f"{refs_file} holds a {type(content).__name__}, not refer's list of references")
+    return content
+
+
+def _checked(entry: Any, number: int, refs_file: str) -> dict:
+    if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
+        raise UserError(f"{refs_file}: reference number {number} is no dict with {', '.join(sorted(_KEYS))}: {entry!r}")
+    sentences = entry["sentences"]
+    if not isinstance(sentences, list) or not all(isinstance(s, dict) and "sent" in s for s in sentences):
+        raise UserError(f'{refs_file}: ref_id {entry["ref_id"]}: "sentences" are not dicts with a "sent"')
+    return entry
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """A pickle names what it calls, and whoever wrote it chooses. Of plain data it names nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which might run code")
+
+
+def load_plain_pickle(path: str) -> Any:
+    """What a pickle holds of dicts, lists, tuples, strings, numbers and booleans, and nothing else.
+
+    Anything else is refused before it is made, so that no code of the file runs. Python 2's strings are read as UTF-8.
+
+    Raises:
+        UserError: the pickle holds anything else, or is damaged.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+        except Exception as error:  # a damaged pickle ends in whatever its first wrong byte leads to
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"{os.path.abspath(path)} cannot be read as a pickle of dicts, lists, strings and numbers: {reason}"
+            ) from error

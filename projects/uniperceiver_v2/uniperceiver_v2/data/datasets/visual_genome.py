@@ -1,0 +1,72 @@
+"""Visual Genome's region descriptions (Krishna et al., 2017): phrases that mean a box each."""
+
+import logging
+import os
+from typing import Any
+
+from .phrases import add_box, read_json, record_of, register_grounding, string
+from .records import Records
+
+logger = logging.getLogger(__name__)
+
+
+def register_region_descriptions(
+    name: str, regions_json: str, image_data_json: str, image_root: str, **metadata: Any
+) -> None:
+    """Register Visual Genome's regions for grounding.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        regions_json, image_data_json, image_root: see :func:`load_region_descriptions`.
+        metadata: more of it.
+    """
+    register_grounding(
+        name,
+        lambda: load_region_descriptions(regions_json, image_data_json, image_root),
+        json_file=regions_json,
+        image_root=image_root,
+        **metadata,
+    )
+
+
+def load_region_descriptions(regions_json: str, image_data_json: str, image_root: str) -> Records:
+    """Records of the images that have regions, in order of image id.
+
+    Regions are cut at the image's edges; those of which nothing is left are left out, and the log says how many.
+
+    Args:
+        regions_json: ``region_descriptions.json``.
+        image_data_json: ``image_data.json``, with the sizes of the images, and with their addresses, which end in the
+            folder (``VG_100K`` or ``VG_100K_2``) and the name of the file.
+        image_root: the folder of these folders.
+
+    Raises:
+        UserError: a region is of an image that is not there, or its phrase is no string.
+    """
+    records = {}
+    for image in sorted(read_json(image_data_json), key=lambda image: image["image_id"]):
+        records[image["image_id"]] = {
+            "file_name": os.path.join(image_root, *image["url"].split("/")[-2:]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["image_id"],
+            "annotations": [],
+            "phrases": [],
+        }
+    outside = 0
+    for image in read_json(regions_json):
+        for region in image["regions"]:
+            what = f"{regions_json}: region_id {region['region_id']}"
+            record = record_of(records, image["id"], what)
+            phrase = string(region["phrase"], f"{what}: its phrase")
+            x0, y0 = max(region["x"], 0), max(region["y"], 0)
+            x1 = min(region["x"] + region["width"], record["width"])
+            y1 = min(region["y"] + region["height"], record["height"])
+            if x1 <= x0 or y1 <= y0:
+                outside += 1
+                continue
+            place = add_box(record, [x0, y0, x1 - x0, y1 - y0], what)
+            record["phrases"].append({"phrase": phrase, "objects": [place]})
+    if outside:
+        logger.warning("%s: %d regions have no area inside their image and are left out", regions_json, outside)
+    return [record for record in records.values() if record["phrases"]]
