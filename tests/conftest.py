@@ -91,6 +91,7 @@ def tiny_config():
         ("captions", "captioning"),
         ("pairs", "retrieval"),
         ("corpus", "language_modelling"),
+        ("phrases", "grounding"),
     ):
         cfg.TASKS.NAMES.append(name)
         cfg.TASKS[name] = CfgNode(task_defaults(name, kind))

@@ -36,7 +36,14 @@ def batch_of(model, task: str) -> list[dict]:
             model.text_encoder.tokenize([text])[0][0] for text in ("a red seven", "one two three seven"[index:])
         ]
         image = (torch.arange(3 * height * width) * (7 + index) % 251).to(torch.uint8).view(3, height, width)
-        texts = {"candidates": NAMES, "caption_token_ids": captions, "token_ids": captions[0], "file_name": str(index)}
+        phrases = {"phrases": ("red seven", "nothing", "seven"[index:]), "phrase_objects": torch.eye(3, 1).bool()}
+        texts = {
+            **phrases,
+            "candidates": NAMES,
+            "caption_token_ids": captions,
+            "token_ids": captions[0],
+            "file_name": str(index),
+        }
         found.append({"task": task, "image": image, "instances": objects, "label": index, **texts})
     return found
 
@@ -99,7 +106,7 @@ def count_runs(model) -> dict[str, list[int]]:
     return runs
 
 
-@pytest.mark.parametrize("task", ["detection", "captioning", "classification", "retrieval"])
+@pytest.mark.parametrize("task", ["detection", "captioning", "classification", "retrieval", "grounding"])
 @pytest.mark.parametrize("parts", [("backbone",), ("region_network",), ("decoder",), CHECKPOINTED_PARTS], ids="+".join)
 def test_losses_and_gradients_are_the_same_bits(config, plain, task, parts):
     other = checkpointed(config, plain.state_dict(), *parts)

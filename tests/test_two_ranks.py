@@ -107,6 +107,22 @@ def scene(count: int) -> dict:
     return {"task": "scenes", "image": image(), "candidates": NAMES, "instances": instances}
 
 
+PHRASES = (
+    {"red seven": [0], "all digits": [0, 1], "a blue nine": []},
+    {"the largest digit": [2], "red seven": [0, 1]},
+    {"nothing at all": []},
+    {"all digits": [0], "the largest digit": [0], "one above a two": []},
+)
+
+
+def phrased(item: dict, phrases: dict[str, list[int]]) -> dict:
+    """A scene asked for phrases, each with the objects that it means."""
+    objects = torch.zeros(len(phrases), len(item["instances"]), dtype=torch.bool)
+    for row, meant in enumerate(phrases.values()):
+        objects[row, meant] = True
+    return {**item, "task": "phrases", "phrases": tuple(phrases), "phrase_objects": objects}
+
+
 def masked_text(token_ids: torch.Tensor, count: int, mask_id: int) -> dict:
     labels = torch.full_like(token_ids, -100)
     labels[1 : count + 1] = token_ids[1 : count + 1]
@@ -140,6 +156,10 @@ def batches(model) -> dict[str, list[dict]]:
             {"task": "digits", "image": image(), "candidates": NAMES, "label": label} for label in (3, 1, 4, 1)
         ],
         "captioning": [{"task": "captions", "image": image(), "caption_token_ids": x} for x in captions],
+        "grounding": [phrased(scene(count), own) for count, own in zip(OBJECTS["detection"], PHRASES)],
+        "phrases on one rank": [
+            phrased(scene(count), own) for count, own in zip((2, 3, 1, 2), (*PHRASES[:2], {}, {}), strict=True)
+        ],
         "language modelling": [masked_text(x, n, encoder.mask_id) for x, n in zip(ids, (4, 1, 0, 2))],
         "masks on one rank": [masked_text(x, n, encoder.mask_id) for x, n in zip(ids, (0, 0, 3, 2))],
         "retrieval": pairs,
@@ -197,6 +217,16 @@ def test_weighed_parts_of_a_batch_make_the_whole(model, batches, kind):
     assert worst_difference(found, expected) < TOLERANCE
 
 
+def test_weighed_parts_of_grounding(model, batches):
+    """As of detection, and without alignment: what is subtracted from its targets is the mean of a part's phrases."""
+    without = replace(model.tasks["phrases"].settings, alignment_weight=0.0)
+    model.tasks["phrases"].settings = without
+    batch = batches["grounding"]
+    with float64_without_chance(), mock.patch.object(RegionCriterion, "dense_losses", lambda *_: {}):
+        found, expected = weighed_parts(model, batch), outcome(model, batch)[1]
+    assert worst_difference(found, expected) < TOLERANCE
+
+
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_weighed_parts_of_detection(model, batches, kind):
     """Exact except for the loss of the encoder's tokens. It is weighted by the quality of the tokens' predictions,
@@ -220,6 +250,8 @@ def test_what_counts(model, batches):
         "nothing to detect": [0, 0],
         "classification": [2, 2],
         "captioning": [words[0] + words[3] + words[2], 3 * words[1]],
+        "grounding": [5, 1],
+        "phrases on one rank": [5, 3],
         "language modelling": [5, 2],
         "masks on one rank": [0, 5],
         "retrieval": [2, 2],

@@ -118,9 +118,8 @@ class UniPerceiver(nn.Module):
         self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
     ) -> tuple[Tensor, Tensor]:
         """For training: `encode_candidates` and `alignment_targets`, [C,d] each, from one pass of the text encoder."""
-        token_ids, valid = self.text_encoder.tokenize(texts)
-        tokens = self.text_encoder(token_ids, valid)
-        return directions(self._decode_texts(tokens, valid, task)), _alignment_targets(tokens.detach(), valid)
+        candidates, means = self.encode_candidates_and_means(texts, task)
+        return candidates, means - means.mean(0)
 
     def encode_candidates_and_means(
         self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT

@@ -149,6 +149,8 @@ def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
 
 def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
     """Mask logits [K,h,w], which cover the padded batch, as bool masks [K, *output_size] of image ``index``."""
+    if len(logits) == 0:
+        return torch.zeros(0, *output_size, dtype=torch.bool, device=logits.device)
     height, width = images.image_sizes[index]
     padded = F.interpolate(logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
     own = padded[..., :height, :width]
