@@ -60,8 +60,10 @@ def masks_everywhere() -> Iterator[None]:
     whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
     pooling = ProposalFusion._pooling
 
-    def pooling_of_all(self: ProposalFusion, centre: torch.Tensor, extent: torch.Tensor, size: int) -> torch.Tensor:
-        return pooling(self, torch.full_like(centre, 0.5), torch.ones_like(extent), size)
+    def pooling_of_all(
+        self: ProposalFusion, centre: torch.Tensor, side: torch.Tensor, extent: torch.Tensor, size: int
+    ) -> torch.Tensor:
+        return pooling(self, torch.full_like(centre, 0.5), torch.ones_like(side), extent, size)
 
     with contextlib.ExitStack() as stack:
         for place, name, replacement in (
