@@ -248,10 +248,9 @@ def test_predictions_are_the_plain_rule(tiny_config, grounded):
     tiny_config.TASKS.phrases.PROPOSALS_PER_PHRASE = 3
     model = build_model(tiny_config).eval()
     grounded[0].update(height=100, width=150)
-    images = model.preprocess(grounded)
-    encoding, _ = model.image_encoder(images)
-    decoded = model.decode_proposals(encoding)
-    for index, (item, prediction) in enumerate(zip(grounded, model(grounded), strict=True)):
+    for item, prediction in zip(grounded, model(grounded), strict=True):
+        encoding, _ = model.image_encoder(model.preprocess([item]))
+        decoded = model.decode_proposals(encoding)
         assert prediction["phrases"] == item["phrases"]
         instances = prediction["instances"]
         size = item["height"], item["width"]
@@ -259,14 +258,14 @@ def test_predictions_are_the_plain_rule(tiny_config, grounded):
         assert instances.pred_classes.tolist() == [p for p in range(len(item["phrases"])) for _ in range(3)]
         assert instances.pred_masks.shape == (len(instances), *size) and instances.pred_masks.dtype == torch.bool
         for row, phrase in enumerate(item["phrases"]):
-            none, own = model.likelihood(decoded[index], model.encode_candidates(("none", phrase))).T.tolist()
-            objectness = encoding.proposals.objectness[index].tolist()
+            none, own = model.likelihood(decoded[0], model.encode_candidates(("none", phrase))).T.tolist()
+            objectness = encoding.proposals.objectness[0].tolist()
             scores = [1 / (1 + math.exp(-o)) / (1 + math.exp(n - s)) for o, n, s in zip(objectness, none, own)]
             best = sorted(range(len(scores)), key=lambda o: -scores[o])[:3]
             found = instances[instances.pred_classes == row]
             assert found.scores.tolist() == pytest.approx([scores[o] for o in best], rel=1e-4)
             for o, box in zip(best, found.pred_boxes.tensor.tolist()):
-                cx, cy, w, h = encoding.proposals.boxes[index, o].tolist()
+                cx, cy, w, h = encoding.proposals.boxes[0, o].tolist()
                 corners = [
                     (cx - w / 2) * size[1],
                     (cy - h / 2) * size[0],

@@ -9,6 +9,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from ..samples import GroundingSample
 from .images import ImageMapper, make_instances
 
 # Words whose truth a mirror changes; RefCOCO's annotators also write "lft", "rt", "l" and "r".
@@ -47,7 +48,7 @@ class GroundingMapper(ImageMapper):
             return self._augmentations
         return self._mirrored
 
-    def add_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def add_targets(self, sample: GroundingSample, record: dict, transforms: T.TransformList) -> None:
         if self._is_train:
             self._add_training_targets(sample, record, transforms)
             return
@@ -56,7 +57,7 @@ class GroundingMapper(ImageMapper):
         sample["phrases"] = tuple(entry["phrase"] for entry in record["phrases"])
         sample["phrase_boxes"] = [table[list(entry["objects"])] for entry in record["phrases"]]
 
-    def _add_training_targets(self, sample: dict, record: dict, transforms: T.TransformList) -> None:
+    def _add_training_targets(self, sample: GroundingSample, record: dict, transforms: T.TransformList) -> None:
         places = [i for i, a in enumerate(record["annotations"]) if not a.get("iscrowd", 0)]
         annotations = [record["annotations"][i] for i in places]
         with_masks = self._with_masks and all(a.get("segmentation") for a in annotations)
