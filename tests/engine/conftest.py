@@ -152,6 +152,7 @@ def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
         ("captions", "small_digit_scenes_captions_train"),
         ("pairs", "small_digit_scenes_captions_train"),
         ("corpus", "small_digit_corpus_train"),
+        ("phrases", "small_digit_scenes_phrases_train"),
     ):
         cfg.TASKS[task].DATASETS, cfg.TASKS[task].IMS_PER_BATCH = [dataset], 4
     cfg.TASKS.digits.IMAGE_SIZE = 32
