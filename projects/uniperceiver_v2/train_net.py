@@ -1,11 +1,12 @@
 """Train and evaluate Uni-Perceiver v2.
 
     python train_net.py --config-file configs/digit_scenes/uniperceiver_v2_tiny.yaml [--eval-only] [--resume]
-        [--num-gpus N] [KEY VALUE ...]
+        [--num-gpus N | --num-processes N] [KEY VALUE ...]
     torchrun --nproc_per_node N train_net.py --config-file ... [KEY VALUE ...]
 
-The second form also runs on CPUs. With torchrun's option --max-restarts, a run continues from its last checkpoint after
-a process has died. docs/training.md describes runs on several machines, signals and exit codes.
+--num-processes starts processes on the CPU, --num-gpus on GPUs. The second form runs on both. With torchrun's option
+--max-restarts, a run continues from its last checkpoint after a process has died. docs/training.md describes runs on
+several machines, signals and exit codes.
 
 Results go to OUTPUT_DIR: model_final.pth, metrics.json (scalars during training), results.json (the last evaluation),
 inference/<dataset>/ (files of the evaluators) and visualization/ (pictures of detections and captions).
@@ -23,7 +24,7 @@ from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.config import load_config
-from uniperceiver_v2.engine import UniPerceiverTrainer, run_in_processes, world_size
+from uniperceiver_v2.engine import UniPerceiverTrainer, add_process_arguments, run_in_processes, world_size
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
 from uniperceiver_v2.kinds import kind_of_dataset
@@ -77,7 +78,7 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
 
 def run() -> int:
     """Run the program and return its exit code."""
-    args = default_argument_parser().parse_args()
+    args = add_process_arguments(default_argument_parser()).parse_args()
     try:
         cfg = configuration(args)  # reports a wrong setting before any process is started
     except UserError as error:

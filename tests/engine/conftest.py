@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.data import register_digit_scenes
+from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.engine import UniPerceiverTrainer
 
 if "ToyTwoTasks" not in META_ARCH_REGISTRY:
@@ -58,15 +59,14 @@ if "ToyTwoTasks" not in META_ARCH_REGISTRY:
 class TaskBatches:
     """The n-th batch of a task as a pure function of its name and n."""
 
-    def __init__(self, task: str, start_batch: int):
-        self.task, self.next = task, start_batch
+    def __init__(self, task: str, numbers: Iterable[int]):
+        self.task, self.numbers = task, iter(numbers)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return self
 
     def __next__(self) -> list[dict[str, Any]]:
-        generator = torch.Generator().manual_seed(1000 * len(self.task) + self.next)
-        self.next += 1
+        generator = torch.Generator().manual_seed(1000 * len(self.task) + next(self.numbers))
         return [{"task": self.task, "x": torch.randn(4, generator=generator)} for _ in range(8)]
 
 
@@ -83,12 +83,12 @@ class ErrorEvaluator(DatasetEvaluator):
 
 class ToyTrainer(UniPerceiverTrainer):
     @classmethod
-    def build_task_loader(cls, cfg, task, start_batch):
-        return TaskBatches(task, start_batch)
+    def build_task_loader(cls, cfg, task, numbers):
+        return TaskBatches(task, numbers)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        batches = TaskBatches("lines", 10_000)
+        batches = TaskBatches("lines", CountFrom(10_000))
         return [next(batches) for _ in range(3)]
 
     @classmethod

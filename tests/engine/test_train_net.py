@@ -126,7 +126,7 @@ def test_a_mistake_is_one_message_and_exit_code_1_before_any_training(run, prepa
 
 
 def test_unusable_data_is_found_before_training(run, toy_trainer, monkeypatch):
-    def missing(cls, cfg, task, start_batch):
+    def missing(cls, cfg, task, numbers):
         raise UserError(f"no data for {task}")
 
     monkeypatch.setattr(toy_trainer, "build_task_loader", classmethod(missing))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
 
@@ -55,8 +56,8 @@ def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, 
 
     class Spy(toy_trainer):
         @classmethod
-        def build_task_loader(cls, cfg, task, start_batch):
-            for batch in super().build_task_loader(cfg, task, start_batch):
+        def build_task_loader(cls, cfg, task, numbers):
+            for batch in super().build_task_loader(cfg, task, numbers):
                 drawn.append((task, batch[0]["x"]))
                 yield batch
 
@@ -65,7 +66,7 @@ def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, 
     assert [task for task, _ in drawn] == [schedule.task_at(t) for t in range(60)]
     for task in ("lines", "signs"):
         inputs = [x for name, x in drawn if name == task]
-        expected = toy_trainer.build_task_loader(cfg, task, 0)
+        expected = toy_trainer.build_task_loader(cfg, task, CountFrom(0))
         assert inputs
         for x in inputs:
             assert torch.equal(x, next(expected)[0]["x"])

@@ -20,8 +20,8 @@ class ShareTrainer(ToyTrainer):
         return model
 
     @classmethod
-    def build_task_loader(cls, cfg, task, start_batch):
-        for batch in TaskBatches(task, start_batch):
+    def build_task_loader(cls, cfg, task, numbers):
+        for batch in TaskBatches(task, numbers):
             yield batch[comm.get_rank() :: comm.get_world_size()]
 
 

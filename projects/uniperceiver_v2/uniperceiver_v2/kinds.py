@@ -56,7 +56,7 @@ class TaskSettings:
         [], "datasets of `DATASETS.TEST` that this task evaluates; to be said where several tasks are of their kind"
     )
     ims_per_batch: int = setting(
-        16, "images (or texts) of an iteration, over all ranks; `SOLVER.IMS_PER_BATCH` is not read", above=0
+        16, "images (or texts) of a batch, over all ranks of a task group; `SOLVER.IMS_PER_BATCH` is not read", above=0
     )
     sampling_ratio: float = setting(1.0, "s_k; the ratios of all tasks are scaled to sum to 1", above=0)
     loss_weight: float = setting(1.0, "w_k; of use with `AdamW` only, as normalisation cancels it", above=0)

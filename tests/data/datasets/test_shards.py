@@ -27,7 +27,7 @@ from uniperceiver_v2.data import (
 )
 from uniperceiver_v2.data.datasets import shards as shards_module
 from uniperceiver_v2.data.datasets.texts import encode
-from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, ShardOrder
+from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, CountFrom, ShardOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.reading import disk, read_image
 
@@ -132,13 +132,13 @@ def test_workers_ranks_and_where_a_run_begins_change_no_batch(web, monkeypatch, 
     whole = take(build_task_train_loader(web, task), 9)  # of 21 pairs, six at a time: into the third epoch
     for workers in (1, 3):
         web.DATALOADER.NUM_WORKERS = workers
-        assert_same(take(build_task_train_loader(web, task, start_batch=4), 5), whole[4:])
+        assert_same(take(build_task_train_loader(web, task, numbers=CountFrom(4)), 5), whole[4:])
     web.DATALOADER.NUM_WORKERS = 0
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
-        shares.append(take(build_task_train_loader(web, task, start_batch=2), 4))
+        shares.append(take(build_task_train_loader(web, task, numbers=CountFrom(2)), 4))
     assert_same([a + b for a, b in zip(*shares, strict=True)], whole[2:6])
     ids = [sample["image_id"] for batch in whole for sample in batch]
     assert len(set(ids[:21])) == len(set(ids[21:42])) == 21 and ids[:21] != ids[21:42]

@@ -20,6 +20,7 @@ from uniperceiver_v2.data import (
 )
 from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.data.loading.test import MAX_WAITING, of_one_size
+from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.errors import UserError
 
 from ..conftest import SCENES
@@ -70,7 +71,7 @@ def test_any_number_of_workers_gives_the_same_test_batches(all_tasks_config, wor
 def test_a_run_goes_on_where_it_was(all_tasks_config, task, workers):
     whole = take(build_task_train_loader(all_tasks_config, task), 12)  # of 40 images: into the next epoch
     all_tasks_config.DATALOADER.NUM_WORKERS = workers
-    assert_same(take(build_task_train_loader(all_tasks_config, task, start_batch=7), 5), whole[7:])
+    assert_same(take(build_task_train_loader(all_tasks_config, task, numbers=CountFrom(7)), 5), whole[7:])
 
 
 @pytest.mark.parametrize("task", ["scenes", "retrieval"])

@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from uniperceiver_v2.data.loading.test import TestLoader
 from uniperceiver_v2.data.loading.train import TrainingBatches, TrainLoader
 from uniperceiver_v2.data.loading.transport import pack, unpack
-from uniperceiver_v2.data.order import SampleOrder
+from uniperceiver_v2.data.order import CountFrom, SampleOrder
 from uniperceiver_v2.errors import UserError
 
 RECORDS = [{"number": number} for number in range(10)]
@@ -28,7 +28,7 @@ def fail_at_seven(record: dict) -> dict:
 
 def train_loader(mapper, workers: int) -> TrainLoader:
     batches = TrainingBatches(RECORDS, mapper, SampleOrder(10, "boats", 0), batch_size=2, rank=0, world_size=1)
-    return TrainLoader(batches, start_batch=0, num_workers=workers, max_corrupt_share=0.0, task_name="boats")
+    return TrainLoader(batches, numbers=CountFrom(0), num_workers=workers, max_corrupt_share=0.0, task_name="boats")
 
 
 def evaluation_loader(mapper, workers: int) -> TestLoader:

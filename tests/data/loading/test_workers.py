@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from uniperceiver_v2.data.loading.test import TestLoader
 from uniperceiver_v2.data.loading.train import MAX_WORKER_FAILURES, TrainingBatches, TrainLoader
 from uniperceiver_v2.data.loading.workers import WorkerDied, Workers
-from uniperceiver_v2.data.order import SampleOrder
+from uniperceiver_v2.data.order import CountFrom, SampleOrder
 from uniperceiver_v2.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -31,7 +31,9 @@ def slowly(record: dict) -> dict:
 
 def loader(mapper, workers: int, start_batch: int = 0) -> TrainLoader:
     batches = TrainingBatches(RECORDS, mapper, SampleOrder(50, "boats", 0), batch_size=2, rank=0, world_size=1)
-    return TrainLoader(batches, start_batch=start_batch, num_workers=workers, max_corrupt_share=0.0, task_name="boats")
+    return TrainLoader(
+        batches, numbers=CountFrom(start_batch), num_workers=workers, max_corrupt_share=0.0, task_name="boats"
+    )
 
 
 def workers_of(iterate) -> list:

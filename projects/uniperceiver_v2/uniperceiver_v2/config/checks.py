@@ -19,7 +19,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
     Args:
         cfg: the settings.
         training: whether the tasks will be trained.
-        world_size: the number of processes, which must divide each task's batch.
+        world_size: the number of processes. Those of a task group must share each task's batch equally.
 
     Raises:
         UserError: for the first setting that is wrong.
@@ -31,7 +31,9 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
     _check_experts(cfg)
     for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
         _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
-    _check_tasks(cfg, world_size)
+    if training:
+        _check_task_groups(cfg, world_size)
+    _check_tasks(cfg, max(world_size // max(cfg.SOLVER.TASK_GROUPS, 1), 1))
     _check_evaluation(cfg)
     if training:
         _check_training(cfg)
@@ -48,7 +50,22 @@ def _check_experts(cfg: CfgNode) -> None:
         )
 
 
-def _check_tasks(cfg: CfgNode, world_size: int) -> None:
+def _check_task_groups(cfg: CfgNode, world_size: int) -> None:
+    groups = cfg.SOLVER.TASK_GROUPS
+    if groups < 1:
+        raise UserError(f"SOLVER.TASK_GROUPS must be at least 1, not {groups}")
+    if world_size % groups and groups % world_size:
+        raise UserError(
+            f"SOLVER.TASK_GROUPS: {world_size} processes and {groups} groups cannot be divided equally. One of the two "
+            "numbers must be a multiple of the other"
+        )
+    if groups > 1 and cfg.SOLVER.SAMPLING == "mixed":
+        raise UserError(
+            "SOLVER.TASK_GROUPS needs SOLVER.SAMPLING 'unmixed': mixed sampling trains all tasks in every iteration"
+        )
+
+
+def _check_tasks(cfg: CfgNode, sharers: int) -> None:
     names = list(cfg.TASKS.NAMES)
     for name in names:
         _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
@@ -59,11 +76,11 @@ def _check_tasks(cfg: CfgNode, world_size: int) -> None:
             raise UserError(f"{prefix}.DATASETS is empty")
         _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
         KINDS[task.KIND].settings.check(task, prefix)
-        if task.IMS_PER_BATCH % world_size:
-            raise UserError(f"{prefix}.IMS_PER_BATCH: {world_size} processes cannot share {task.IMS_PER_BATCH} equally")
-        if task.IMS_PER_BATCH // world_size < cfg.SOLVER.ACCUMULATION_STEPS:
+        if task.IMS_PER_BATCH % sharers:
+            raise UserError(f"{prefix}.IMS_PER_BATCH: {sharers} processes cannot share {task.IMS_PER_BATCH} equally")
+        if task.IMS_PER_BATCH // sharers < cfg.SOLVER.ACCUMULATION_STEPS:
             raise UserError(
-                f"{prefix}.IMS_PER_BATCH: the {task.IMS_PER_BATCH // world_size} of a process are fewer than "
+                f"{prefix}.IMS_PER_BATCH: the {task.IMS_PER_BATCH // sharers} of a process are fewer than "
                 f"SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})"
             )
 

@@ -14,6 +14,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
     # "unmixed": one batch of one task in an iteration. "mixed": a batch of each task, with losses weighted by s_k.
     cfg.SOLVER.SAMPLING = "unmixed"
+    # The number of draws of a task in an iteration. The processes are split into as many groups. Each group computes
+    # the gradient of its own draw, and all step by the mean over the draws.
+    cfg.SOLVER.TASK_GROUPS = 1
     # The number of parts of an iteration's batch. They are processed one after the other, which saves memory.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # The dtype of autocast, which Detectron2's SOLVER.AMP.ENABLED turns on: "bfloat16", or "float16" with scaled

@@ -6,6 +6,7 @@ communication, and a resumed run continues exactly where it was.
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,10 +19,20 @@ def entropy_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+class CountFrom:
+    """The numbers start, start + 1, ... without end, from the beginning in every iteration over them."""
+
+    def __init__(self, start: int):
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start)
+
+
 class SampleOrder:
     """The endless order of a task's records: one random permutation after another.
 
-    A position is a sample's number over all ranks, counted from the first batch.
+    A position is a sample's number over all ranks and groups, counted from the first batch.
 
     Args:
         num_records: N > 0.

@@ -1,7 +1,7 @@
 """Training: the loop over tasks, averaged weights, progress."""
 
 from .delayed_start import DelayedStart
-from .processes import run_in_processes, world_size
+from .processes import add_process_arguments, run_in_processes, world_size
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
 from .trainer import UniPerceiverTrainer
@@ -13,6 +13,7 @@ __all__ = [
     "TaskTrainer",
     "UniPerceiverTrainer",
     "WeightAveraging",
+    "add_process_arguments",
     "run_in_processes",
     "world_size",
 ]

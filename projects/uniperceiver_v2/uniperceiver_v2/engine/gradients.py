@@ -1,4 +1,5 @@
-"""The same gradient on all ranks: parameters start equal, and gradients are averaged after the backward pass."""
+"""The same gradient on all ranks of a group: parameters start equal, and gradients are averaged after the backward
+pass."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+from .. import ranks
 
 BUCKET_BYTES = 32 * 2**20  # gradients in one message: large enough for bandwidth, small enough to overlap
 
@@ -22,7 +25,7 @@ def broadcast_state(model: nn.Module) -> None:
 
 
 class GradientAverager:
-    """Averages the gradients of all ranks.
+    """Averages the gradients of the ranks of a task group; without task groups, of all ranks.
 
     Each task uses a different part of the model. DistributedDataParallel would search the graph of each step for unused
     parameters, and send zeros for them. This class searches nothing: after the backward pass a parameter has a gradient
@@ -44,19 +47,19 @@ class GradientAverager:
         """Average the gradients in place, and average ``numbers`` in the same message.
 
         Args:
-            numbers: scalars, the same number of them on every rank.
+            numbers: scalars, the same number of them on every rank of the group.
 
         Returns:
-            the mean of each number over the ranks, in float64. Reading them waits for the device.
+            the mean of each number over the group's ranks, in float64. Reading them waits for the device.
         """
         device = self._parameters[0].device
         means = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().to(device) for x in numbers])
-        if comm.get_world_size() == 1:
+        if ranks.group_size() == 1:
             return means.tolist()
         reached = torch.tensor([p.grad is not None for p in self._parameters], dtype=torch.float64, device=device)
         together = torch.cat((means, reached))
-        dist.all_reduce(together)
-        values = (together / comm.get_world_size()).tolist()
+        dist.all_reduce(together, group=ranks.process_group())
+        values = (together / ranks.group_size()).tolist()
         gradients = []
         for parameter, share in zip(self._parameters, values[len(means) :], strict=True):
             if share > 0:
@@ -69,18 +72,18 @@ class GradientAverager:
 
 def _average(gradients: list[Tensor]) -> None:
     sent = []
-    for bucket in _buckets(gradients):
+    for bucket in buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
-        sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        sent.append((bucket, flat, dist.all_reduce(flat, group=ranks.process_group(), async_op=True)))
     for bucket, flat, work in sent:
         work.wait()
-        flat /= comm.get_world_size()
+        flat /= ranks.group_size()
         parts = flat.split([gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket)])
 
 
-def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive gradients of one dtype, up to BUCKET_BYTES, or a single gradient that is larger."""
+def buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive tensors of one dtype, up to BUCKET_BYTES, or a single tensor that is larger."""
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:

@@ -24,7 +24,9 @@ from ..files import write_atomically
 logger = logging.getLogger(__name__)
 
 # Scalars with these last parts of their names are measured on the machine and differ between equal runs.
-MEASURED = frozenset({"time", "data_time", "eta_seconds", "images_per_second", "peak_memory_mib"})
+MEASURED = frozenset(
+    {"time", "data_time", "wait_time", "exchange_time", "eta_seconds", "images_per_second", "peak_memory_mib"}
+)
 
 
 def reproducible(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The processes of a run: a single one, processes started by Detectron2's ``launch``, or processes started by
-torchrun."""
+"""The processes of a run: a single one, processes that this one starts, by Detectron2's ``launch`` on GPUs, or
+processes started by torchrun."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import uuid
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 
 import torch
@@ -68,24 +69,47 @@ def _refuse_lonely_copies(args: Namespace) -> None:
         )
 
 
+def add_process_arguments(parser: ArgumentParser) -> ArgumentParser:
+    """Add ``--num-processes`` to the arguments of Detectron2's ``default_argument_parser``."""
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        help="number of processes on the CPU of this machine, which share its cores. For GPUs: --num-gpus",
+    )
+    return parser
+
+
+def _num_cpu_processes(args: Namespace) -> int:
+    return getattr(args, "num_processes", 1)  # programs with Detectron2's own parser do not have the option
+
+
 def world_size(args: Namespace) -> int:
     """The number of processes of the run.
 
     Args:
-        args: the arguments of Detectron2's ``default_argument_parser``.
+        args: the arguments of :func:`add_process_arguments`, or of Detectron2's ``default_argument_parser`` alone.
 
     Raises:
         UserError: this machine has too few GPUs; both a starter and the arguments set the number of processes; or
             several processes are started that do not know of each other.
     """
     if _is_started_with_others():
-        if args.num_gpus != 1 or args.num_machines != 1:
-            raise UserError("torchrun starts the processes: --num-gpus and --num-machines are for runs without it")
+        if args.num_gpus != 1 or args.num_machines != 1 or _num_cpu_processes(args) != 1:
+            raise UserError(
+                "torchrun starts the processes: --num-gpus, --num-processes and --num-machines are for runs without it"
+            )
         return int(os.environ["WORLD_SIZE"])
     _refuse_lonely_copies(args)
+    if _num_cpu_processes(args) < 1:
+        raise UserError(f"--num-processes must be at least 1, not {_num_cpu_processes(args)}")
+    if _num_cpu_processes(args) > 1:
+        if args.num_gpus != 1 or args.num_machines != 1:
+            raise UserError("--num-processes is for the CPU of one machine: leave out --num-gpus and --num-machines")
+        return _num_cpu_processes(args)
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1):
-        hint = "" if gpus else f"; for processes on the CPU: torchrun --nproc_per_node {args.num_gpus} ..."
+        hint = "" if gpus else f"; for processes on the CPU: --num-processes {args.num_gpus}"
         raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}{hint}")
     return max(args.num_gpus * args.num_machines, 1)
 
@@ -97,7 +121,7 @@ def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
 
     Args:
         main: the program of one process. The messages of its UserErrors and FloatingPointErrors are printed.
-        args: the arguments of Detectron2's ``default_argument_parser``.
+        args: the arguments of :func:`add_process_arguments`, or of Detectron2's ``default_argument_parser`` alone.
         cfg: the run's settings. ``MODEL.DEVICE`` decides between nccl and gloo.
 
     Returns:
@@ -105,14 +129,37 @@ def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     """
     if _is_started_with_others():
         return _telling_mistakes(lambda args: _run_as_one_of_torchruns(main, args, cfg), args)
-    if args.num_gpus * args.num_machines <= 1:
+    on_cpu = _num_cpu_processes(args)
+    if on_cpu > 1 and cfg.MODEL.DEVICE != "cpu":
+        return _tell(f"--num-processes {on_cpu}: MODEL.DEVICE is {cfg.MODEL.DEVICE}. For GPUs there is --num-gpus")
+    if on_cpu <= 1 and args.num_gpus * args.num_machines <= 1:
         return _telling_mistakes(main, args)
     try:
         with _signals_reach_children():
-            launch(_exit_with_code, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args))
+            if on_cpu > 1:
+                _launch_on_cpu(main, args, on_cpu)
+            else:
+                work = (main, args)
+                launch(_exit_with_code, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, work)
     except torch.multiprocessing.ProcessExitedException as error:
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
+
+
+def _launch_on_cpu(main: Main, args: Namespace, count: int) -> None:
+    """What ``launch`` does, for a machine whose GPUs are not to be used: ``launch`` would take nccl there."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"  # unlike a port, nobody else can take it
+        torch.multiprocessing.start_processes(_run_on_cpu, (main, args, count, meeting), nprocs=count)
+
+
+def _run_on_cpu(rank: int, main: Main, args: Namespace, count: int, meeting: str) -> None:
+    if "OMP_NUM_THREADS" not in os.environ:  # each process would have as many threads as there are cores
+        torch.set_num_threads(max(torch.get_num_threads() // count, 1))
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=count)
+    comm.create_local_process_group(count)
+    _exit_with_code(main, args)
+    dist.destroy_process_group()
 
 
 def _run_as_one_of_torchruns(main: Main, args: Namespace, cfg: CfgNode) -> None:

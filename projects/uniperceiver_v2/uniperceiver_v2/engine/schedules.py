@@ -1,59 +1,97 @@
 """Schedules of tasks, for unmixed and for mixed sampling, as pure functions of the seed and the iteration."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from ..data.order import entropy_of
+from ..data.order import CountFrom, entropy_of
 
-_BLOCK = 4096  # tasks are drawn in blocks of iterations, so that a draw does not need all the draws before it
+_BLOCK = 4096  # tasks are drawn in blocks, so that a draw does not need all the draws before it
 
 
 class TaskSchedule:
-    """Draws one task for every iteration: unmixed sampling with the ratios s_k of the paper's equation (7).
+    """Draws one task for every iteration and task group: unmixed sampling with the ratios s_k of the paper's equation
+    (7).
+
+    With G groups, draw t·G + g is the draw of group g in iteration t. A seed has the same draws for any G. For example,
+    with two groups an iteration has the draws that are those of two iterations with one group. The n-th draw of a task
+    takes the task's batch number n, so no two groups take the same batch.
 
     Args:
         ratios: s_k by name of the task, in any order and scale.
         seed: 0 or more.
+        groups: G, the number of task groups.
 
     Raises:
         ValueError: there is no task, or a ratio is not above 0.
     """
 
-    def __init__(self, ratios: Mapping[str, float], seed: int):
+    def __init__(self, ratios: Mapping[str, float], seed: int, groups: int = 1):
         if not ratios or min(ratios.values()) <= 0:
             raise ValueError(f"sampling ratios must be above 0, got {dict(ratios)}")
+        self._groups = groups
         self._names = sorted(ratios)  # so that the order of the list of tasks does not matter
         shares = np.array([ratios[name] for name in self._names], dtype=np.float64)
         self._bounds = np.cumsum(shares / shares.sum())[:-1]
         self._seed = seed
         self._cached_block: tuple[int, np.ndarray] | None = None
 
-    def tasks_at(self, iteration: int) -> dict[str, float]:
-        """The task of an iteration with the weight of its loss, which is 1."""
-        return {self.task_at(iteration): 1.0}
+    def tasks_at(self, iteration: int, group: int = 0) -> dict[str, float]:
+        """The task of a group in an iteration with the weight of its loss, which is 1."""
+        return {self.task_at(iteration, group): 1.0}
 
-    def task_at(self, iteration: int) -> str:
-        """The task of an iteration. Iterations count from 0."""
-        block, offset = divmod(iteration, _BLOCK)
+    def task_at(self, iteration: int, group: int = 0) -> str:
+        """The task of a group in an iteration. Both count from 0."""
+        block, offset = divmod(iteration * self._groups + group, _BLOCK)
         if self._cached_block is None or self._cached_block[0] != block:
             self._cached_block = (block, self._draw(block))
         return self._names[self._cached_block[1][offset]]
 
     def draws_before(self, iteration: int) -> dict[str, int]:
-        """How often each task is drawn in iterations 0 .. ``iteration`` - 1."""
-        whole, rest = divmod(iteration, _BLOCK)
+        """How often each task is drawn in iterations 0 .. ``iteration`` - 1, by all groups together."""
+        whole, rest = divmod(iteration * self._groups, _BLOCK)
         counts = np.zeros(len(self._names), dtype=np.int64)
         for block in range(whole):
             counts += np.bincount(self._draw(block), minlength=len(counts))
         counts += np.bincount(self._draw(whole)[:rest], minlength=len(counts))
         return dict(zip(self._names, counts.tolist()))
 
+    def batch_numbers(self, task: str, iteration: int, groups: range) -> Iterable[int]:
+        """The numbers of the batches of a task that some groups take from an iteration on, in the order of draws.
+
+        They have no end, and begin anew in every iteration over them.
+        """
+        if len(groups) == self._groups:
+            return CountFrom(self.draws_before(iteration)[task])
+        return _NumbersOfGroups(lambda: self._numbers(task, iteration, groups))
+
+    def _numbers(self, task: str, iteration: int, groups: range) -> Iterator[int]:
+        index = self._names.index(task)
+        number = self.draws_before(iteration)[task]
+        draw = iteration * self._groups
+        while True:
+            block, offset = divmod(draw, _BLOCK)
+            for place in np.flatnonzero(self._draw(block)[offset:] == index).tolist():
+                if (draw + place) % self._groups in groups:
+                    yield number
+                number += 1
+            draw += _BLOCK - offset
+
     def _draw(self, block: int) -> np.ndarray:
-        """Indices into the sorted names for all iterations of a block."""
+        """Indices into the sorted names for all draws of a block."""
         rng = np.random.default_rng([self._seed, entropy_of("tasks"), block])
         return np.searchsorted(self._bounds, rng.random(_BLOCK), side="right")
+
+
+class _NumbersOfGroups:
+    """What a function yields, from the beginning in every iteration."""
+
+    def __init__(self, numbers: Callable[[], Iterator[int]]):
+        self._numbers = numbers
+
+    def __iter__(self) -> Iterator[int]:
+        return self._numbers()
 
 
 class MixedSchedule:
@@ -72,10 +110,10 @@ class MixedSchedule:
         total = math.fsum(ratios.values())
         self._weights = {name: ratios[name] / total for name in sorted(ratios)}
 
-    def tasks_at(self, iteration: int) -> dict[str, float]:
+    def tasks_at(self, iteration: int, group: int = 0) -> dict[str, float]:
         """Every task with the weight of its loss, s_k. The weights sum to 1."""
         return self._weights
 
-    def draws_before(self, iteration: int) -> dict[str, int]:
-        """The number of batches of each task in iterations 0 .. ``iteration`` - 1."""
-        return dict.fromkeys(self._weights, iteration)
+    def batch_numbers(self, task: str, iteration: int, groups: range) -> Iterable[int]:
+        """The numbers of the batches of a task from an iteration on: one in each iteration."""
+        return CountFrom(iteration)

@@ -8,23 +8,26 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from ..solver import TaskBalancedAdamW, gradient_norm
+from .. import ranks
+from ..errors import UserError
+from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm
 from .gradients import GradientAverager
+from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
 
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
-LoaderBuilder = Callable[[str, int], Iterable[Batch]]
+LoaderBuilder = Callable[[str, Iterable[int]], Iterable[Batch]]
 
 # Above this scale, an overflow of float16 gradients is due to the scaler, which then lowers its scale. At this scale
 # or below, the model itself is at fault.
@@ -39,19 +42,26 @@ class TaskTrainer(SimpleTrainer):
 
     If a loss or the gradient is not finite, all ranks skip the step. Skipped steps are counted by task.
 
+    With several task groups (:func:`uniperceiver_v2.ranks.set_task_groups`, called before the constructor), each group
+    has a draw of its own in an iteration. All ranks step by the gradients of all draws. A draw with a loss or a
+    gradient that is not finite counts as skipped and is left out. The step is skipped if no draw is left.
+
     Args:
         model: batch -> dict of scalar losses, each with its weight inside the task. ``loss_count(batch)`` is the number
             of things over which the losses are means; gradient accumulation needs it. All ranks have the same
             parameters.
         optimizer: :class:`TaskBalancedAdamW`, which takes one task in a step, or any other optimizer.
-        schedule: has ``tasks_at(t) -> {name: weight}`` and ``draws_before(t) -> {name: count}``.
-        build_loader: (task name, number of its first batch) -> iterable of batches.
+        schedule: has ``tasks_at(t, group) -> {name: weight}`` and ``batch_numbers(name, t, groups) -> numbers``.
+        build_loader: (task name, numbers of batches) -> iterable of batches.
         loss_weights: w_k of equation (7) by task.
         seed: the seed of the random numbers in the forward pass.
         autocast: dtype of the forward pass in operations where it is safe, or None for the dtype of the parameters.
             With float16, gradients are scaled.
         accumulation_steps: the number of micro-batches of a batch, which are processed one after the other.
         max_skipped_steps: training stops after this number of consecutive skipped steps of a task.
+
+    Raises:
+        UserError: there are several task groups, and parameters are split over ranks.
     """
 
     def __init__(
@@ -79,6 +89,9 @@ class TaskTrainer(SimpleTrainer):
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device_type = self._parameters[0].device.type
         self._averager = GradientAverager(self._parameters)
+        self._in_groups = ranks.num_groups() > 1
+        if self._in_groups and any(hasattr(type(p), "to_local") for p in self._parameters):
+            raise UserError("SOLVER.TASK_GROUPS: parameters that are split over processes allow a single group")
         self._scaler = torch.amp.GradScaler(self._device_type) if autocast == torch.float16 else None
         self._skipped: Counter[str] = Counter()
         self._skipped_in_row: Counter[str] = Counter()
@@ -92,8 +105,10 @@ class TaskTrainer(SimpleTrainer):
         Raises:
             UserError: the data cannot be used.
         """
-        first_batches = self._schedule.draws_before(start_iter)
-        self.data_loader = {task: self._build_loader(task, first_batches[task]) for task in self._loss_weights}
+        self.data_loader = {
+            task: self._build_loader(task, self._schedule.batch_numbers(task, start_iter, ranks.own_groups()))
+            for task in self._loss_weights
+        }
         self._batches = {task: iter(loader) for task, loader in self.data_loader.items()}
 
     def run_step(self) -> None:
@@ -104,45 +119,87 @@ class TaskTrainer(SimpleTrainer):
         """
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
-        shares = self._schedule.tasks_at(self.iter)
+        draws: list[Draw] = []
+        batches: dict[int, dict[str, Batch]] = {}
+        gradients: dict[int, Gradients] = {}
+        for group in ranks.own_groups():
+            draw, batches[group] = self._draw(group)
+            draws.append(draw)
+            if self._in_groups:
+                gradients[group] = self._take_gradient(draw)
+        if self._in_groups:
+            computed = time.perf_counter()
+            draws = tell_all(draws)
+            get_event_storage().put_scalar("wait_time", time.perf_counter() - computed)
+        self.stop_agreed = any(draw.stop for draw in draws)
+        self._step(draws, batches, gradients)
+        self._write(draws, time.perf_counter() - start)
+
+    def _draw(self, group: int) -> tuple[Draw, dict[str, Batch]]:
+        """Compute the gradient of a group's draw, averaged over the group. Also returns this rank's share of the
+        batches."""
+        start = time.perf_counter()
+        shares = self._schedule.tasks_at(self.iter, group)
         batches = {task: next(self._batches[task]) for task in shares}
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
         names, values = [], []
         part = 0
-        for task, share in shares.items():
-            for micro_batch, weight in self._micro_batches(batches[task]):
-                self._seed_part(part)
-                part += 1
-                for name, value in self._backward(task, micro_batch, share, weight).items():
-                    names.append(name)
-                    values.append(value)
+        # Only the first rank writes scalars. With task groups, those of other groups' forward passes have to reach it.
+        with EventStorage(self.iter) if self._in_groups else contextlib.nullcontext() as own_storage:
+            for task, share in shares.items():
+                for micro_batch, weight in self._micro_batches(batches[task]):
+                    self._seed_part(group, part)
+                    part += 1
+                    for name, value in self._backward(task, micro_batch, share, weight).items():
+                        names.append(name)
+                        values.append(value)
         self.after_backward()
         *values, data_time, stop = self._averager.average([*values, data_time, float(self.stop_requested)])
-        self.stop_agreed = stop > 0
         losses: dict[str, float] = {}
         for name, value in zip(names, values, strict=True):
             losses[name] = losses.get(name, 0.0) + value  # a batch's loss is the weighted sum over its micro-batches
-        norm = self._step(batches, losses)
-        images = comm.get_world_size() * sum(map(len, batches.values()))
-        self._write(shares, losses, norm, images, data_time, time.perf_counter() - start)
+        draw = Draw(
+            group=group,
+            shares=shares,
+            losses=losses,
+            norm=math.nan,
+            images=ranks.group_size() * sum(map(len, batches.values())),
+            data_time=data_time,
+            seconds=time.perf_counter() - start,
+            stop=stop > 0,
+            logged=_values_in(own_storage) if self._in_groups else [],
+            reached=b"",
+        )
+        return draw, batches
+
+    def _take_gradient(self, draw: Draw) -> Gradients:
+        """The gradient that the parameters have, without the scaler's scale. Sets ``norm`` and ``reached``."""
+        gradients = {p: p.grad for p in self._parameters if p.grad is not None}
+        if self._scaler is not None:
+            torch._foreach_mul_([*gradients.values()], 1 / self._scaler.get_scale())
+        draw.norm = gradient_norm(self._parameters)
+        draw.reached = bytes(p in gradients for p in self._parameters)
+        return gradients
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The micro-batches of a batch with their weights. A weight is the micro-batch's share of the batch's loss
-        count, summed over all ranks."""
+        count, summed over the ranks of the group."""
         if self._accumulation_steps == 1:
             return [(batch, 1.0)]
         bounds = np.linspace(0, len(batch), self._accumulation_steps + 1).astype(int)
         parts = [batch[first:last] for first, last in itertools.pairwise(bounds)]
         counts = torch.tensor([float(self.model.loss_count(part)) for part in parts], dtype=torch.float64)
-        if comm.get_world_size() > 1:
+        if ranks.group_size() > 1:
             counts = counts.to(self._parameters[0].device)
-            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(counts, group=ranks.process_group())
         # The losses of a micro-batch with a count of 0 are divided by 1.
         return list(zip(parts, (counts.clamp(min=1) / counts.sum().clamp(min=1)).tolist()))
 
-    def _seed_part(self, part: int) -> None:
-        entropy = np.random.SeedSequence((self._seed, self.iter, comm.get_rank(), part))
+    def _seed_part(self, group: int, part: int) -> None:
+        # Without the number of processes: two groups have the same numbers on one rank as on two.
+        place = group * ranks.group_size() + ranks.rank_in_group()
+        entropy = np.random.SeedSequence((self._seed, self.iter, place, part))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def _backward(self, task: str, batch: Batch, share: float, weight: float) -> dict[str, Tensor]:
@@ -159,29 +216,40 @@ class TaskTrainer(SimpleTrainer):
             return contextlib.nullcontext()
         return torch.autocast(self._device_type, dtype=self._autocast)
 
-    def _step(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> float:
-        """Update the parameters or skip the step. Returns the gradient's norm before normalisation.
+    def _step(
+        self,
+        draws: Sequence[Draw],
+        batches: Mapping[int, Mapping[str, Batch]],
+        gradients: Mapping[int, Gradients],
+    ) -> None:
+        """Update the parameters or skip the step. Sets each draw's norm: NaN if its losses are not finite.
 
-        The losses are means over all ranks and the gradient is the same on all of them, so that all ranks decide alike.
+        All ranks have the same draws. Within a group the gradient is the same, too. So all ranks decide alike.
         """
-        finite = all(math.isfinite(value) for value in losses.values())
-        scale_at_fault = False
+        scale_may_be_at_fault = self._scaler is not None and self._scaler.get_scale() > SMALLEST_SCALE
+        if self._in_groups:
+            self._step_by_draws(draws, gradients)
+        else:
+            draws[0].norm = self._step_by_gradient(draws[0])
         if self._scaler is not None:
-            scale_at_fault = finite and self._scaler.get_scale() > SMALLEST_SCALE
+            get_event_storage().put_scalar("loss_scale", self._scaler.get_scale(), smoothing_hint=False)
+        for draw in draws:
+            if math.isfinite(draw.norm):
+                for task in draw.shares:
+                    self._skipped_in_row[task] = 0
+            elif not (scale_may_be_at_fault and draw.has_finite_losses):
+                self._count_skipped(draw, batches.get(draw.group, {}))
+
+    def _step_by_gradient(self, draw: Draw) -> float:
+        """Step by the gradient in the parameters, if it is finite. Returns the gradient's norm."""
+        if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        norm = self._update(next(iter(batches))) if finite else math.nan
+        norm = self._update(next(iter(draw.shares))) if draw.has_finite_losses else math.nan
         if self._scaler is not None:
             self._scaler.update()
-            get_event_storage().put_scalar("loss_scale", self._scaler.get_scale(), smoothing_hint=False)
-        if math.isfinite(norm):
-            for task in batches:
-                self._skipped_in_row[task] = 0
-        elif not scale_at_fault:
-            self._count_skipped(batches, losses)
         return norm
 
     def _update(self, task: str) -> float:
-        """Step if the gradient is finite. Returns the gradient's norm."""
         if isinstance(self.optimizer, TaskBalancedAdamW):
             with contextlib.suppress(FloatingPointError):
                 self.optimizer.step(task=task)
@@ -191,18 +259,41 @@ class TaskTrainer(SimpleTrainer):
             self.optimizer.step()
         return norm
 
-    def _count_skipped(self, batches: Mapping[str, Batch], losses: Mapping[str, float]) -> None:
-        """Count a skipped step for the tasks with losses that are not finite. If all losses are finite and only the
-        gradient is not, count it for all tasks."""
-        guilty = {task for task in batches if not math.isfinite(losses[f"{task}/total_loss"])} or set(batches)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    def _step_by_draws(self, draws: Sequence[Draw], gradients: Mapping[int, Gradients]) -> None:
+        """Step by the gradients of all draws that are finite."""
+        if self._scaler is not None:
+            adapt_scale(self._scaler, overflow=not all(math.isfinite(draw.norm) for draw in draws))
+        for draw in draws:
+            if not draw.has_finite_losses:
+                draw.norm = math.nan
+        draws = [draw for draw in draws if math.isfinite(draw.norm)]
+        if not draws:
+            return
+        start = time.perf_counter()
+        of_draws = share_gradients(self._parameters, draws, gradients)
+        get_event_storage().put_scalar("exchange_time", time.perf_counter() - start)
+        if isinstance(self.optimizer, TaskBalancedAdamW):
+            tasks = (next(iter(draw.shares)) for draw in draws)
+            norms = (draw.norm for draw in draws)
+            self.optimizer.step_of_draws([*map(TaskGradient, tasks, of_draws, norms)])
+        else:
+            put_mean_gradient(self._parameters, of_draws)
+            self.optimizer.step()
+
+    def _count_skipped(self, draw: Draw, batches: Mapping[str, Batch]) -> None:
+        """Count a skipped draw for the tasks with losses that are not finite. If all losses are finite and only the
+        gradient is not, count it for all its tasks. ``batches`` are this rank's share, empty on ranks of other
+        groups."""
+        guilty = {task for task in draw.shares if not math.isfinite(draw.losses[f"{task}/total_loss"])}
+        values = ", ".join(f"{name} {value:.4g}" for name, value in draw.losses.items())
         fatal = ""
-        for task, batch in batches.items():
-            if task not in guilty:
+        for task in draw.shares:
+            if guilty and task not in guilty:
                 continue
             self._skipped[task] += 1
             self._skipped_in_row[task] += 1
-            ids = [number for of_rank in comm.all_gather([_id_of(sample) for sample in batch]) for number in of_rank]
+            own_ids = [_id_of(sample) for sample in batches.get(task, ())]
+            ids = [number for of_rank in comm.all_gather(own_ids) for number in of_rank]
             message = (
                 f"task '{task}' has a loss or a gradient that is not finite in iteration {self.iter} ({values}), "
                 f"with the images {', '.join(map(str, ids))}"
@@ -216,30 +307,23 @@ class TaskTrainer(SimpleTrainer):
                 "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS may help"
             )
 
-    def _write(
-        self,
-        shares: Mapping[str, float],
-        losses: Mapping[str, float],
-        norm: float,
-        images: int,
-        data_time: float,
-        seconds: float,
-    ) -> None:
+    def _write(self, draws: Sequence[Draw], seconds: float) -> None:
         if not comm.is_main_process():
             return
-        scalars = {"data_time": data_time, "images_per_second": images / seconds, **losses}
-        scalars["total_loss"] = sum(share * losses[f"{task}/total_loss"] for task, share in shares.items())
-        if len(shares) == 1:  # otherwise the norm and the times belong to all tasks together
-            (task,) = shares
-            scalars[f"{task}/grad_norm"] = norm
-            scalars[f"{task}/data_time"] = data_time
-            scalars[f"{task}/time"] = seconds
-            scalars[f"{task}/images_per_second"] = images / seconds
-        else:
-            scalars["grad_norm"] = norm
+        scalars = [
+            ("data_time", sum(draw.data_time for draw in draws) / len(draws)),
+            ("images_per_second", sum(draw.images for draw in draws) / seconds),
+        ]
+        for draw in draws:
+            scalars += [*draw.logged, *draw.losses.items()]
+        scalars.append(("total_loss", sum(draw.total_loss for draw in draws) / len(draws)))
+        for draw in draws:
+            scalars += _measured(draw, draw.seconds if self._in_groups else seconds)
         storage = get_event_storage()
-        storage.put_scalars(**{name: value for name, value in scalars.items() if math.isfinite(value)})
-        for task in shares:
+        for name, value in scalars:
+            if math.isfinite(value):
+                storage.put_scalar(name, value)
+        for task in dict.fromkeys(task for draw in draws for task in draw.shares):
             if self._skipped[task]:
                 storage.put_scalar(f"{task}/skipped_steps", self._skipped[task], smoothing_hint=False)
             unreadable = getattr(self.data_loader[task], "num_unreadable", 0)
@@ -266,3 +350,20 @@ class TaskTrainer(SimpleTrainer):
 def _id_of(sample: Mapping[str, Any]) -> Any:
     """Identifies a sample for the user: the id or file of its image, or the id of its text."""
     return next((sample[key] for key in ("image_id", "text_id", "file_name") if key in sample), "?")
+
+
+def _values_in(storage: EventStorage) -> list[tuple[str, float]]:
+    return [(name, value) for name, history in storage.histories().items() for value, _ in history.values()]
+
+
+def _measured(draw: Draw, seconds: float) -> list[tuple[str, float]]:
+    """The gradient's norm and the times of a draw, by the name of its task."""
+    if len(draw.shares) > 1:  # the norm and the times belong to all tasks together
+        return [("grad_norm", draw.norm)]
+    (task,) = draw.shares
+    return [
+        (f"{task}/grad_norm", draw.norm),
+        (f"{task}/data_time", draw.data_time),
+        (f"{task}/time", seconds),
+        (f"{task}/images_per_second", draw.images / seconds),
+    ]

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
 
+from .. import ranks
 from ..checkpoint import AtomicCheckpointer
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
@@ -55,17 +56,20 @@ class UniPerceiverTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's constructor would build a single loader. Its other methods work with the parts built here.
         super(DefaultTrainer, self).__init__()
+        ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS)
         model = self.build_model(cfg)
         broadcast_state(model)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
         seed, ratios = max(cfg.SEED, 0), sampling_ratios(cfg)
+        mixed = cfg.SOLVER.SAMPLING == "mixed"
+        schedule = MixedSchedule(ratios) if mixed else TaskSchedule(ratios, seed, cfg.SOLVER.TASK_GROUPS)
         self._trainer = TaskTrainer(
             model,
             optimizer,
-            schedule=MixedSchedule(ratios) if cfg.SOLVER.SAMPLING == "mixed" else TaskSchedule(ratios, seed),
-            build_loader=lambda task, start_batch: self.build_task_loader(cfg, task, start_batch),
+            schedule=schedule,
+            build_loader=lambda task, numbers: self.build_task_loader(cfg, task, numbers),
             loss_weights={name: cfg.TASKS[name].LOSS_WEIGHT for name in cfg.TASKS.NAMES},
             seed=seed,
             autocast=getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
@@ -194,9 +198,9 @@ class UniPerceiverTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_task_loader(cls, cfg: CfgNode, task: str, start_batch: int) -> Iterable[list[dict[str, Any]]]:
-        """This rank's batches of a task, beginning with batch number ``start_batch``."""
-        return build_task_train_loader(cfg, task, start_batch)
+    def build_task_loader(cls, cfg: CfgNode, task: str, numbers: Iterable[int]) -> Iterable[list[dict[str, Any]]]:
+        """This rank's share of a task's batches with these numbers."""
+        return build_task_train_loader(cfg, task, numbers)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:

@@ -5,12 +5,17 @@ parameters, scaled to the norm ω_k. Then the step is
 
     m ← β1·m + (1-β1)/s_k · g        n ← β2·n + (1-β2)/s_k · g²        θ ← θ - α · m̂ / (√n̂ + ε)
 
+With several draws in a step, as task groups make them, the sums are means over the draws:
+
+    m ← β1·m + (1-β1)/G · Σ_d g_d/s_d        n ← β2·n + (1-β2)/G · Σ_d g_d²/s_d
+
 The betas, the bias correction and the decoupled weight decay are those of torch.optim.AdamW. The factor 1/s_k makes the
 expectation of m over the draws follow Σ_k g_k, so that a rarely drawn task counts as much as a frequent one.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,7 +87,7 @@ def _blocks(*lists: Sequence[Tensor | None]) -> Iterator[list[list[Tensor | None
     large kernels are faster.
 
     Args:
-        lists: lists of the same length. Tensors at the same index have the same shape. Only the last list may contain
+        lists: lists of the same length. Tensors at the same index have the same shape. The first list contains no
             None.
     """
     if lists[0][0].device.type != "cpu":
@@ -107,6 +112,21 @@ def _pieces(tensors: tuple[Tensor | None, ...]) -> Iterable[tuple[Tensor | None,
         return [tensors]
     count = math.ceil(there[0].numel() / _BLOCK_ELEMENTS)
     return zip(*([None] * count if t is None else t.view(-1).split(_BLOCK_ELEMENTS) for t in tensors))
+
+
+@dataclass(frozen=True)
+class TaskGradient:
+    """The gradient of one draw of a task, for :meth:`TaskBalancedAdamW.step_of_draws`.
+
+    Attributes:
+        task: the name of the task.
+        gradients: by parameter. A parameter that is not in it has gradient zero.
+        norm: the norm of the whole gradient.
+    """
+
+    task: str
+    gradients: Mapping[Tensor, Tensor]
+    norm: float
 
 
 class TaskBalancedAdamW(torch.optim.Optimizer):
@@ -177,48 +197,66 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ratio, weight = self.tasks[task]
-        norm = gradient_norm(p for group in self.param_groups for p in group["params"])
-        self.last_gradient_norm = norm
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient of task {task!r} is not finite")
-        scale = weight / max(norm, self.norm_floor)
-        for group in self.param_groups:
-            self._update(group, scale, ratio)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.last_gradient_norm = gradient_norm(parameters)
+        gradients = {p: _local_gradient(p) for p in parameters if p.grad is not None}
+        self.step_of_draws([TaskGradient(task, gradients, self.last_gradient_norm)])
         return loss
 
-    def _update(self, group: dict[str, Any], scale: float, ratio: float) -> None:
+    @torch.no_grad()
+    def step_of_draws(self, draws: Sequence[TaskGradient]) -> None:
+        """Updates all parameters with the gradients of several draws of tasks. The gradients in the parameters are not
+        read.
+
+        Args:
+            draws: at least one. A task may be drawn more than once.
+
+        Raises:
+            FloatingPointError: a gradient is not finite. No parameter has been changed.
+        """
+        factors = []
+        for draw in draws:
+            ratio, weight = self.tasks[draw.task]
+            if not math.isfinite(draw.norm):
+                raise FloatingPointError(f"the gradient of task {draw.task!r} is not finite")
+            factors.append((weight / max(draw.norm, self.norm_floor), ratio * len(draws)))
+        for group in self.param_groups:
+            self._update(group, factors, [draw.gradients for draw in draws])
+
+    def _update(
+        self, group: dict[str, Any], factors: list[tuple[float, float]], of_draws: list[Mapping[Tensor, Tensor]]
+    ) -> None:
         parameters = [p for p in group["params"] if p.requires_grad]
         if not parameters:
             return
         m, n = self._moments(parameters)
-        gradients = [None if p.grad is None else _local_gradient(p) for p in parameters]
+        gradients = [[of_draw.get(p) for p in parameters] for of_draw in of_draws]
         group["step"] += 1
-        for block in _blocks([_local(p) for p in parameters], m, n, gradients):
-            self._update_block(group, scale, ratio, *block)
+        for block in _blocks([_local(p) for p in parameters], m, n, *gradients):
+            self._update_block(group, factors, *block)
 
     def _update_block(
         self,
         group: dict[str, Any],
-        scale: float,
-        ratio: float,
+        factors: list[tuple[float, float]],
         parameters: list[Tensor],
         m: list[Tensor],
         n: list[Tensor],
-        gradients: list[Tensor | None],
+        *gradients: list[Tensor | None],
     ) -> None:
+        """``factors`` and ``gradients`` are of each draw; the factors are its gradient's scale and s_k·G."""
         beta1, beta2 = group["betas"]
         root_correction2 = math.sqrt(1 - beta2 ** group["step"])
         step_size = group["lr"] / (1 - beta1 ** group["step"])
-        reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        gradients = [gradients[i] for i in reached]
-
         # The scale is part of the coefficients of both sums, so that no scaled gradient is stored.
         torch._foreach_mul_(m, beta1)
         torch._foreach_mul_(n, beta2)
-        if gradients:
-            torch._foreach_add_([m[i] for i in reached], gradients, alpha=(1 - beta1) / ratio * scale)
-            torch._foreach_addcmul_([n[i] for i in reached], gradients, gradients, value=(1 - beta2) / ratio * scale**2)
+        for (scale, ratio), of_draw in zip(factors, gradients, strict=True):
+            reached = [i for i, gradient in enumerate(of_draw) if gradient is not None]
+            if reached:
+                g = [of_draw[i] for i in reached]
+                torch._foreach_add_([m[i] for i in reached], g, alpha=(1 - beta1) / ratio * scale)
+                torch._foreach_addcmul_([n[i] for i in reached], g, g, value=(1 - beta2) / ratio * scale**2)
         if group["weight_decay"] and group["lr"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         # m̂ / (√n̂ + ε), expanded by the root of n's bias correction, which saves a pass over n.

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 from torch import Tensor
 
 from ..data import captioned_images, load_captions
@@ -23,7 +22,7 @@ from ..evaluation import RetrievalEvaluator, SceneRetrievalEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
 from ..modeling.model import UniPerceiver
-from ..ranks import gather_from_ranks, sum_over_ranks
+from ..ranks import gather_from_ranks, group_size, rank_in_group, sum_over_ranks
 from .task import Task, log_accuracy
 
 
@@ -53,9 +52,9 @@ class RetrievalTask(Task):
         texts = model.encode_texts(*model.text_encoder.pad([x["caption_token_ids"][0] for x in inputs]), IMAGE_TO_TEXT)
         keys, rows = _keys(inputs).to(images.device), torch.arange(len(inputs), device=images.device)
         all_images, all_texts, all_keys, own = images, texts, keys, rows
-        if self.settings.gather_features and comm.get_world_size() > 1:
+        if self.settings.gather_features and group_size() > 1:
             all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
-            all_keys, own = gather_from_ranks(keys), rows + comm.get_rank() * len(inputs)
+            all_keys, own = gather_from_ranks(keys), rows + rank_in_group() * len(inputs)
         # Another pair with the same image or the same caption is no wrong candidate, so it is left out.
         same = (keys[:, None] == all_keys).any(-1).index_put((rows, own), torch.zeros_like(rows, dtype=torch.bool))
         to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)

@@ -1,8 +1,11 @@
 """Builds the loaders of tasks and of test datasets. Batches are lists of dicts, as Detectron2's models take them."""
 
+from collections.abc import Iterable
+
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ... import ranks
 from ...errors import UserError
 from ...kinds import configured_task, evaluating_task
 from ..datasets.captioned import captioned_images
@@ -10,31 +13,32 @@ from ..datasets.records import Records, check_known
 from ..datasets.shards import ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer
 from ..mappers.captions import ReferenceMapper
-from ..order import SampleOrder
+from ..order import CountFrom, SampleOrder
 from .test import TestLoader
 from .train import TrainingBatches, TrainLoader
 from .transport import Mapper
 
 
-def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) -> TrainLoader:
+def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int] = CountFrom(0)) -> TrainLoader:
     """This rank's batches of a task, without end.
 
     Batch n is a pure function of (cfg.SEED, task name, n). It does not depend on the number of workers or on
-    interruptions of the run. The ranks' shares together are the batch that a single rank would get.
+    interruptions of the run. The shares of the ranks of a task group together are the batch that a single rank would
+    get.
 
     Args:
         cfg: the settings of a run.
         task_name: a task of ``cfg.TASKS``.
-        start_batch: the number of the first batch.
+        numbers: the numbers of the batches, without end. With task groups, a group takes only some of a task's batches.
 
     Raises:
         UserError: the task's data cannot be used. During iteration: too many images cannot be read.
     """
     task = configured_task(cfg, task_name)
     records, mapper = task.kind.training_data(cfg, task)
-    batch_size, world_size = task.settings.ims_per_batch, comm.get_world_size()
-    if batch_size % world_size:
-        raise UserError(f"TASKS.{task_name}.IMS_PER_BATCH: {world_size} processes cannot share {batch_size} equally")
+    batch_size, sharers = task.settings.ims_per_batch, ranks.group_size()
+    if batch_size % sharers:
+        raise UserError(f"TASKS.{task_name}.IMS_PER_BATCH: {sharers} processes cannot share {batch_size} equally")
     seed = max(cfg.SEED, 0)
     in_shards = isinstance(records, ShardRecords)
     batches = TrainingBatches(
@@ -42,12 +46,12 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, start_batch: int = 0) 
         mapper,
         records.order(task_name, seed) if in_shards else SampleOrder(len(records), task_name, seed),
         batch_size=batch_size,
-        rank=comm.get_rank(),
-        world_size=world_size,
+        rank=ranks.rank_in_group(),
+        world_size=sharers,
     )
     return TrainLoader(
         batches,
-        start_batch=start_batch,
+        numbers=numbers,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         max_corrupt_share=cfg.DATALOADER.MAX_CORRUPT_SHARE,
         task_name=task_name,

@@ -1,7 +1,8 @@
 """Batches of a training task: endless, the same for any number of workers, and robust to broken images and workers."""
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from detectron2.data import DatasetFromList
 from torch import Tensor
@@ -29,7 +30,7 @@ class TrainingBatches(Dataset):
         records: the records of the task's datasets. A list is serialised for the workers.
         mapper: turns a record into a sample; may raise :class:`UnreadableImage`.
         order: the order of the records.
-        batch_size: the batch size over all ranks, a multiple of ``world_size``.
+        batch_size: the batch size over all ranks that share a batch, a multiple of ``world_size``.
         rank, world_size: decide this rank's share.
     """
 
@@ -83,14 +84,14 @@ class TrainingBatches(Dataset):
 
 
 class TrainLoader:
-    """Iterates over :class:`TrainingBatches` from ``start_batch`` on, and handles broken images and dying workers.
+    """Iterates over :class:`TrainingBatches` in the order of ``numbers``, and handles broken images and dying workers.
 
     An unreadable image is replaced by another one and counted. The log names it once. If a worker dies, all workers are
     started again, beginning with the batch that is due.
 
     Args:
         batches: the batches.
-        start_batch: the number of the first batch.
+        numbers: the numbers of the batches, without end, from the beginning in every iteration over them.
         num_workers: the number of worker processes; with 0 this process does the work.
         max_corrupt_share: iteration ends when the share of unreadable images exceeds this.
         task_name: the task's name, for messages.
@@ -100,13 +101,13 @@ class TrainLoader:
         self,
         batches: TrainingBatches,
         *,
-        start_batch: int,
+        numbers: Iterable[int],
         num_workers: int,
         max_corrupt_share: float,
         task_name: str,
     ):
         self._batches = batches
-        self._start_batch = start_batch
+        self._numbers = numbers
         self._num_workers = num_workers
         self._samples_per_batch = batches.samples_per_batch
         self._max_corrupt_share = max_corrupt_share
@@ -126,17 +127,18 @@ class TrainLoader:
             UserError: the share of unreadable images is above the limit, workers die again and again, or the mapper
                 raises it.
         """
-        due, failures = self._start_batch, 0
+        done, failures = 0, 0
         while True:
-            workers = self._start_workers(due)
+            workers = self._start_workers(done)
             try:
                 for loaded in workers:
                     yield self._answer_for(loaded)
-                    due, failures = due + 1, 0
+                    done, failures = done + 1, 0
             except WorkerDied as death:
                 reason = str(death)
             del workers  # ends the remaining workers
             failures += 1
+            due = next(itertools.islice(self._numbers, done, None))
             if failures == MAX_WORKER_FAILURES:
                 raise UserError(
                     f"task {self._task_name}: {failures} times in a row workers died before batch {due} was there, "
@@ -145,11 +147,11 @@ class TrainLoader:
                 )
             logger.warning("task %s: %s; new workers go on with batch %d", self._task_name, reason, due)
 
-    def _start_workers(self, first_batch: int) -> Workers:
+    def _start_workers(self, done: int) -> Workers:
         return Workers(
             DataLoader(
                 self._batches,
-                sampler=_CountFrom(first_batch),
+                sampler=_Rest(self._numbers, done),
                 batch_size=None,
                 collate_fn=pack if self._num_workers else _as_it_is,
                 num_workers=self._num_workers,
@@ -184,14 +186,11 @@ def _as_it_is(loaded: tuple) -> tuple:
     return loaded
 
 
-class _CountFrom(Sampler):
-    """start, start + 1, ... without end."""
+class _Rest(Sampler):
+    """``numbers`` without the first ``done`` of them."""
 
-    def __init__(self, start: int):
-        self._start = start
+    def __init__(self, numbers: Iterable[int], done: int):
+        self._numbers, self._done = numbers, done
 
     def __iter__(self) -> Iterator[int]:
-        number = self._start
-        while True:
-            yield number
-            number += 1
+        return itertools.islice(self._numbers, self._done, None)
