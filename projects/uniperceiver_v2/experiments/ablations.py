@@ -92,7 +92,7 @@ ARMS = {
         settings={
             **ADAMW,
             "SOLVER.SAMPLING": "mixed",
-            **{f"TASKS.{task}.IMS_PER_BATCH": size for task, size in zip(TESTS, (4, 2, 1, 2, 3), strict=True)},
+            **{f"TASKS.{task}.IMS_PER_BATCH": size for task, size in zip(TESTS, (3, 1, 2, 2, 3), strict=True)},
         }
     ),
     "unmixed": Arm(settings=ADAMW, replaced=features_not_gathered),
