@@ -55,7 +55,7 @@ def refuse_unused(cfg: CfgNode) -> None:
         UserError: such a setting differs from its default. The message says what to use instead.
     """
     for key, value, default in _pairs(cfg, get_cfg()):
-        if value != default and (reason := _reason(cfg, key)):
+        if _plain(value) != _plain(default) and (reason := _reason(cfg, key)):
             raise UserError(f"{key} is given, but nothing reads it: {reason}")
 
 
@@ -80,3 +80,8 @@ def _pairs(node: CfgNode, defaults: CfgNode, path: str = "") -> Iterator[tuple[s
             yield from _pairs(node[name], default, f"{path}{name}.")
         else:
             yield f"{path}{name}", node[name], default
+
+
+def _plain(value: object) -> object:
+    """A value with lists in place of tuples, at every depth. YAML has no tuples, so a setting from a file has lists."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
