@@ -34,8 +34,10 @@ def test_a_setting_that_nothing_reads_is_refused(key, value, instead):
 
 
 def test_what_is_read_under_other_settings_is_not_refused():
-    load_config(CONFIG, ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.OPTIMIZER", "AdamW"])
-    load_config(CONFIG, ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnet_backbone"])
+    cfg = load_config(CONFIG, ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.OPTIMIZER", "AdamW"])
+    assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+    cfg = load_config(CONFIG, ["MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.BACKBONE.NAME", "build_resnet_backbone"])
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
 
 
 def test_a_runs_own_settings_can_be_given_as_a_file(tmp_path):

@@ -18,6 +18,8 @@ from uniperceiver_v2.engine.metrics import reproducible
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
 
+from .test_resume import assert_same
+
 RATIOS = {"lines": 2 / 3, "signs": 1 / 3}
 
 
@@ -344,20 +346,6 @@ def test_a_run_in_two_halves_or_on_one_process_is_the_whole_run_on_two(real_cfg,
     assert whole[1]
     for name in ("halves", "alone"):
         assert_same(whole, outcome(name), name)
-
-
-def assert_same(a, b, where: str) -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, pair in enumerate(zip(a, b)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
 @pytest.mark.parametrize(
