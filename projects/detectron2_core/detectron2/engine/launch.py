@@ -84,3 +84,5 @@ def _worker(local_rank, main_func, world_size, processes_per_machine, machine_ra
     # No process may make its first collective call while another one is still joining the group.
     comm.synchronize()
     main_func(*args)
+    # The group's threads end here. Left to the end of the interpreter, they abort the process now and then.
+    dist.destroy_process_group()
