@@ -76,10 +76,6 @@ def test_every_arm_trains_other_weights_and_all_that_it_replaces_is_used(
 def test_a_replaced_name_that_is_gone_is_an_error(cures, monkeypatch):
     for place, name in (
         (cures.criterion, "quality_focal_loss"),
-        (cures.criterion, "mask_windows"),
-        (cures.criterion, "contains"),
-        (cures.ProposalFusion, "_pooling"),
-        (cures.detection, "box_interiors"),
         (cures.UnifiedDecoder, "_start_as_pooling"),
     ):
         with monkeypatch.context() as without:

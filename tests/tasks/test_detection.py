@@ -201,12 +201,15 @@ def test_more_detections_than_pairs_are_all_pairs():
     assert len(found) == 6
 
 
-def test_a_mask_ends_at_its_box():
+def test_a_mask_ends_at_its_box_where_it_is_learned_so():
     """The masks cover the image. The boxes are 2.5×1 pixels in the middle of row 1, and the lower left quarter."""
     proposals = make_proposals(torch.full((2, 4, 4), 5.0))
     proposals.boxes[0] = torch.tensor([[2.25 / 4, 1.5 / 4, 2.5 / 4, 1 / 4], [0.25, 0.75, 0.5, 0.5]])
     images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
-    found = best_instances(torch.tensor([[0.9], [0.8]]), proposals, 0, images, (4, 4), count=2)
+    scores = torch.tensor([[0.9], [0.8]])
+    assert best_instances(scores, proposals, 0, images, (4, 4), count=2).pred_masks.all()
+    proposals.masks_in_boxes = True
+    found = best_instances(scores, proposals, 0, images, (4, 4), count=2)
     # A pixel that a box only touches is the mask's still.
     assert found.pred_masks[0].nonzero().tolist() == [[1, 1], [1, 2], [1, 3]]
     assert found.pred_masks[1].nonzero().tolist() == [[2, 0], [2, 1], [3, 0], [3, 1]]

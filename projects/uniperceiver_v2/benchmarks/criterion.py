@@ -147,7 +147,9 @@ def mask_work(scale: Scale, device: str, maps_given: bool) -> tuple[Callable[[],
 def our_masks(
     scale: Scale, targets: RegionTargets, predictions: RegionPredictions, pixels: Tensor
 ) -> Callable[[], object]:
-    criterion = RegionCriterion(WEIGHTS, MatchCosts(**WEIGHTS), scale.points, 3.0, 0.75, one_to_many=9)
+    criterion = RegionCriterion(
+        WEIGHTS, MatchCosts(**WEIGHTS), scale.points, 3.0, 0.75, one_to_many=9, masks_in_boxes=True
+    )
     leaves = predictions.objectness, predictions.boxes, predictions.mask_embeddings, pixels
 
     def work() -> tuple[Tensor, ...]:

@@ -82,7 +82,7 @@ def build_ours(shape: Shape, device: str) -> ImageEncoder:
     cfg.defrost()
     cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = CfgNode({"model_type": "resnet", **shape.backbone})
     encoder = ImageEncoder(cfg).to(device)
-    encoder.regions.denoising_groups = 0
+    encoder.regions.denoising_queries = 0
     return encoder
 
 
@@ -117,7 +117,7 @@ def build_peer(shape: Shape, device: str) -> nn.Module:
 def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Tensor]:
     """The parts that the peer has, too: backbone, region encoder, selection, decoder and its heads."""
     regions = encoder.regions
-    features, _ = regions.project(encoder.maps(images)[1:], valid_pixels(images), has_padding(images))
+    features = regions.project(encoder.maps(images)[1:], valid_pixels(images), has_padding(images))
     memory = regions.encoder(features)
     predicted, queries = regions.select(memory, features, dense=dense)
     hidden, boxes = regions.decoder(queries.contents, queries.boxes, memory, features)

@@ -25,8 +25,6 @@ from uniperceiver_v2.data.datasets.builtin import datasets_root
 from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.modeling.decoder import UnifiedDecoder
 from uniperceiver_v2.modeling.image_encoder import criterion
-from uniperceiver_v2.modeling.image_encoder.tokens import ProposalFusion
-from uniperceiver_v2.tasks import detection
 
 PREFIX = "development_"
 TESTS = {"scenes": f"{PREFIX}digit_scenes_test", "digits": f"{PREFIX}digits_test"}
@@ -54,28 +52,6 @@ def objectness_without_quality() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def masks_everywhere() -> Iterator[None]:
-    """Masks are learned, compared, fused and predicted over the whole image, not only inside boxes."""
-    whole = torch.tensor([0.5, 0.5, 1.0, 1.0])
-    pooling = ProposalFusion._pooling
-
-    def pooling_of_all(
-        self: ProposalFusion, centre: torch.Tensor, side: torch.Tensor, extent: torch.Tensor, size: int
-    ) -> torch.Tensor:
-        return pooling(self, torch.full_like(centre, 0.5), torch.ones_like(side), extent, size)
-
-    with contextlib.ExitStack() as stack:
-        for place, name, replacement in (
-            (criterion, "mask_windows", lambda matches, targets: whole.expand(len(matches.image), 4)),
-            (criterion, "contains", lambda boxes, points: torch.ones((), dtype=torch.bool)),
-            (ProposalFusion, "_pooling", pooling_of_all),
-            (detection, "box_interiors", lambda boxes, size: torch.ones(len(boxes), *size, dtype=torch.bool)),
-        ):
-            stack.enter_context(mock.patch.object(place, name, replacement))
-        yield
-
-
 def decoder_from_random() -> contextlib.AbstractContextManager:
     """The unified decoder keeps its random initialisation."""
     return mock.patch.object(UnifiedDecoder, "_start_as_pooling", lambda self: None)
@@ -85,9 +61,9 @@ NODE = "MODEL.UNIPERCEIVER_V2"
 ARMS = {
     "none": Arm(),
     "alignment": Arm(settings={f"TASKS.{task}.ALIGNMENT_WEIGHT": 0.0 for task in TESTS}),
-    "denoising": Arm(settings={f"{NODE}.REGION.DENOISING_GROUPS": 0}),
+    "denoising": Arm(settings={f"{NODE}.REGION.DENOISING_QUERIES": 0}),
     "delay": Arm(settings={"SOLVER.DECODER_DELAY": 0}),
-    "masks in boxes": Arm(replaced=masks_everywhere),
+    "masks in boxes": Arm(settings={f"{NODE}.REGION.MASKS_IN_BOXES": False}),
     "quality": Arm(replaced=objectness_without_quality),
     "averaging": Arm(settings={"SOLVER.WEIGHT_AVERAGING": 0.0}),
     "pooling": Arm(replaced=decoder_from_random),

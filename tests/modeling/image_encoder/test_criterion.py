@@ -31,7 +31,9 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 def make_criterion(**costs: float) -> RegionCriterion:
     all_costs = dict.fromkeys(WEIGHTS, 0.0) | (costs or dict.fromkeys(WEIGHTS, 1.0))
-    return RegionCriterion(WEIGHTS, MatchCosts(**all_costs), POINTS, OVERSAMPLING, UNCERTAIN, one_to_many=3)
+    return RegionCriterion(
+        WEIGHTS, MatchCosts(**all_costs), POINTS, OVERSAMPLING, UNCERTAIN, one_to_many=3, masks_in_boxes=True
+    )
 
 
 def make_targets(counts=(2, 0, 3)) -> RegionTargets:

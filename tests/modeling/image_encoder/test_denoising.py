@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from uniperceiver_v2.modeling.image_encoder.denoising import denoising_attention_mask, make_denoising_queries
+from uniperceiver_v2.modeling.image_encoder.denoising import (
+    denoising_attention_mask,
+    make_denoising_queries,
+    number_of_groups,
+)
 from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
 
 GROUPS, NOISE = 3, 0.6
@@ -68,20 +72,27 @@ def test_boxes_stay_in_the_image(targets):
 
 def test_mask_separates_groups_and_ordinary_queries():
     """One image has one object, the other has none. There are two groups with a slightly and a strongly changed box.
-    A query made from padding is seen by itself only."""
+    Denoising queries see the ordinary ones, which do not see them. Nobody sees a query made from padding."""
     valid = torch.tensor([[True], [False]])
     targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
     mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)
     with_object = torch.tensor(
         [
-            [1, 1, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [0, 0, 1, 1, 0, 0],
-            [0, 0, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 1],
+            [1, 1, 0, 0, 1, 1],
+            [0, 0, 1, 1, 1, 1],
+            [0, 0, 1, 1, 1, 1],
             [0, 0, 0, 0, 1, 1],
             [0, 0, 0, 0, 1, 1],
         ]
     )
-    without = torch.eye(6, dtype=torch.long)
-    without[4:, 4:] = 1
+    without = torch.zeros(6, 6, dtype=torch.long)
+    without[:, 4:] = 1
     assert torch.equal(mask, torch.stack((with_object, without)).unsqueeze(1).bool())
+
+
+@pytest.mark.parametrize(("objects", "groups"), [(1, 100), (3, 33), (6, 16), (51, 1), (300, 1)])
+def test_the_number_of_groups_adapts_to_the_most_objects_of_an_image(objects, groups):
+    valid = torch.arange(objects) < torch.tensor([[objects], [0]])
+    targets = RegionTargets(torch.rand(2, objects, 4), torch.ones(2, objects, 4, 4).bool(), valid.long(), valid)
+    assert number_of_groups(targets, near_misses=100) == groups

@@ -24,7 +24,7 @@ def parts(encoding, index: int = 0) -> dict[str, torch.Tensor]:
     return {
         "global": encoding.global_tokens[index],
         "proposals": encoding.proposal_tokens[index],
-        **{name: x[index] for name, x in vars(encoding.proposals).items()},
+        **{name: x[index] for name, x in vars(encoding.proposals).items() if isinstance(x, torch.Tensor)},
     }
 
 
@@ -83,9 +83,9 @@ def test_every_weight_but_the_losses_own_reaches_the_tokens(encoder):
     (encoding.global_tokens.sum() + encoding.proposal_tokens.square().sum()).backward()
     unreached = {name for name, p in encoder.named_parameters() if p.grad is None}
     # What only selects or scores proposals learns from the losses alone.
-    assert unreached <= {name for name, _ in encoder.named_parameters() if "objectness" in name} | {
-        name for name, _ in encoder.named_parameters() if "select.box_head" in name or "denoising" in name
-    }
+    assert unreached <= {
+        name for name, _ in encoder.named_parameters() if "objectness" in name or "one_to_many" in name
+    } | {name for name, _ in encoder.named_parameters() if "select.box_head" in name or "denoising" in name}
 
 
 def test_the_mean_global_token_needs_no_region_network(encoder):

@@ -163,7 +163,7 @@ def plain_one_to_many(dense: DensePredictions, targets: RegionTargets, candidate
     """TOOD's assignment, token by token: {(image, token): (quality, target)}."""
     result = {}
     for image in range(len(targets.valid)):
-        iou, alignment = {}, {}
+        iou, alignment, rescued = {}, {}, set()
         claims: dict[int, list[int]] = {}
         for n in range(int(targets.valid[image].sum())):
             cx, cy, w, h = targets.boxes[image, n].tolist()
@@ -175,12 +175,23 @@ def plain_one_to_many(dense: DensePredictions, targets: RegionTargets, candidate
                 iou[s, n] = box_overlaps(dense.boxes[image, s], targets.boxes[image, n])[0].item()
                 alignment[s, n] = sigmoid(dense.objectness[image, s].item()) ** 0.5 * iou[s, n] ** 4 + 1e-9
                 eligible.append(s)
+            if not eligible:  # smaller than the distance of tokens: the nearest
+                s = min(
+                    (s for s in range(dense.centres.shape[1]) if dense.valid[image, s]),
+                    key=lambda s, cx=cx, cy=cy, image=image: sum(
+                        abs(a - b) for a, b in zip(dense.centres[image, s].tolist(), (cx, cy), strict=True)
+                    ),
+                )
+                iou[s, n] = box_overlaps(dense.boxes[image, s], targets.boxes[image, n])[0].item()
+                alignment[s, n] = sigmoid(dense.objectness[image, s].item()) ** 0.5 * iou[s, n] ** 4 + 1e-9
+                eligible.append(s)
+                rescued.add(n)
             for s in sorted(eligible, key=lambda s, n=n: -alignment[s, n])[:candidates]:
                 claims.setdefault(s, []).append(n)
-        owner = {s: max(ns, key=lambda n, s=s: iou[s, n]) for s, ns in claims.items()}
+        owner = {s: max(ns, key=lambda n, s=s: (n in rescued, iou[s, n])) for s, ns in claims.items()}
         for n in set(owner.values()):
             own = [s for s, o in owner.items() if o == n]
-            scale = max(iou[s, n] for s in own) / max(alignment[s, n] for s in own)
+            scale = max(1e-3, *(iou[s, n] for s in own)) / max(alignment[s, n] for s in own)
             result |= {(image, s): (alignment[s, n] * scale, n) for s in own}
     return result
 
@@ -213,3 +224,21 @@ def test_best_token_of_an_object_gets_its_best_overlap():
     torch.testing.assert_close(quality[0, 0], torch.tensor(1.0))
     assert 0 < quality[0, 1] < 1
     assert quality[0, 3] == 0  # its centre lies outside of the object
+
+
+def test_an_object_without_a_token_inside_gets_the_nearest_one():
+    """Tokens at the centres of a 4×4 grid. The small object lies between four of them and inside a large object, whose
+    tokens fit the large object better."""
+    targets = region_targets([3])
+    large, small, empty = [0.5, 0.5, 0.9, 0.9], [0.48, 0.51, 0.05, 0.05], [0.02, 0.98, 0.01, 0.01]
+    targets.boxes[0] = torch.tensor([large, small, empty])
+    steps = (torch.arange(4) + 0.5) / 4
+    centres = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(1, 16, 2)
+    boxes = torch.tensor(large).expand(1, 16, 4).clone()
+    dense = DensePredictions(torch.zeros(1, 16), boxes, centres, torch.ones(1, 16, dtype=torch.bool), boxes)
+    quality, target = one_to_many_match(dense, targets, 16)
+    owners = {n: [s for s in range(16) if quality[0, s] > 0 and target[0, s] == n] for n in range(3)}
+    assert owners[1] == [9]  # column 1, row 2: (0.375, 0.625)
+    assert owners[2] == [12]  # the lower left corner; its box does not even touch the object
+    assert quality[0, 12] == pytest.approx(1e-3)
+    assert owners[0] == [s for s in range(16) if s not in (9, 12)]

@@ -1,5 +1,7 @@
 """The whole region network: scales, query selection, padding, denoising."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -37,9 +39,10 @@ def make_network(**changes) -> RegionNetwork:
         "decoder_layers": 2,
         "num_queries": 6,
         "anchor_size": 0.2,
-        "denoising_groups": 2,
+        "denoising_queries": 4,
         "box_noise": 0.4,
-        "criterion": RegionCriterion(weights, MatchCosts(**weights), 16, 3.0, 0.75, one_to_many=3),
+        "boxes_from_masks": False,
+        "criterion": RegionCriterion(weights, MatchCosts(**weights), 16, 3.0, 0.75, one_to_many=3, masks_in_boxes=True),
     }
     network = RegionNetwork(**(settings | changes))
     randomise(network)
@@ -157,16 +160,80 @@ def test_anchors_double_with_each_scale():
     assert queries.boxes.shape == (1, 16, 4)  # no more queries than tokens
 
 
-def test_selected_boxes_carry_no_gradients():
-    select, (features, _) = QuerySelection(DIM, num_queries=4, anchor_size=0.1), padded_and_alone()
-    _, queries = select(features.tokens, features)
-    assert not queries.boxes.requires_grad
-    assert queries.contents.requires_grad
+def test_the_decoder_does_not_teach_the_selected_boxes():
+    network, (maps, valid) = make_network(), make_maps()
+    output = network(maps, valid, make_targets())
+    head = network.select.box_head.layers[-1].weight
+    from_decoder = sum(x.sum() for x in (output.predictions.boxes, output.hidden))
+    assert not torch.autograd.grad(from_decoder, head, retain_graph=True, allow_unused=True)[0]
+    assert torch.autograd.grad(output.selected.boxes.sum(), head)[0].any()
+
+
+def test_one_to_many_supervision_leaves_the_score_that_selects_alone():
+    network, (maps, valid) = make_network(), make_maps()
+    targets = make_targets()
+    output, criterion, select = network(maps, valid, targets), network.criterion, network.select
+    quality, matches = criterion.match_dense(output.dense, targets)
+    dense = sum(criterion.dense_losses(output.dense, quality, matches, targets, 1.0).values())
+    assert not torch.autograd.grad(dense, select.objectness.weight, retain_graph=True, allow_unused=True)[0]
+    assert torch.autograd.grad(dense, select.one_to_many.weight, retain_graph=True)[0].any()
+    # One-to-one: of the selected queries one is the answer for each object, the others are background.
+    objectness = output.selected.objectness
+    loss = network.losses(output, targets).losses["loss_objectness"]
+    raised = torch.autograd.grad(loss, objectness)[0][0] < 0
+    assert raised.sum(1).tolist() == [2, 1]
+
+
+@torch.no_grad()
+def test_denoising_queries_see_the_ordinary_ones():
+    network, (maps, valid) = make_network(box_noise=0.0).eval(), make_maps()
+    targets = make_targets()
+    found = []
+    for queries in (6, 2):
+        network.select.num_queries = queries
+        output = network(maps, valid, targets)
+        found.append(output.hidden[:, 0, : output.num_denoising])
+    assert found[0].shape == found[1].shape
+    assert (found[0] - found[1]).abs().amax() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masks_in_boxes", [False, True])
+def test_queries_can_begin_with_the_boxes_of_their_masks(masks_in_boxes):
+    network, (maps, valid) = make_network(boxes_from_masks=True).eval(), make_maps()
+    network.criterion.masks_in_boxes = masks_in_boxes
+    initial = []
+    network.decoder.register_forward_pre_hook(lambda module, args: initial.append(args[1]))
+    output = network(maps, valid, make_targets())
+    network(maps, valid, None)
+    found, alone = initial[0][:, output.num_denoising :], initial[1]
+    torch.testing.assert_close(found, alone)
+    selected = output.selected
+    changed = 0
+    for image, (width, height) in enumerate(((24, 16), (16, 10))):
+        for query in range(6):
+            logits = torch.einsum(
+                "d,dhw->hw", selected.mask_embeddings[0, image, query], output.pixel_embeddings[image]
+            )
+            inside = logits[:height, :width] > 0
+            cx, cy, w, h = selected.boxes[0, image, query].tolist()
+            if masks_in_boxes:  # the pixels of the window that its box and a margin touch
+                for x, y in itertools.product(range(width), range(height)):
+                    inside[y, x] &= abs((x + 0.5) / width - cx) < 0.6 * w + 0.5 / width
+                    inside[y, x] &= abs((y + 0.5) / height - cy) < 0.6 * h + 0.5 / height
+            expected = [cx, cy, w, h]
+            if inside.any():
+                ys, xs = inside.nonzero(as_tuple=True)
+                x0, x1, y0, y1 = xs.min() / width, (xs.max() + 1) / width, ys.min() / height, (ys.max() + 1) / height
+                expected = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+                changed += 1
+            assert found[image, query].tolist() == pytest.approx([float(x) for x in expected], abs=1e-5)
+    assert changed > 6
 
 
 def test_without_targets_the_proposals_are_the_same_and_what_losses_alone_read_is_left_out():
     network, (maps, valid) = make_network().eval(), make_maps()
-    network.denoising_groups = 0
+    network.denoising_queries = 0
     without, complete = network(maps, valid, None), network(maps, valid, make_targets())
     torch.testing.assert_close(vars(without.proposals()), vars(complete.proposals()), atol=1e-5, rtol=1e-5)
     assert without.dense is None
@@ -179,9 +246,9 @@ def test_denoising_queries_do_not_leak():
     network, (maps, valid) = make_network().eval(), make_maps()
     targets = make_targets()
     with_known = network(maps, valid, targets)
-    groups, network.denoising_groups = network.denoising_groups, 0
+    number, network.denoising_queries = network.denoising_queries, 0
     without = network(maps, valid, targets)
-    network.denoising_groups = groups
+    network.denoising_queries = number
     count = with_known.num_denoising
     assert count == 2 * 2 * 2
     assert without.num_denoising == 0
@@ -201,14 +268,14 @@ def test_denoising_queries_do_not_leak():
 def test_padded_targets_change_nothing_for_denoising():
     """An image's denoising queries do not depend on its neighbours. They are defined for an image without objects,
     too."""
-    network, (maps, valid) = make_network(box_noise=0.0).eval(), make_maps()
+    network, (maps, valid) = make_network(box_noise=0.0, denoising_queries=1).eval(), make_maps()
     targets, crowded = make_targets((1, 0)), make_targets((1, 3))
     crowded.boxes[0, 0] = targets.boxes[0, 0]
     found = [network(maps, valid, x) for x in (targets, crowded)]
     first, second = (
         x.hidden[:, 0, : x.num_denoising][:, x.denoising.positive[0] | x.denoising.negative[0]] for x in found
     )
-    assert first.shape == (2, 2 * 2, DIM)
+    assert first.shape == (2, 2, DIM)
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
     assert found[0].hidden.isfinite().all()
 
@@ -223,9 +290,9 @@ def test_masks_are_products_of_mask_and_pixel_embeddings():
 
 
 @pytest.mark.parametrize("counts", [(2, 1), (0, 3), (0, 0)])
-@pytest.mark.parametrize("groups", [0, 2])
-def test_losses_are_finite_and_reach_every_parameter(counts, groups):
-    network, (maps, valid) = make_network(denoising_groups=groups), make_maps()
+@pytest.mark.parametrize("number", [0, 4])
+def test_losses_are_finite_and_reach_every_parameter(counts, number):
+    network, (maps, valid) = make_network(denoising_queries=number), make_maps()
     targets = make_targets(counts)
     output = network(maps, valid, targets)
     supervision = network.losses(output, targets)
@@ -238,10 +305,10 @@ def test_losses_are_finite_and_reach_every_parameter(counts, groups):
     assert all(g is None or g.isfinite().all() for g in gradients.values())
     if sum(counts):
         unreached = {name for name, g in gradients.items() if g is None or not g.any()}
-        assert unreached <= (set() if groups else {"denoising_content"})
+        assert unreached <= (set() if number else {"denoising_content"})
 
 
-def test_losses_sum_encoder_decoder_and_denoising():
+def test_losses_sum_encoder_selection_decoder_and_denoising():
     network, (maps, valid) = make_network(), make_maps()
     targets = make_targets()
     output = network(maps, valid, targets)
@@ -250,14 +317,18 @@ def test_losses_sum_encoder_decoder_and_denoising():
     torch.manual_seed(1)
     criterion, count = network.criterion, output.num_denoising
     ordinary, known = output.predictions.queries(slice(count, None)), output.predictions.queries(slice(0, count))
-    matches = criterion.match(ordinary, output.pixel_embeddings, targets)
+    matches = criterion.match(ordinary.after(output.selected), output.pixel_embeddings, targets)
+    selected, matches = matches.split(3, 1)
+    assert (selected.layer.tolist(), sorted(set(matches.layer.tolist()))) == ([0] * 3, [0, 1])
     quality, dense = criterion.match_dense(output.dense, targets)
     nothing = Matches(*torch.zeros(4, 0, dtype=torch.int64))
     parts = [
         criterion.losses(ordinary, matches, output.pixel_embeddings, targets, 3.0)[0],
-        criterion.dense_losses(output.dense, quality, dense, targets, quality.sum().clamp(min=1)),
         criterion.losses(known, nothing, output.pixel_embeddings, targets, 3.0, output.denoising)[0],
+        criterion.losses(output.selected, selected, output.pixel_embeddings, targets, 3.0)[0],
+        criterion.dense_losses(output.dense, quality, dense, targets, quality.sum().clamp(min=1)),
     ]
+    assert all(value > 0 for value in parts[2].values())
     for name in LOSSES:
         torch.testing.assert_close(losses[f"loss_{name}"], sum(part.get(name, torch.tensor(0.0)) for part in parts))
 

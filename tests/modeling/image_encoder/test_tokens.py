@@ -12,13 +12,14 @@ from uniperceiver_v2.modeling.layers import box_position_encoding, map_position_
 REGION, DIM, CHANNELS = 16, 24, 8
 
 
-def proposals(size: tuple[int, int] = (56, 56)) -> Proposals:
+def proposals(size: tuple[int, int] = (56, 56), in_boxes: bool = True) -> Proposals:
     return Proposals(
         torch.randn(2, 3, REGION),
         torch.rand(2, 3, 4),
         torch.randn(2, 3, *size) * 3,
         torch.randn(2, 3),
         torch.randn(2, 3, CHANNELS),
+        masks_in_boxes=in_boxes,
     )
 
 
@@ -43,9 +44,11 @@ def inside(box: list[float], size: tuple[int, int]) -> torch.Tensor:
     )
 
 
-def test_fusion_is_the_sum_of_semantics_appearance_box_and_pooled_mask(fusion):
-    given = proposals()
+@pytest.mark.parametrize("in_boxes", [False, True])
+def test_fusion_is_the_sum_of_semantics_appearance_box_and_pooled_mask(fusion, in_boxes):
+    given = proposals(in_boxes=in_boxes)
     kept = torch.stack([torch.stack([inside(box, (56, 56)) for box in image]) for image in given.boxes.tolist()])
+    kept = kept if in_boxes else 1
     pooled = (given.masks.sigmoid() * kept).unflatten(2, (28, 2)).unflatten(4, (28, 2)).mean((3, 5)).flatten(2)
     box = box_position_encoding(given.boxes, fusion.BOX_ENCODING)
     expected = sum(
@@ -116,7 +119,7 @@ def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded
     boxes = torch.cat((torch.rand(2, 5, 2), 0.05 + 0.6 * torch.rand(2, 5, 2)), dim=-1).double()
     masks = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
     fusion, semantics, appearance = ProposalFusion(REGION, DIM, CHANNELS), torch.zeros(2, 5, REGION), torch.zeros(0)
-    found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5), appearance))
+    found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5), appearance, masks_in_boxes=True))
 
     x, y = ((torch.arange(side) + 0.5) / side for side in reversed(size))
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
@@ -130,5 +133,6 @@ def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded
 
     extent = torch.tensor([[size[1] / padded[1], size[0] / padded[0]]] * 2, dtype=torch.float64)
     wider = F.pad(masks, (0, padded[1] - size[1], 0, padded[0] - size[0]), value=3.0)
-    beside = fusion._pooled_masks(Proposals(semantics, boxes, wider, torch.zeros(2, 5), appearance, extent))
+    cut = Proposals(semantics, boxes, wider, torch.zeros(2, 5), appearance, extent, masks_in_boxes=True)
+    beside = fusion._pooled_masks(cut)
     torch.testing.assert_close(beside, expected)

@@ -134,12 +134,14 @@ def proposal_instances(
     boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index, used].float()))
     boxes.scale(output_size[1], output_size[0])
     boxes.clip(output_size)
-    masks = paste_masks(proposals.masks[index, used], images, index, output_size) & box_interiors(boxes, output_size)
+    masks = paste_masks(proposals.masks[index, used], images, index, output_size)
+    if proposals.masks_in_boxes:
+        masks &= box_interiors(boxes, output_size)
     return Instances(output_size, pred_boxes=boxes[which], scores=scores, pred_classes=label, pred_masks=masks[which])
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
-    """The pixels that each of K boxes touches, bool [K, *size]. A mask ends at its box (YOLACT, section 3.3)."""
+    """The pixels that each of K boxes touches, bool [K, *size]."""
     x0, y0, x1, y1 = boxes.tensor[:, :, None].unbind(1)
     rows, columns = (torch.arange(side, device=x0.device) for side in size)
     inside_rows = (rows + 1 > y0) & (rows < y1)

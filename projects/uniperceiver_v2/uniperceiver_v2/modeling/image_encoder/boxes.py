@@ -43,3 +43,12 @@ def contains(boxes: Tensor, points: Tensor) -> Tensor:
     x, y = points.movedim(-1, 0).contiguous()
     cx, cy, width, height = boxes.unbind(-1)
     return ((x - cx).abs() <= width / 2) & ((y - cy).abs() <= height / 2)
+
+
+def touched(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """[...,h,w] bool, the pixels of a map of `size` that boxes [...,4] in 0..1 of the map touch."""
+    near = []
+    for axis, pixels in zip((1, 0), size, strict=True):
+        centres = (torch.arange(pixels, device=boxes.device) + 0.5) / pixels
+        near.append((centres - boxes[..., axis, None]).abs() < (boxes[..., 2 + axis, None] + 1 / pixels) / 2)
+    return near[0].unsqueeze(-1) & near[1].unsqueeze(-2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,14 @@ from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
 from .structures import Matches, RegionTargets, on_padded_map
 
-MASK_MARGIN = 1.2  # a mask is learned in a window with 1.2 times the sides of its box
+MASK_MARGIN = 1.2  # of masks that end at their boxes: one is learned in a window with 1.2 times the sides of its box
 OUTSIDE = -8.0  # mask logit outside a query's box
 MATCHED_AT_ONCE = 2**22  # mask logits compared at once: fewer are slower, more need new memory from the system
 
 
 @dataclass
 class RegionPredictions:
-    """Predictions of all Ly decoder layers for a set of queries.
+    """Predictions of Ly layers for a set of queries. A layer is one of the decoder's, or the encoder's selection.
 
     Attributes:
         objectness: [Ly,B,Q] logits.
@@ -38,6 +38,12 @@ class RegionPredictions:
     def queries(self, part: slice) -> RegionPredictions:
         """The predictions for a slice of the queries."""
         return RegionPredictions(*(x[:, :, part] for x in (self.objectness, self.boxes, self.mask_embeddings)))
+
+    def after(self, first: RegionPredictions) -> RegionPredictions:
+        """The layers of `first`, then these, for the same queries."""
+        return RegionPredictions(
+            *(torch.cat((getattr(first, field.name), getattr(self, field.name))) for field in fields(self))
+        )
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, weight: Tensor | None, gamma: float = 1.5) -> Tensor:
@@ -81,14 +87,9 @@ def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -
     return logits.flatten(0, 1).index_select(0, place).unflatten(-1, (height, width))
 
 
-def mask_windows(matches: Matches, targets: RegionTargets) -> Tensor:
-    """Windows [K,4] on the padded map in which the masks of matched queries are learned: the object's box and a margin.
-
-    Masks are cut at their boxes (YOLACT, section 3.3). A mask then separates its object from the surroundings only, not
-    from everything else in the image.
-    """
-    boxes = on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target]
-    return torch.cat((boxes[:, :2], boxes[:, 2:] * MASK_MARGIN), dim=-1)
+def mask_windows(boxes: Tensor) -> Tensor:
+    """The windows in which the masks of objects with these boxes [...,4] are learned if masks end at their boxes."""
+    return torch.cat((boxes[..., :2], boxes[..., 2:] * MASK_MARGIN), dim=-1)
 
 
 def weighted_sum(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -127,6 +128,8 @@ class RegionCriterion:
         costs: the weights of the matching costs with the same names.
         num_points, oversampling, uncertain_share: settings of the points for masks (PointRend), see `uncertain_points`.
         one_to_many: the number of encoder tokens that are matched with each object.
+        masks_in_boxes: whether masks end at their boxes (YOLACT, section 3.3). A mask is then learned in a window
+            around its object's box. It separates its object from the surroundings, not from all else in the image.
     """
 
     def __init__(
@@ -137,10 +140,11 @@ class RegionCriterion:
         oversampling: float,
         uncertain_share: float,
         one_to_many: int,
+        masks_in_boxes: bool,
     ):
         self.weights, self.costs = weights, costs
         self.num_points, self.oversampling, self.uncertain_share = num_points, oversampling, uncertain_share
-        self.one_to_many = one_to_many
+        self.one_to_many, self.masks_in_boxes = one_to_many, masks_in_boxes
 
     @torch.no_grad()
     def match(self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets) -> Matches:
@@ -160,8 +164,10 @@ class RegionCriterion:
         at_points = sample_masks(targets.masks.flatten(0, 1), which, points.repeat_interleave(N, dim=0)).view(B, N, -1)
         size = max(1, MATCHED_AT_ONCE // (B * embeddings.shape[1]))
         for block, wanted in zip(points.split(size, dim=1), at_points.split(size, dim=2), strict=True):
-            logits = embeddings @ sample_points(pixel_embeddings, block)
-            yield torch.where(contains(boxes, block[:, None]), logits.float(), OUTSIDE), wanted
+            logits = (embeddings @ sample_points(pixel_embeddings, block)).float()
+            if self.masks_in_boxes:
+                logits = torch.where(contains(boxes, block[:, None]), logits, OUTSIDE)
+            yield logits, wanted
 
     def losses(
         self,
@@ -215,13 +221,11 @@ class RegionCriterion:
         if len(matches.image) == 0:
             return dict.fromkeys(("mask", "dice"), mask_embeddings.sum() * 0)
         logits = masks_of(mask_embeddings, matches.image, pixel_embeddings).float()
+        windows = None
+        if self.masks_in_boxes:
+            windows = mask_windows(on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target])
         points = uncertain_points(
-            logits.detach(),
-            self.num_points,
-            self.oversampling,
-            self.uncertain_share,
-            mask_windows(matches, targets),
-            parts,
+            logits.detach(), self.num_points, self.oversampling, self.uncertain_share, windows, parts
         )
         at_points = sample_points(logits[:, None], points).squeeze(1)
         which = matches.image * targets.valid.shape[1] + matches.target

@@ -56,6 +56,16 @@ class DenoisingQueries:
         )
 
 
+def number_of_groups(targets: RegionTargets, near_misses: int) -> int:
+    """The number of groups with which an image has about `near_misses` near misses, at least 1.
+
+    The image with the most objects of the batch decides (DINO's rule): for example, 100 near misses and at most 6
+    objects make 16 groups. The loss averages over groups, so a crowded neighbour changes how many samples of its noise
+    an image's loss averages, but not the loss's expectation.
+    """
+    return max(1, near_misses // targets.boxes.shape[1])
+
+
 def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float) -> DenoisingQueries:
     """Makes boxes with random noise from PyTorch's global generator.
 
@@ -88,13 +98,14 @@ def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float
 def denoising_attention_mask(denoising: DenoisingQueries, num_queries: int) -> Tensor:
     """The attention mask [B,1,D+O,D+O] of D denoising and O ordinary queries.
 
-    The queries of a group see each other, and the ordinary queries see each other. So ordinary queries do not see the
-    known boxes.
+    The queries of a group see each other and the ordinary queries (DINO, section 3.2). The ordinary queries see each
+    other only. So they do not see the known boxes.
 
-    A query made of padding is seen by itself only; without that, its attention would be undefined. The number of these
-    queries depends on the other images in the batch, so it must not influence what an image learns.
+    Nobody sees a query made of padding. The number of these queries depends on the other images in the batch, so it
+    must not influence what an image learns.
     """
-    owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), -1)))
+    ordinary = -1
+    owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), ordinary)))
     valid = F.pad(denoising.valid, (0, num_queries), value=True)
-    itself = torch.eye(len(owner), dtype=torch.bool, device=owner.device)
-    return ((owner[:, None] == owner) & (valid[:, None] | itself))[:, None]
+    related = (owner[:, None] == owner) | (owner == ordinary)
+    return (related & valid[:, None])[:, None]

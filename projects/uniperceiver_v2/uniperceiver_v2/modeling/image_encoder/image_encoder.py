@@ -53,8 +53,9 @@ class ImageEncoder(nn.Module):
             decoder_layers=region.DECODER_LAYERS,
             num_queries=region.NUM_QUERIES,
             anchor_size=region.ANCHOR_SIZE,
-            denoising_groups=region.DENOISING_GROUPS,
+            denoising_queries=region.DENOISING_QUERIES,
             box_noise=region.BOX_NOISE,
+            boxes_from_masks=region.BOXES_FROM_MASKS,
             criterion=RegionCriterion(
                 weights={name.lower(): value for name, value in criterion.WEIGHTS.items()},
                 costs=MatchCosts(**{name.lower(): value for name, value in criterion.COSTS.items()}),
@@ -62,6 +63,7 @@ class ImageEncoder(nn.Module):
                 oversampling=criterion.OVERSAMPLING,
                 uncertain_share=criterion.UNCERTAIN_SHARE,
                 one_to_many=criterion.ONE_TO_MANY,
+                masks_in_boxes=region.MASKS_IN_BOXES,
             ),
         )
         return {

@@ -134,22 +134,29 @@ def one_to_many_match(dense: DensePredictions, targets: RegionTargets, candidate
     √objectness · IoU⁴. Each object gets its `candidates` eligible tokens with the highest alignment. A token that
     several objects would get goes to the object with the highest IoU.
 
+    An object can be smaller than the distance of tokens, so that no centre lies in its box. It gets the token with the
+    nearest centre, before any other object. Of several such objects with the same nearest token one gets it.
+
     Returns:
         quality [B,S] in 0..1, the target of each token's objectness: 0 for background, else the token's alignment,
-            scaled so that the best token of an object gets the object's best IoU;
+            scaled so that the best token of an object gets the object's best IoU, at least 1e-3;
         target [B,S] int64, the token's object, meaningful where quality is positive.
     """
     iou = box_overlaps(dense.boxes[:, :, None], targets.boxes[:, None])[0]  # [B,S,N]
     offset = (dense.centres[:, :, None] - targets.boxes[:, None, :, :2]).abs()
     inside = (offset <= targets.boxes[:, None, :, 2:] / 2).all(-1)
     eligible = inside & targets.valid[:, None] & dense.valid[:, :, None]
+    distance = offset.sum(-1).masked_fill(~dense.valid[:, :, None], torch.inf)
+    nearest = torch.zeros_like(eligible).scatter_(1, distance.argmin(1, keepdim=True), True)
+    rescued = nearest & ~eligible.any(1, keepdim=True) & targets.valid[:, None]
+    eligible |= rescued
     alignment = dense.objectness.sigmoid().sqrt().unsqueeze(-1) * iou**4 * eligible + 1e-9 * eligible
     best, index = alignment.topk(min(candidates, alignment.shape[1]), dim=1)
     chosen = torch.zeros_like(eligible).scatter_(1, index, best > 0)
     # A token goes to one object only.
-    overlap = torch.where(chosen, iou + 1e-6, iou.new_zeros(()))
+    overlap = torch.where(chosen, iou + 1e-6 + rescued, iou.new_zeros(()))
     strongest, target = overlap.max(dim=-1)
     owned = F.one_hot(target, iou.shape[-1]).bool() & (strongest > 0).unsqueeze(-1)
     alignment = alignment * owned
-    scale = (iou * owned).amax(1, keepdim=True) / alignment.amax(1, keepdim=True).clamp(min=1e-12)
+    scale = (iou * owned).amax(1, keepdim=True).clamp(min=1e-3) / alignment.amax(1, keepdim=True).clamp(min=1e-12)
     return (alignment * scale).amax(-1), target

@@ -18,7 +18,7 @@ class DensePredictions:
     """Predictions of all encoded tokens.
 
     Attributes:
-        objectness: [B,S] logits, -1e4 in padding.
+        objectness: [B,S] logits of the one-to-many head, -1e4 in padding. They select nothing.
         boxes: [B,S,4].
         centres: [B,S,2], (x, y) of the tokens.
         valid: [B,S] bool, False at padding.
@@ -34,15 +34,26 @@ class DensePredictions:
 
 @dataclass
 class Queries:
-    """The O selected queries: contents [B,O,dim] and initial boxes [B,O,4]."""
+    """The O selected queries.
+
+    Attributes:
+        contents: [B,O,dim].
+        boxes: [B,O,4], the boxes that their tokens predict.
+        objectness: [B,O] logits, by which they were selected.
+    """
 
     contents: Tensor
     boxes: Tensor
+    objectness: Tensor
 
 
 class QuerySelection(nn.Module):
     """Predicts an objectness and a box for every token and keeps the `num_queries` tokens with the highest objectness
     (Deformable DETR, A.4). The objectness is Mask DINO's classifier with one class, as in the paper.
+
+    The objectness learns one-to-one: one token answers for an object, and its neighbours are background. A second head
+    learns one-to-many, in training only. It teaches the tokens much sooner what an object is. If the objectness itself
+    learned so, all queries of an object would begin alike, and the decoder could not tell which of them is the answer.
 
     A box is predicted as a correction of the token's anchor. The anchor is centred on the token, and its sides are
     `anchor_size`·2^l of the image's sides at scale l.
@@ -53,16 +64,18 @@ class QuerySelection(nn.Module):
         self.num_queries, self.anchor_size = num_queries, anchor_size
         self.project = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.objectness = nn.Linear(dim, 1)
+        self.one_to_many = nn.Linear(dim, 1)
         self.box_head = MLP(dim, dim, 4, depth=3)
         self.content = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
-        nn.init.constant_(self.objectness.bias, -4.0)  # few tokens are foreground
+        for head in (self.objectness, self.one_to_many):
+            nn.init.constant_(head.bias, -4.0)  # few tokens are foreground
         nn.init.zeros_(self.box_head.layers[-1].weight)
         nn.init.zeros_(self.box_head.layers[-1].bias)
 
     def forward(
         self, memory: Tensor, features: FeatureMaps, dense: bool = True
     ) -> tuple[DensePredictions | None, Queries]:
-        """Selects queries. Gradients from the decoder reach the tokens through the queries' contents only.
+        """Selects queries.
 
         Args:
             memory: [B,S,dim], the encoded tokens.
@@ -83,13 +96,15 @@ class QuerySelection(nn.Module):
         count = min(self.num_queries, tokens.shape[1])
         best = objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)
         chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
+        selected = self.content(chosen), objectness.gather(1, best.squeeze(-1))
         if not dense:
             with torch.no_grad():
                 boxes = self._boxes(chosen, anchors.gather(1, best.expand(-1, -1, 4)))
-            return None, Queries(self.content(chosen), boxes)
+            return None, Queries(selected[0], boxes, selected[1])
         boxes = self._boxes(tokens, anchors)
-        predictions = DensePredictions(objectness, boxes, centres, features.valid, tokens)
-        return predictions, Queries(self.content(chosen), boxes.detach().gather(1, best.expand(-1, -1, 4)))
+        one_to_many = self.one_to_many(tokens).squeeze(-1).float().masked_fill(~features.valid, -1e4)
+        predictions = DensePredictions(one_to_many, boxes, centres, features.valid, tokens)
+        return predictions, Queries(selected[0], boxes.gather(1, best.expand(-1, -1, 4)), selected[1])
 
     def _boxes(self, tokens: Tensor, anchors: Tensor) -> Tensor:
         return torch.sigmoid(self.box_head(tokens).float() + inverse_sigmoid(anchors, eps=1e-3))

@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from ...ranks import mean_divisor, sum_over_ranks
 from ..layers import MLP
-from .criterion import RegionCriterion, RegionPredictions
+from .boxes import touched
+from .criterion import RegionCriterion, RegionPredictions, mask_windows
 from .deformable_encoder import DeformableEncoder
-from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
+from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries, number_of_groups
 from .feature_maps import FeatureProjection, PixelEmbedding
-from .query_selection import DensePredictions, QuerySelection
+from .query_selection import DensePredictions, Queries, QuerySelection
 from .region_decoder import RegionDecoder
-from .structures import Matches, Proposals, RegionTargets, average_over_masks, image_extent, on_padded_map
+from .structures import (
+    Matches,
+    Proposals,
+    RegionTargets,
+    average_over_masks,
+    boxes_of_masks,
+    image_extent,
+    on_padded_map,
+)
 
 
 @dataclass
@@ -26,20 +35,24 @@ class RegionOutput:
         hidden: [layers,B,D+O,dim], states of the D denoising and the O ordinary queries. Without targets, D is 0 and
             only the last layer is there.
         predictions: of the same layers and queries.
+        selected: the encoder's own predictions for the O selected queries, as of one layer; None without targets.
         pixel_embeddings: [B,dim,h,w].
         finest: [B,channels,h,w], the backbone's finest map.
         dense: predictions of the encoder's tokens; None without targets.
         denoising: the denoising queries; None without targets.
         extent: [B,2], see `structures.image_extent`.
+        masks_in_boxes: see `Proposals`.
     """
 
     hidden: Tensor
     predictions: RegionPredictions
+    selected: RegionPredictions | None
     pixel_embeddings: Tensor
     finest: Tensor
     dense: DensePredictions | None
     denoising: DenoisingQueries | None
     extent: Tensor
+    masks_in_boxes: bool
 
     @property
     def num_denoising(self) -> int:
@@ -49,7 +62,7 @@ class RegionOutput:
         """The proposals: the last layer's predictions for the ordinary queries."""
         ordinary = slice(self.num_denoising, None)
         boxes = self.predictions.boxes[-1][:, ordinary]
-        masks = torch.einsum("bqd,bdhw->bqhw", self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
+        masks = mask_logits(self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
         return Proposals(
             semantics=self.hidden[-1][:, ordinary],
             boxes=boxes,
@@ -57,7 +70,13 @@ class RegionOutput:
             objectness=self.predictions.objectness[-1][:, ordinary],
             appearance=average_over_masks(self.finest, masks, on_padded_map(boxes, self.extent)),
             extent=self.extent,
+            masks_in_boxes=self.masks_in_boxes,
         )
+
+
+def mask_logits(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    """[B,Q,h,w] of mask embeddings [B,Q,dim] and pixel embeddings [B,dim,h,w]."""
+    return torch.einsum("bqd,bdhw->bqhw", mask_embeddings, pixel_embeddings)
 
 
 @dataclass
@@ -88,7 +107,11 @@ class RegionNetwork(nn.Module):
         encoder_layers, decoder_layers: depths of the two Transformers.
         num_queries: O.
         anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
-        denoising_groups, box_noise: settings of denoising training; 0 groups turn it off.
+        denoising_queries: near misses of an image in denoising training, about; as many wide misses are added. Their
+            groups adapt to the objects, see `number_of_groups`. 0 turns denoising off.
+        box_noise: see `make_denoising_queries`.
+        boxes_from_masks: whether queries begin with the boxes of their masks instead of those that their tokens predict
+            (Mask DINO, "mask-enhanced anchor box initialization").
         criterion: the losses.
     """
 
@@ -104,8 +127,9 @@ class RegionNetwork(nn.Module):
         decoder_layers: int,
         num_queries: int,
         anchor_size: float,
-        denoising_groups: int,
+        denoising_queries: int,
         box_noise: float,
+        boxes_from_masks: bool,
         criterion: RegionCriterion,
     ):
         super().__init__()
@@ -119,7 +143,8 @@ class RegionNetwork(nn.Module):
         self.objectness = nn.Linear(dim, 1)
         self.mask_embedding = MLP(dim, dim, mask_dim, depth=3)
         self.denoising_content = nn.Parameter(torch.randn(dim) * 0.02)
-        self.denoising_groups, self.box_noise = denoising_groups, box_noise
+        self.denoising_queries, self.box_noise = denoising_queries, box_noise
+        self.boxes_from_masks = boxes_from_masks
         self.criterion = criterion
         nn.init.constant_(self.objectness.bias, -2.0)
 
@@ -140,10 +165,13 @@ class RegionNetwork(nn.Module):
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
         pixel_embeddings = self.pixel_embedding(maps[0], finest)
         dense, queries = self.select(memory, features, dense=targets is not None)
+        extent = image_extent(valid)
+        selected, initial = self._selection(queries, pixel_embeddings, extent, with_losses=targets is not None)
 
-        contents, boxes, mask, denoising = queries.contents, queries.boxes, None, None
-        if targets is not None and self.denoising_groups > 0:
-            denoising = make_denoising_queries(targets, self.denoising_groups, self.box_noise)
+        contents, boxes, mask, denoising = queries.contents, initial, None, None
+        if targets is not None and self.denoising_queries > 0:
+            groups = number_of_groups(targets, self.denoising_queries)
+            denoising = make_denoising_queries(targets, groups, self.box_noise)
             mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
@@ -156,34 +184,56 @@ class RegionNetwork(nn.Module):
             predictions=RegionPredictions(
                 self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)
             ),
+            selected=selected,
             pixel_embeddings=pixel_embeddings,
             finest=maps[0],
             dense=dense,
             denoising=denoising,
-            extent=image_extent(valid),
+            extent=extent,
+            masks_in_boxes=self.criterion.masks_in_boxes,
         )
 
+    def _selection(
+        self, queries: Queries, pixel_embeddings: Tensor, extent: Tensor, with_losses: bool
+    ) -> tuple[RegionPredictions | None, Tensor]:
+        """The encoder's own predictions for the selected queries if a loss needs them, and the boxes [B,O,4] with which
+        the queries enter the decoder. Gradients of the decoder reach the encoder through the contents only."""
+        boxes = queries.boxes.detach()
+        if not with_losses and not self.boxes_from_masks:
+            return None, boxes
+        embeddings = self.mask_embedding(self.norm(queries.contents))
+        selected = RegionPredictions(queries.objectness[None], queries.boxes[None], embeddings[None])
+        if self.boxes_from_masks:
+            with torch.no_grad():
+                inside = mask_logits(embeddings, pixel_embeddings) > 0
+                if self.criterion.masks_in_boxes:
+                    inside &= touched(mask_windows(on_padded_map(boxes, extent)), inside.shape[-2:])
+                boxes = boxes_of_masks(inside, extent, otherwise=boxes)
+        return (selected if with_losses else None), boxes
+
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
-        """The losses by name, each summed over the encoder, the decoder's layers and denoising."""
-        ordinary = output.predictions.queries(slice(output.num_denoising, None))
-        matches = self.criterion.match(ordinary, output.pixel_embeddings, targets)
+        """The losses by name, each summed over the encoder, its selection, the decoder's layers and denoising."""
+        ordinary = output.predictions.queries(slice(output.num_denoising, None)).after(output.selected)
+        layers, pixels = len(ordinary.objectness), output.pixel_embeddings
+        selected, matches = self.criterion.match(ordinary, pixels, targets).split(layers, 1)
         quality, dense = self.criterion.match_dense(output.dense, targets)
         num_objects, total_quality = mean_divisor(sum_over_ranks(targets.valid.sum(), quality.sum()))
         decoded, answering = self.criterion.losses(
-            output.predictions, matches, output.pixel_embeddings, targets, num_objects, output.denoising
+            output.predictions, matches, pixels, targets, num_objects, output.denoising
         )
-        parts = [decoded, self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality)]
+        parts = [
+            decoded,
+            self.criterion.losses(output.selected, selected, pixels, targets, num_objects)[0],
+            self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality),
+        ]
         states = [
             output.hidden[answering.layer, answering.image, answering.query],
             self.select.content(output.dense.tokens[dense.image, dense.query]),
         ]
         losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
-        last = slice(
-            len(matches.image) * (len(output.hidden) - 1) // len(output.hidden), None
-        )  # every layer has the same number of matches
         return RegionSupervision(
             losses=losses,
-            matches=Matches(matches.layer[last], matches.image[last], matches.query[last], matches.target[last]),
+            matches=matches.split(layers - 1, layers - 2)[1],
             states=torch.cat(states),
             labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
         )

@@ -52,6 +52,7 @@ class Proposals:
         objectness: [B,O] logits.
         appearance: [B,O,channels], the backbone's finest map averaged over each mask.
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
+        masks_in_boxes: whether masks end at their boxes. Logits outside then mean nothing.
     """
 
     semantics: Tensor
@@ -60,6 +61,7 @@ class Proposals:
     objectness: Tensor
     appearance: Tensor
     extent: Tensor | None = None
+    masks_in_boxes: bool = False
 
 
 @dataclass
@@ -146,6 +148,14 @@ class Matches:
         """The same matches, with `queries` further queries counted before these."""
         return replace(self, query=self.query + queries)
 
+    def split(self, layers: int, first: int) -> tuple[Matches, Matches]:
+        """Matches of `layers` layers, with the same number in each and ordered by layer: those of the first `first`
+        layers, and the others with their layers counted from 0."""
+        count = len(self.layer) * first // layers
+        parts = zip(*(getattr(self, field.name).tensor_split([count]) for field in fields(self)), strict=True)
+        before, behind = (Matches(*part) for part in parts)
+        return before, replace(behind, layer=behind.layer - first)
+
     @classmethod
     def join(cls, *parts: Matches) -> Matches:
         """Concatenates matches."""
@@ -184,6 +194,31 @@ def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
     if extent is None:
         return boxes
     return boxes * extent.repeat(1, 2).view(len(boxes), *[1] * (boxes.dim() - 2), 4)
+
+
+def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor) -> Tensor:
+    """The smallest boxes around masks.
+
+    Args:
+        inside: [B,Q,h,w] bool on the padded map.
+        extent: [B,2], `image_extent`. Pixels in padding are left out.
+        otherwise: [B,Q,4], the boxes of masks without a pixel.
+    Returns:
+        [B,Q,4].
+    """
+    sides, empty = [], torch.zeros_like(otherwise[..., 0], dtype=torch.bool)
+    for axis, along in ((0, inside.any(-2)), (1, inside.any(-1))):  # [B,Q,w], [B,Q,h]
+        size = along.shape[-1]
+        numbers = torch.arange(size, device=along.device)
+        own = (extent[:, axis, None, None] * size - 1e-3).ceil()  # the pixels that the image touches
+        along = along & (numbers < own)
+        low = torch.where(along, numbers, size).amin(-1)
+        high = torch.where(along, numbers + 1, 0).amax(-1)
+        empty |= high <= low
+        sides.append(torch.stack((low, high), -1) / size / extent[:, axis, None, None])
+    (x0, x1), (y0, y1) = (side.clamp(max=1).unbind(-1) for side in sides)
+    boxes = torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), -1)
+    return torch.where(empty.unsqueeze(-1), otherwise, boxes)
 
 
 def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:

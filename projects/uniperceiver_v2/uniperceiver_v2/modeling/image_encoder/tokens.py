@@ -37,8 +37,8 @@ class ProposalFusion(nn.Module):
         return self.semantics(proposals.semantics) + appearance + self.box(box) + self.mask(mask)
 
     def _pooled_masks(self, proposals: Proposals) -> Tensor:
-        """Mask probabilities over each image's own extent, average-pooled to [B,O,28,28]. Outside their boxes they are
-        zero, as no mask is learned there.
+        """Mask probabilities over each image's own extent, average-pooled to [B,O,28,28]. Masks that end at their
+        boxes are zero outside.
 
         Pooling and cutting at a box are both separable. So each mask is multiplied by two small matrices, one for its
         rows and one for its columns, instead of several passes over all pixels.
@@ -46,30 +46,41 @@ class ProposalFusion(nn.Module):
         boxes = on_padded_map(proposals.boxes.detach(), proposals.extent)
         probability = proposals.masks.sigmoid()
         extent = torch.ones_like(boxes[:, 0, :2]) if proposals.extent is None else proposals.extent
-        rows, columns = (
-            self._pooling(boxes[..., axis], boxes[..., 2 + axis], extent[:, axis], size).to(probability.dtype)
-            for axis, size in zip((1, 0), probability.shape[-2:], strict=True)
-        )
+        matrices = []
+        for axis, size in zip((1, 0), probability.shape[-2:], strict=True):
+            pooling = self._pooling(extent[:, axis], size).unsqueeze(1)
+            if proposals.masks_in_boxes:
+                pooling = pooling * self._inside(boxes[..., axis], boxes[..., 2 + axis], size).unsqueeze(-2)
+            matrices.append(pooling.to(probability.dtype))
+        rows, columns = matrices
         return rows @ (probability @ columns.transpose(-2, -1))
 
-    def _pooling(self, centre: Tensor, side: Tensor, extent: Tensor, size: int) -> Tensor:
-        """Matrices [B,O,28,size] that average along one axis as `adaptive_avg_pool` does over the image's own pixels,
-        with zeros outside the box.
+    def _pooling(self, extent: Tensor, size: int) -> Tensor:
+        """Matrices [B,28,size] that average along one axis as `adaptive_avg_pool` does over the image's own pixels.
 
         Args:
-            centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
             extent: [B], the image's share of the padded map along this axis.
             size: the number of pixels of the padded map along this axis.
         """
-        steps = torch.arange(self.MASK_SIZE, device=centre.device)
+        steps = torch.arange(self.MASK_SIZE, device=extent.device)
         # The pixels that the image touches: a border pixel may lie half in padding.
         own = (extent * size - 1e-3).ceil().clamp(1, size).long()[:, None]
         first, last = steps * own // self.MASK_SIZE, ((steps + 1) * own + self.MASK_SIZE - 1) // self.MASK_SIZE
-        pixels = torch.arange(size, device=centre.device)
-        pooled = (pixels >= first[..., None]) & (pixels < last[..., None])  # [B,28,size]
+        pixels = torch.arange(size, device=extent.device)
+        pooled = (pixels >= first[..., None]) & (pixels < last[..., None])
+        return pooled / (last - first)[..., None]
+
+    @staticmethod
+    def _inside(centre: Tensor, side: Tensor, size: int) -> Tensor:
+        """[B,O,size] bool, the pixels inside boxes along one axis.
+
+        Args:
+            centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
+            size: the number of pixels of the padded map along this axis.
+        """
+        pixels = (torch.arange(size, device=centre.device) + 0.5) / size
         low, high = (centre - side / 2).unsqueeze(-1), (centre + side / 2).unsqueeze(-1)
-        inside = ((pixels + 0.5) / size >= low) & ((pixels + 0.5) / size <= high)
-        return (pooled / (last - first)[..., None]).unsqueeze(1) * inside.unsqueeze(-2)
+        return (pixels >= low) & (pixels <= high)
 
 
 class AttentionPools(nn.Module):
