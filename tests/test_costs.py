@@ -148,13 +148,16 @@ def test_everything_is_encoded_once_in_an_iteration(tiny_model, monkeypatch, tas
     assert calls == {"image": 1, "regions": 1, "text": texts}
 
 
-def test_all_layers_and_denoising_queries_are_matched_and_judged_in_one_pass(tiny_model, monkeypatch):
+def test_all_layers_are_matched_in_one_pass_and_judged_in_two(tiny_model, monkeypatch):
+    """One pass judges the encoder's selection, which has no denoising queries, and one all layers of the decoder."""
     criterion = tiny_model.image_encoder.regions.criterion
     calls = count_calls(monkeypatch, match=(criterion, "match"), losses=(criterion, "losses"))
     mask_products = shapes_into(tiny_model.image_encoder.regions.mask_embedding)
     iteration(tiny_model, batch_of(tiny_model, "scenes"))
-    assert calls == {"match": 1, "losses": 1}
-    assert [shape[0] for shape in mask_products] == [2]  # layers
+    assert calls == {"match": 1, "losses": 2}
+    selection, decoder = mask_products
+    assert selection == (2, 12, 32)  # images, queries
+    assert (decoder[0], len(decoder)) == (2, 4)  # layers
 
 
 def test_without_boxes_to_learn_from_only_what_proposals_need_is_predicted(tiny_model):

@@ -120,7 +120,7 @@ def equal_work(encoder: ImageEncoder, images: ImageList, dense: bool) -> list[Te
     features = regions.project(encoder.maps(images)[1:], valid_pixels(images), has_padding(images))
     memory = regions.encoder(features)
     predicted, queries = regions.select(memory, features, dense=dense)
-    hidden, boxes = regions.decoder(queries.contents, queries.boxes, memory, features)
+    hidden, boxes = regions.decoder(queries.contents, queries.boxes.detach(), memory, features)
     hidden = regions.norm(hidden)
     outputs = [hidden, boxes, regions.objectness(hidden)]
     return outputs + [predicted.objectness, predicted.boxes] if dense else outputs

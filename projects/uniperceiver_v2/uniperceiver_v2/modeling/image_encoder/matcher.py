@@ -154,7 +154,7 @@ def one_to_many_match(dense: DensePredictions, targets: RegionTargets, candidate
     best, index = alignment.topk(min(candidates, alignment.shape[1]), dim=1)
     chosen = torch.zeros_like(eligible).scatter_(1, index, best > 0)
     # A token goes to one object only.
-    overlap = torch.where(chosen, iou + 1e-6 + rescued, iou.new_zeros(()))
+    overlap = torch.where(chosen, iou + 1e-6 + 2 * rescued, iou.new_zeros(()))
     strongest, target = overlap.max(dim=-1)
     owned = F.one_hot(target, iou.shape[-1]).bool() & (strongest > 0).unsqueeze(-1)
     alignment = alignment * owned
