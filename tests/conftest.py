@@ -83,7 +83,7 @@ def tiny_config():
     node.TEXT_ENCODER.PATH = "configs/digit_scenes/text_encoder"
     node.DECODER.update({"LAYERS": 1, "HEADS": 4, "FFN_DIM": 32, "EXPERTS": 3, "ACTIVE_EXPERTS": 2})
     node.REGION.update({"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "POINTS": 2, "FFN_DIM": 48, "ENCODER_LAYERS": 1})
-    node.REGION.update({"DECODER_LAYERS": 2, "NUM_QUERIES": 12, "ANCHOR_SIZE": 0.2, "DENOISING_QUERIES": 6})
+    node.REGION.update({"DECODER_LAYERS": 2, "NUM_QUERIES": 12, "ANCHOR_SIZE": 0.2, "DENOISING_QUERIES": 4})
     node.CRITERION.NUM_POINTS = 64
     for name, kind in (
         ("scenes", "detection"),

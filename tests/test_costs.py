@@ -123,14 +123,15 @@ def test_products_and_operations_of_an_iteration(tiny_model, task):
     assert more <= ROOM_FOR_ANOTHER * 2 * FOR_ANOTHER[task], more
 
 
-def test_supervision_samples_maps_three_times_and_chooses_twice(tiny_model, monkeypatch):
-    """Maps are sampled for matching, and for the losses of predictions and of targets. The two choices are the most
-    uncertain points, for all pairs at once, and the tokens for objects. The device is waited for once."""
+def test_supervision_samples_maps_five_times_and_chooses_three_times(tiny_model, monkeypatch):
+    """Maps are sampled once for matching. The losses of the encoder's selection and those of the decoder each sample
+    them for the choice of points and at the points. The choices are the most uncertain points of both, and the tokens
+    for objects. The device is waited for once."""
     calls = count_calls(monkeypatch, waits=(torch.Tensor, "numpy"))
     batches = [batch_of(tiny_model, task) for task in ("scenes", "digits")]
     with_objects, without = (operations_of(lambda batch=batch: iteration(tiny_model, batch)) for batch in batches)
-    assert with_objects["grid_sampler_2d"] == 3 and without["grid_sampler_2d"] == 0
-    assert with_objects["topk"] - without["topk"] == 2
+    assert with_objects["grid_sampler_2d"] == 5 and without["grid_sampler_2d"] == 0
+    assert with_objects["topk"] - without["topk"] == 3
     assert calls == {"waits": 1}
 
 
