@@ -29,11 +29,9 @@ NOTHING = Matches(*torch.zeros(4, 0, dtype=torch.int64))
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def make_criterion(**costs: float) -> RegionCriterion:
+def make_criterion(masks_in_boxes: bool = True, **costs: float) -> RegionCriterion:
     all_costs = dict.fromkeys(WEIGHTS, 0.0) | (costs or dict.fromkeys(WEIGHTS, 1.0))
-    return RegionCriterion(
-        WEIGHTS, MatchCosts(**all_costs), POINTS, OVERSAMPLING, UNCERTAIN, one_to_many=3, masks_in_boxes=True
-    )
+    return RegionCriterion(WEIGHTS, MatchCosts(**all_costs), POINTS, OVERSAMPLING, UNCERTAIN, 3, masks_in_boxes)
 
 
 def make_targets(counts=(2, 0, 3)) -> RegionTargets:
@@ -170,8 +168,10 @@ def test_gradients_of_masks_of_by_finite_differences():
     assert torch.autograd.gradcheck(lambda e, p: masks_of(e, image, p), (embeddings, pixels))
 
 
-def test_losses_equal_the_plain_formulas():
-    criterion, targets, predictions = make_criterion(), make_targets(), make_predictions()
+@pytest.mark.parametrize("masks_in_boxes", [True, False])
+def test_losses_equal_the_plain_formulas(masks_in_boxes):
+    """A mask that does not end at its box is learned in the whole image."""
+    criterion, targets, predictions = make_criterion(masks_in_boxes), make_targets(), make_predictions()
     pixels = torch.randn(BATCH, DIM, 4, 4)
     matches = Matches(*torch.tensor(PLACES).T)
     torch.manual_seed(3)
@@ -180,7 +180,8 @@ def test_losses_equal_the_plain_formulas():
     torch.manual_seed(3)
     embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
     logits = masks_of(embeddings, matches.image, pixels)
-    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(PLACES, targets))
+    windows = windows_of(PLACES, targets) if masks_in_boxes else None
+    points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows)
     valid = torch.ones(BATCH, QUERIES, dtype=torch.bool)
     assert_losses_equal(found, plain_losses(predictions, PLACES, valid, pixels, targets, 4.0, points))
 
@@ -231,6 +232,19 @@ def test_each_cost_alone_finds_its_match(by):
     else:
         assert torch.equal(matches.query, order[matches.image, matches.target])
     assert len(matches.image) == 9
+
+
+@pytest.mark.parametrize("masks_in_boxes", [True, False])
+def test_masks_outside_of_their_boxes_count_in_matching_where_they_do_not_end_there(masks_in_boxes):
+    """The boxes of all queries are the same small one in a corner. Each mask is that of one target."""
+    criterion, targets = make_criterion(masks_in_boxes, mask=1.0), make_targets((3, 3, 3))
+    criterion.num_points = 200
+    order = torch.stack([torch.randperm(3) for _ in range(BATCH)])  # the query that has the mask of target n
+    embeddings = torch.eye(3)[order.argsort(1)][None]
+    boxes = torch.full((1, BATCH, 3, 4), 0.02)
+    predictions = RegionPredictions(torch.zeros(1, BATCH, 3), boxes, embeddings)
+    matches = criterion.match(predictions, targets.masks * 20.0 - 10, targets)
+    assert torch.equal(matches.query, order[matches.image, matches.target]) != masks_in_boxes
 
 
 def test_denoising_losses_equal_the_plain_formulas():

@@ -290,6 +290,20 @@ def test_masks_are_products_of_mask_and_pixel_embeddings():
     torch.testing.assert_close(masks[1, 2, 3, 4], embeddings[1, 2] @ pixels[1, :, 3, 4])
 
 
+@pytest.mark.parametrize("masks_in_boxes", [False, True])
+def test_appearance_is_averaged_over_the_whole_mask_unless_it_ends_at_its_box(masks_in_boxes):
+    network, (maps, valid) = make_network().eval(), make_maps()
+    network.criterion.masks_in_boxes = masks_in_boxes
+    output = network(maps, valid, None)
+    proposals = output.proposals()
+    # The last image covers 10×16 of the map's 16×24 pixels.
+    x, y = (torch.arange(24) + 0.5) / 16, (torch.arange(16) + 0.5) / 10
+    cx, cy, w, h = proposals.boxes[1, 2].tolist() if masks_in_boxes else (0.5, 0.5, 1.0, 1.0)
+    inside = ((y - cy).abs() <= h / 2)[:, None] & ((x - cx).abs() <= w / 2)
+    weight = proposals.masks[1, 2].sigmoid() * inside
+    torch.testing.assert_close(proposals.appearance[1, 2], (maps[0][1] * weight).sum((1, 2)) / weight.sum())
+
+
 @pytest.mark.parametrize("counts", [(2, 1), (0, 3), (0, 0)])
 @pytest.mark.parametrize("number", [0, 4])
 def test_losses_are_finite_and_reach_every_parameter(counts, number):

@@ -63,12 +63,13 @@ class RegionOutput:
         ordinary = slice(self.num_denoising, None)
         boxes = self.predictions.boxes[-1][:, ordinary]
         masks = mask_logits(self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
+        windows = boxes if self.masks_in_boxes else boxes.new_tensor([0.5, 0.5, 1.0, 1.0]).expand_as(boxes)
         return Proposals(
             semantics=self.hidden[-1][:, ordinary],
             boxes=boxes,
             masks=masks,
             objectness=self.predictions.objectness[-1][:, ordinary],
-            appearance=average_over_masks(self.finest, masks, on_padded_map(boxes, self.extent)),
+            appearance=average_over_masks(self.finest, masks, on_padded_map(windows, self.extent)),
             extent=self.extent,
             masks_in_boxes=self.masks_in_boxes,
         )

@@ -226,15 +226,16 @@ def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(valid[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5
 
 
-def average_over_masks(features: Tensor, masks: Tensor, boxes: Tensor) -> Tensor:
-    """The mean [B,O,C] of a map [B,C,h,w] over each mask, logits [B,O,h,w], cut at its box [B,O,4] on the padded map.
+def average_over_masks(features: Tensor, masks: Tensor, windows: Tensor) -> Tensor:
+    """The mean [B,O,C] of a map [B,C,h,w] over each mask, logits [B,O,h,w], cut at a window [B,O,4] on the padded map.
 
-    Gradients go to the map alone: masks and boxes learn from their own losses.
+    The window is a mask's box if masks end there, else the image. Gradients go to the map alone: masks and boxes
+    learn from their own losses.
     """
     height, width = masks.shape[-2:]
-    x, y, w, h = boxes.detach().unsqueeze(-1).unbind(2)  # [B,O,1] each
-    columns = (((torch.arange(width, device=boxes.device) + 0.5) / width - x).abs() <= w / 2).to(features.dtype)
-    rows = (((torch.arange(height, device=boxes.device) + 0.5) / height - y).abs() <= h / 2).to(features.dtype)
+    x, y, w, h = windows.detach().unsqueeze(-1).unbind(2)  # [B,O,1] each
+    columns = (((torch.arange(width, device=windows.device) + 0.5) / width - x).abs() <= w / 2).to(features.dtype)
+    rows = (((torch.arange(height, device=windows.device) + 0.5) / height - y).abs() <= h / 2).to(features.dtype)
     weight = masks.detach().sigmoid().to(features.dtype) * rows.unsqueeze(-1) * columns.unsqueeze(-2)
     total = weight.sum((-2, -1)).clamp(min=1e-3).unsqueeze(-1)
     return torch.einsum("bqhw,bchw->bqc", weight, features) / total
