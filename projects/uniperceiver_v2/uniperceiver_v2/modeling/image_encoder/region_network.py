@@ -176,7 +176,7 @@ class RegionNetwork(nn.Module):
             mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
-        hidden, boxes = self.decoder(contents, boxes, memory, features, mask)
+        hidden, boxes = self.decoder(contents, boxes, memory, features, mask, queries.objectness.detach(), self._judge)
         if targets is None:
             hidden, boxes = hidden[-1:], boxes[-1:]
         normalised = self.norm(hidden)
@@ -193,6 +193,10 @@ class RegionNetwork(nn.Module):
             extent=extent,
             masks_in_boxes=self.criterion.masks_in_boxes,
         )
+
+    def _judge(self, states: Tensor) -> Tensor:
+        """Objectness logits [B,O] of decoder states [B,O,dim]."""
+        return self.objectness(self.norm(states)).squeeze(-1)
 
     def _selection(
         self, queries: Queries, pixel_embeddings: Tensor, extent: Tensor, with_losses: bool
