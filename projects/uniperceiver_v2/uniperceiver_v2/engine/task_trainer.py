@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import UserError
+from ..shared_noise import begin_step
 from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm
 from .gradients import GradientAverager
 from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
@@ -142,6 +143,7 @@ class TaskTrainer(SimpleTrainer):
         shares = self._schedule.tasks_at(self.iter, group)
         batches = {task: next(self._batches[task]) for task in shares}
         data_time = time.perf_counter() - start
+        begin_step(self._seed, self.iter)
         self.optimizer.zero_grad()
         names, values = [], []
         part = 0

@@ -22,6 +22,7 @@ from ..data import build_task_train_loader, build_test_loader
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..kinds import KINDS, kind_of_dataset
+from ..modeling.decoder import expert_routes, routes_table
 from ..solver import build_optimizer
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
@@ -181,8 +182,10 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """As in Detectron2, with two differences: results are by dataset even if there is only one, and each kind of
-        task prepares its evaluators."""
+        """As in Detectron2, with three differences: results are by dataset even if there is only one, each kind of
+        task prepares its evaluators, and the log gets the table of the experts' routes, if the model has experts."""
+        if comm.is_main_process() and (routes := expert_routes(model)):
+            logger.info("experts of the decoder (weights) for each kind of token:\n%s", routes_table(routes))
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
             kinds = [kind_of_dataset(name) for name in cfg.DATASETS.TEST]

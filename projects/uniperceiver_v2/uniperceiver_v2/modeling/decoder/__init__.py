@@ -1,6 +1,7 @@
 from .cache import DecoderCache
 from .compilation import compile_decoder
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, MergedFeedForward
+from .routes import expert_routes, routes_table
 from .segments import (
     IMAGE_TEXT_TO_TEXT,
     IMAGE_TO_TEXT,
@@ -28,4 +29,6 @@ __all__ = [
     "UnifiedDecoder",
     "attribute_classes",
     "compile_decoder",
+    "expert_routes",
+    "routes_table",
 ]

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import WeightCache
+from .router import Route, Router
 from .segments import Attributes
 
 Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
-Route = list[tuple[int, Tensor]]  # numbers of experts, each with the weight of its output
 DenseWeights = tuple[
     tuple[Tensor, Tensor], tuple[Tensor, Tensor]
 ]  # (matrix, bias) of the two layers of a dense network
@@ -51,10 +50,8 @@ class DenseFeedForward(nn.Module):
 class ConditionalFeedForward(nn.Module):
     """Conditional MoE with attribute-level routing (Zhu et al., "Uni-Perceiver-MoE", NeurIPS 2022).
 
-    The router is one linear map from a token's attributes to a softmax distribution p over the E experts. It sees
-    nothing else of the token. A token passes through its k most probable experts, and the output of expert e has the
-    weight p_e · E / k. At the start p is nearly uniform, so the sum is nearly the mean of k experts. The softmax runs
-    over all E experts, so the unused ones get gradients through p and can become used.
+    A token passes through k of the E experts. The :class:`Router` chooses them from the token's attributes and sees
+    nothing else of the token. The output is the sum of the experts' outputs with the router's weights.
 
     All tokens with the same attributes (a class of attributes) have the same experts. Nothing is dispatched token by
     token: a class is one dense product for each layer of each of its k experts. :meth:`merge` joins the matrices of
@@ -66,26 +63,23 @@ class ConditionalFeedForward(nn.Module):
         ffn_dim: width of an expert. k experts cost as much as a dense network of width k · `ffn_dim`.
         experts: E.
         active: k.
+        layer: the layer's number in the decoder.
     Raises:
         ValueError: k is not between 1 and E.
     """
 
-    def __init__(self, dim: int, ffn_dim: int, experts: int, active: int):
+    def __init__(self, dim: int, ffn_dim: int, experts: int, active: int, layer: int = 0):
         super().__init__()
         if not 1 <= active <= experts:
             raise ValueError(f"the active experts must be between 1 and {experts}, the number of experts, not {active}")
-        self.active = active
-        self.router = nn.Linear(Attributes.ENCODING_LENGTH, experts)
-        nn.init.normal_(self.router.weight, std=0.1)  # classes get different experts, but nearly equal weights
-        nn.init.zeros_(self.router.bias)
+        self.router = Router(experts, active, layer)
         self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
-        self._routes = WeightCache([self.router])
 
     @torch.compiler.disable  # a compiled graph would be specific to one choice of experts
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L."""
         classes = _classes(layout)
-        routes = dict(zip(classes, self.route(classes)))
+        routes = dict(zip(classes, self.router(classes)))
 
         def network(attributes: Attributes, tokens: Tensor) -> Tensor:
             return reduce(torch.add, (self.experts[e](tokens, weight=weight) for e, weight in routes[attributes]))
@@ -93,29 +87,12 @@ class ConditionalFeedForward(nn.Module):
         return _by_class(hidden, layout, network)
 
     def route(self, classes: Sequence[Attributes]) -> list[Route]:
-        """The k experts of each class of attributes, the most probable first.
-
-        Without gradients a route is kept until the router changes. Choosing experts waits for the GPU, and in a small
-        model it costs as much as an expert.
-        """
-        routes: dict[Attributes, Route] = self._routes.get("routes", dict)
-        new = [attributes for attributes in classes if attributes not in routes]
-        if new:
-            routes.update(zip(new, self._choose(new)))
-        return [routes[attributes] for attributes in classes]
-
-    def _choose(self, classes: Sequence[Attributes]) -> list[Route]:
-        encodings = self.router.weight.new_tensor([attributes.encoding() for attributes in classes])
-        with torch.autocast(
-            encodings.device.type, enabled=False
-        ):  # the choice of experts must not depend on the precision
-            shares = self.router(encodings).softmax(dim=-1)
-        weights, experts = (shares * (len(self.experts) / self.active)).topk(self.active)
-        return [list(zip(*pair)) for pair in zip(experts.tolist(), weights.unbind())]
+        """The k experts of each class of attributes with their weights, the most probable first, as in evaluation."""
+        return self.router.route(classes)
 
     @torch.no_grad()
     def merge(self, classes: Iterable[Attributes]) -> MergedFeedForward:
-        """One dense network for each of these classes of attributes, with the same outputs."""
+        """One dense network for each of these classes of attributes, with the same outputs as in evaluation."""
         networks = {}
         for attributes in classes:
             (weight1, bias1), (weight2, bias2) = self.weights(attributes)
@@ -126,9 +103,9 @@ class ConditionalFeedForward(nn.Module):
 
     @torch.no_grad()
     def weights(self, attributes: Attributes) -> DenseWeights:
-        """Copied weights of the dense network with the same outputs for these attributes.
+        """Copied weights of the dense network with the same outputs for these attributes in evaluation.
 
-        Its hidden layer holds the k experts side by side. Its second layer contains the weights p_e · E / k.
+        Its hidden layer holds the k experts side by side. Its second layer contains the router's weights.
         """
         (route,) = self.route([attributes])
         experts, shares = [self.experts[expert] for expert, _ in route], [weight for _, weight in route]

@@ -122,14 +122,14 @@ class UnifiedDecoder(nn.Module):
     def __init__(self, *, depth: int, dim: int, heads: int, ffn_dim: int, experts: int = 0, active_experts: int = 1):
         super().__init__()
 
-        def feed_forward() -> nn.Module:
+        def feed_forward(layer: int) -> nn.Module:
             if experts:
-                return ConditionalFeedForward(dim, ffn_dim, experts, active_experts)
+                return ConditionalFeedForward(dim, ffn_dim, experts, active_experts, layer)
             return DenseFeedForward(dim, ffn_dim)
 
         self.spe = nn.Parameter(torch.randn(dim) * 0.02)
         self.input_norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in ("image", "text")})
-        self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward()) for _ in range(depth))
+        self.layers = nn.ModuleList(UnifiedDecoderLayer(dim, heads, feed_forward(layer)) for layer in range(depth))
         self.norm = nn.LayerNorm(dim)
         self._backend: str | Callable | None = None
         self._prepared = WeightCache([self.layers], capacity=1)  # copies of weights: two would double the memory
@@ -271,7 +271,7 @@ class UnifiedDecoder(nn.Module):
         """Replaces each Conditional MoE, in place, by one dense network for each class of attributes
         (Uni-Perceiver-MoE).
 
-        The outputs stay the same. The router is dropped, and so are the experts that no class uses. There is no way
+        The outputs stay as in evaluation. The router is dropped, and so are the experts that no class uses. There is no way
         back, and a state dict fits only a decoder that was merged for the same classes.
 
         Each class gets the parameters of k experts. The decoder becomes smaller only for few classes; one task has
