@@ -3,12 +3,14 @@
 import itertools
 import logging
 import math
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from uniperceiver_v2.engine.schedules import MixedSchedule, TaskSchedule
+from uniperceiver_v2.shared_noise import shared_normal
 
 
 def make(trainer_class, cfg, **changes):
@@ -65,6 +67,26 @@ def test_accumulated_parts_give_the_whole_batchs_training(toy_trainer, cfg, opti
     torch.testing.assert_close(torch.tensor(whole[0]), torch.tensor(parts[0]), rtol=1e-5, atol=1e-6)
     for a, b in zip(whole[1], parts[1]):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_noise_is_that_of_the_iteration_in_all_its_parts(toy_trainer, cfg):
+    """Whichever iteration a run starts from."""
+
+    def numbers(start: int = 0, **changes) -> dict[int, set[float]]:
+        trainer, found = make(toy_trainer, cfg, SOLVER__MAX_ITER=8, **changes), defaultdict(list)
+        trainer.model.register_forward_pre_hook(lambda *_: found[trainer.iter].append(shared_normal(1, 3)[0]))
+        trainer.start_iter = start
+        trainer.train()
+        assert all(len(parts) == 3 for parts in found.values())
+        return {t: set(parts) for t, parts in found.items()}
+
+    found = numbers(SOLVER__ACCUMULATION_STEPS=3)
+    assert sorted(found) == list(range(8))
+    assert all(len(parts) == 1 for parts in found.values())
+    assert len(set.union(*found.values())) == 8
+    later = numbers(5, SOLVER__ACCUMULATION_STEPS=3)
+    assert later == {t: found[t] for t in range(5, 8)}
+    assert numbers(5, SOLVER__ACCUMULATION_STEPS=3, SEED=cfg.SEED + 1) != later
 
 
 def poison(trainer_class, task: str, batches: range, value: float = math.nan):

@@ -11,6 +11,7 @@ import torch
 from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.modeling.decoder import ConditionalFeedForward, expert_routes, routes_table
 
 
 def train(trainer_class, cfg, resume=False, **changes):
@@ -189,6 +190,21 @@ def test_the_progress_line_tells_time_left_and_each_tasks_losses(toy_trainer, cf
         "(sign ",
     ):
         assert part in lines[-1]
+
+
+def test_an_evaluation_logs_the_routes_of_a_model_with_experts(toy_trainer, cfg, caplog):
+    trainer = toy_trainer(cfg)
+
+    def logged() -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "uniperceiver_v2"):
+            trainer.evaluate()
+        return [r.getMessage() for r in caplog.records if "different sets" in r.getMessage()]
+
+    assert logged() == []
+    trainer.model.experts = ConditionalFeedForward(4, 4, experts=4, active=2)
+    (message,) = logged()
+    assert message.endswith(routes_table(expert_routes(trainer.model)))
 
 
 def test_a_run_that_starts_anew_in_a_used_folder_forgets_its_last_checkpoint(toy_trainer, cfg):

@@ -8,15 +8,27 @@ checkpointing and a resumed run find them again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
-_step = (0, 0)  # (seed, iteration); without a trainer it stays so
+_step = (0, 0)  # (seed, iteration), the same everywhere without a trainer, too
 
 
-def begin_step(seed: int, iteration: int) -> None:
-    """Makes :func:`shared_normal` a function of this seed and iteration, both at least 0."""
+@contextmanager
+def noise_of_step(seed: int, iteration: int) -> Iterator[None]:
+    """In this context :func:`shared_normal` is a function of this seed and iteration, both at least 0.
+
+    It belongs around the forward and the backward pass, because activation checkpointing repeats the former in the
+    latter.
+    """
     global _step
-    _step = (seed, iteration)
+    before, _step = _step, (seed, iteration)
+    try:
+        yield
+    finally:
+        _step = before
 
 
 def shared_normal(count: int, *key: int) -> list[float]:

@@ -99,8 +99,8 @@ def test_a_class_is_one_product_for_each_layer_of_its_experts(batch, lengths, mo
     hidden = tokens_of(layout, batch)
     monkeypatch.setattr(F, "linear", counted)
     network(hidden, layout)
-    for linear in (network.router.embedding, network.router.gate):  # of all classes together
-        products.remove(tuple(linear.weight.shape))
+    for part in (network.router.embedding, network.router.gate):  # of all classes together
+        products.remove(tuple(part.weight.shape))
     assert products == [(FFN_DIM, DIM), (DIM, FFN_DIM)] * ACTIVE * 3
     merged = network.merge([SPE, IMAGE, CAPTION])
     products.clear()

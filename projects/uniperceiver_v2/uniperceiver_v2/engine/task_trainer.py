@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import UserError
-from ..shared_noise import begin_step
+from ..shared_noise import noise_of_step
 from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm
 from .gradients import GradientAverager
 from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
@@ -143,12 +143,12 @@ class TaskTrainer(SimpleTrainer):
         shares = self._schedule.tasks_at(self.iter, group)
         batches = {task: next(self._batches[task]) for task in shares}
         data_time = time.perf_counter() - start
-        begin_step(self._seed, self.iter)
         self.optimizer.zero_grad()
         names, values = [], []
         part = 0
         # Only the first rank writes scalars. With task groups, those of other groups' forward passes have to reach it.
-        with EventStorage(self.iter) if self._in_groups else contextlib.nullcontext() as own_storage:
+        storage = EventStorage(self.iter) if self._in_groups else contextlib.nullcontext()
+        with noise_of_step(self._seed, self.iter), storage as own_storage:
             for task, share in shares.items():
                 for micro_batch, weight in self._micro_batches(batches[task]):
                     self._seed_part(group, part)

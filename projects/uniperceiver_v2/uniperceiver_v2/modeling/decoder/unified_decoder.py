@@ -271,8 +271,8 @@ class UnifiedDecoder(nn.Module):
         """Replaces each Conditional MoE, in place, by one dense network for each class of attributes
         (Uni-Perceiver-MoE).
 
-        The outputs stay as in evaluation. The router is dropped, and so are the experts that no class uses. There is no way
-        back, and a state dict fits only a decoder that was merged for the same classes.
+        The outputs stay as in evaluation. The router is dropped, and so are the experts that no class uses. There is no
+        way back, and a state dict fits only a decoder that was merged for the same classes.
 
         Each class gets the parameters of k experts. The decoder becomes smaller only for few classes; one task has
         four.
