@@ -22,7 +22,7 @@ def decoder_of(kind: str, dtype: torch.dtype = torch.float64) -> UnifiedDecoder:
         nn.init.normal_(parameter, std=0.3)
     if kind == "merged":
         decoder.merge_experts(attribute_classes([IMAGE_TEXT_TO_TEXT]))
-    return decoder
+    return decoder.eval()  # routes without noise
 
 
 def images(batch: int, has_padding: bool, dtype: torch.dtype = torch.float64) -> list[Segment]:

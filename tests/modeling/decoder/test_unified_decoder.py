@@ -214,7 +214,7 @@ def test_sizes_from_the_configuration(experts, network):
     ffn = decoder.layers[0].ffn
     assert isinstance(ffn, network)
     if experts:
-        assert (len(ffn.experts), ffn.active) == (5, 3)
+        assert (len(ffn.experts), ffn.router.active) == (5, 3)
     first = ffn.experts[0] if experts else ffn
     assert first.linear1.weight.shape == (40, 24)
 
