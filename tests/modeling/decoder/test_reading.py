@@ -95,7 +95,7 @@ def products(run) -> int:
 @pytest.mark.parametrize("experts", [0, 4])
 def test_the_last_layer_works_for_what_is_read(experts):
     """It computes keys and values of all tokens, and everything else only for the tokens that are read."""
-    decoder = random_decoder(experts)
+    decoder = random_decoder(experts).eval()  # training chooses experts anew each time
     image, text, caption = (segments_of([(n, kind)], 1, False)[0] for n, kind in ((30, IMAGE), (5, TEXT), (5, CAPTION)))
     per_token = 2 * (2 * DIM * DIM + 2 * DIM * (2 * FFN_DIM if experts else FFN_DIM))
     decoder([image, text]), decoder([image, caption])  # from here on routes are known
