@@ -44,17 +44,21 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
+def embed(router, attributes: Attributes) -> torch.Tensor:
+    embedded = router.embedding.weight @ torch.tensor(attributes.encoding(), dtype=torch.float64)
+    embedded = embedded + router.embedding.bias
+    centred = embedded - embedded.mean()
+    return centred / (centred.square().mean() + router.norm.eps).sqrt()
+
+
 def plain(network: ConditionalFeedForward, hidden: torch.Tensor, layout) -> torch.Tensor:
     """Computes token by token and expert by expert."""
     per_token = [attributes for length, attributes in layout for _ in range(length)]
     columns = []
     for x, attributes in zip(hidden.unbind(1), per_token, strict=True):
         router, total = network.router, torch.zeros_like(x)
-        embedded = router.embedding.weight @ torch.tensor(attributes.encoding(), dtype=torch.float64)
-        embedded = embedded + router.embedding.bias
-        centred = embedded - embedded.mean()
-        normalised = centred / (centred.square().mean() + router.norm.eps).sqrt()
-        p = (router.gate.weight @ (normalised * router.norm.weight + router.norm.bias)).exp()
+        normalised = embed(router, attributes) - sum(embed(router, known) for known in CLASSES) / len(CLASSES)
+        p = (router.gate.weight @ normalised / EMBEDDING**0.5).exp()
         chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[: router.active]
         for e in chosen:
             first, second = network.experts[e].linear1, network.experts[e].linear2
@@ -114,7 +118,7 @@ def test_active_operations_are_a_dense_networks():
         with FlopCounterMode(display=False) as counter:
             network(tokens_of(layout), layout)
         counts.append(counter.get_total_flops())
-    router = 2 * 3 * EMBEDDING * (Attributes.ENCODING_LENGTH + EXPERTS)
+    router = 2 * EMBEDDING * ((len(CLASSES) + 3) * Attributes.ENCODING_LENGTH + 3 * EXPERTS)
     assert counts == [2 * 2 * 2 * 40 * DIM * ACTIVE * FFN_DIM, counts[0] + router]
 
 
@@ -156,7 +160,7 @@ def test_experts_start_without_output():
 def test_merge_report_counts_parameters():
     decoder, classes = decoder_with_experts(), attribute_classes([IMAGE_TO_TEXT])
     expert = 2 * DIM * FFN_DIM + DIM + FFN_DIM
-    router = EMBEDDING * (Attributes.ENCODING_LENGTH + 1 + 2 + 8)
+    router = EMBEDDING * (Attributes.ENCODING_LENGTH + 1 + 8)
     used = [{e for route in layer.ffn.route(classes) for e, _ in route} for layer in decoder.layers]
     rest = sum(p.numel() for name, p in decoder.named_parameters() if ".ffn." not in name)
     report = decoder.merge_experts(classes)

@@ -1,5 +1,6 @@
 """The router of the Conditional MoE: its choices, its noise, what it learns, and its table."""
 
+import itertools
 import statistics
 
 import pytest
@@ -39,22 +40,50 @@ def test_weights_of_the_chosen_sum_to_one_and_order_them():
         assert weights.tolist() == sorted(weights.tolist(), reverse=True)
 
 
-def test_classes_start_with_different_experts():
-    """Over seeds: nearly as different as independent choices (5.4 of 6 pairs, the most common in 4.2 of 13 classes)."""
-    pairs = []
-    for seed in range(40):
+@pytest.mark.parametrize(
+    ("experts", "different_sets", "alike", "uses"),
+    [(4, 5, 2, range(5, 9)), (8, 8, 1, range(2, 6))],
+)
+def test_the_start_is_spread_with_every_seed(experts, different_sets, alike, uses):
+    """Experts serve about equally many of the 13 classes, and classes of different modality or role have different
+    experts: `alike` is the most pairs of such classes with the same two experts."""
+    for seed in range(100):
         torch.manual_seed(seed)
-        pairs.append(chosen(Router(EXPERTS, ACTIVE).route(CLASSES)))
-    assert statistics.mean(len(set(each)) for each in pairs) > 4.8
-    most_common = [max(map(each.count, each)) for each in pairs]
-    assert statistics.mean(most_common) < 5
-    assert max(most_common) < 9  # without the start of the embedding's bias all 13 in some seeds, 8.7 in the mean
+        pairs = chosen(Router(experts, ACTIVE).route(CLASSES))
+        assert len(set(pairs)) >= different_sets
+        assert {sum(e in pair for pair in pairs) for e in range(experts)} <= set(uses)
+        together = [(a, b) for (a, p), (b, q) in itertools.combinations(zip(CLASSES, pairs), 2) if p == q]
+        assert sum((a.modality, a.role) != (b.modality, b.role) for a, b in together) <= alike
 
 
-def test_a_new_network_averages_its_experts():
+def test_noise_seldom_changes_a_route_of_the_start():
+    """It did in 29% of cases with logits of standard deviation 0.6; then experts learn the same."""
+    changed = []
+    for seed in range(20):
+        router = seeded_router(seed)
+        quiet = chosen(router.route(CLASSES))
+        for step in range(20):
+            with noise_of_step(0, step):
+                changed += [a != b for a, b in zip(chosen(router(CLASSES)), quiet)]
+    assert 0.02 < statistics.mean(changed) < 0.2
+
+
+def test_no_expert_can_be_preferred_by_all_classes():
+    """Whatever the weights, the logits of an expert sum to 0 over the known classes."""
+    router = seeded_router(0)
+    for parameter in router.parameters():
+        nn.init.normal_(parameter, mean=1.0)
+    logits = []
+    router.gate.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    router.route(CLASSES)
+    assert logits[0].abs().mean() > 0.1
+    torch.testing.assert_close(logits[0].sum(0), torch.zeros(EXPERTS), rtol=0, atol=1e-4)
+
+
+def test_a_new_network_uses_all_its_experts():
     """No weight is far from 1/2, so that both experts learn from the first step."""
     firsts = [route[0][1].item() for seed in range(20) for route in seeded_router(seed).route(CLASSES)]
-    assert 0.5 < statistics.mean(firsts) < 0.65
+    assert 0.5 < statistics.mean(firsts) < 0.75
 
 
 def seeded_router(seed: int, active: int = ACTIVE, layer: int = 0) -> Router:
@@ -124,16 +153,20 @@ def test_layers_of_a_decoder_have_numbers_of_their_own():
 
 @pytest.mark.parametrize("active", [1, 2])
 def test_unused_experts_become_used_by_their_classes(active):
-    """All classes start with the first experts. Those of text lose less with the last ones, and find them; the others
-    stay. Without noise nothing would change, and with k = 1 nothing without the softmax over all experts."""
+    """Text starts with the first experts, other tokens start with the last ones. Each would lose less with those of
+    the other, and finds them. Without noise nothing would change, and with k = 1 nothing without the softmax over all
+    experts."""
     router = seeded_router(2, active)
-    nn.init.zeros_(router.gate.weight)
-    with torch.no_grad():
-        router.norm.bias.fill_(1.0)  # gives each row of the gate a constant part
-        router.gate.weight[:active] += 0.6 / 64
     first, last = set(range(active)), set(range(EXPERTS - active, EXPERTS))
-    best = [last if attributes.modality == "text" else first for attributes in CLASSES]
-    assert chosen(router.route(CLASSES)) == [first] * len(CLASSES)
+    text = torch.tensor([attributes.modality == "text" for attributes in CLASSES])
+    with torch.no_grad():
+        inputs = router._embed(router.gate.weight.new_tensor([attributes.encoding() for attributes in CLASSES]))
+        direction = nn.functional.normalize(inputs[text].mean(0), dim=0)
+        nn.init.zeros_(router.gate.weight)
+        router.gate.weight[:active] = direction / 2
+        router.gate.weight[-active:] = -direction / 2
+    assert chosen(router.route(CLASSES)) == [first if is_text else last for is_text in text]
+    best = [last if is_text else first for is_text in text]
     optimizer = torch.optim.Adam(router.parameters(), 0.01)
     for step in range(300):
         optimizer.zero_grad()
@@ -150,7 +183,7 @@ def test_router_sees_nothing_but_attributes():
     layout = [(1, SPE), (3, IMAGE), (2, CAPTION), (2, IMAGE)]
     for scale in (1.0, -50.0):
         network(scale * torch.randn(2, 8, 6), layout)
-    expected = torch.tensor([x.encoding() for x in (SPE, IMAGE, CAPTION)], dtype=torch.float32)
+    expected = torch.tensor([x.encoding() for x in (*CLASSES, SPE, IMAGE, CAPTION)], dtype=torch.float32)
     assert len(seen) == 2
     assert all(torch.equal(x, expected) for x in seen)
 
@@ -170,7 +203,7 @@ def test_kept_routes_follow_the_router():
 
     check(1)
     check(0)
-    router.norm.bias += 1
+    router.embedding.bias += 1
     check(1)
     router.load_state_dict(seeded_router(1).state_dict())
     check(1)

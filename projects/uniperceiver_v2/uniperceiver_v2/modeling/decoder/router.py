@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...shared_noise import shared_normal
@@ -14,6 +15,9 @@ from .segments import IMAGE_TEXT_TO_TEXT, IMAGE_TO_TEXT, TEXT_TO_TEXT, Attribute
 Route = list[tuple[int, Tensor]]  # numbers of experts, each with the weight of its output
 
 EMBEDDING = 64  # width of an embedded class of attributes; much above the eight bits, and still a tiny product
+KNOWN = attribute_classes([IMAGE_TO_TEXT, IMAGE_TEXT_TO_TEXT, TEXT_TO_TEXT])
+KNOWN_BITS = [attributes.encoding() for attributes in KNOWN]
+RANDOM_GATES = 2048  # of which the best is the start. With 256, more classes of different kinds share their experts
 
 
 class Router(nn.Module):
@@ -21,7 +25,7 @@ class Router(nn.Module):
 
     The attributes' bits a pass an embedding with normalisation and a gate without bias:
 
-        logits = W_gate · LayerNorm(W a + b) + noise
+        logits = W_gate · (LayerNorm(W a + b) - mean) / sqrt(m) + noise
 
     The experts of the k largest logits are used. Their weights are the softmax over these k logits alone, so they sum
     to 1. An expert that is not chosen gets no gradient. In training the noise, of standard deviation 1/E as in V-MoE,
@@ -31,10 +35,16 @@ class Router(nn.Module):
     The noise is a pure function of the run's seed, the iteration, the layer and the class. So a class takes the same
     experts on all ranks, in all micro-batches of a step and when activations are recomputed.
 
-    Two classes differ in few of the eight bits, and some bits are set in nearly all classes. What is common to all
-    would decide the choice: two of the four experts would get 9 of the 13 classes from the first step on. Therefore b
-    starts as -W times the mean of the known classes' bits. With it, classes start with experts as different as if each
-    had logits of its own.
+    The mean is that of the normalised embeddings of all known classes, and m is their width. The paper does not have
+    it. Without it, what is common to all classes decides the choice, at the start and in training: an expert that has
+    learned more than the others is preferred by all classes, learns more, and in the end all have the same k experts.
+    With it, the logits of an expert sum to 0 over the known classes.
+
+    Classes have to start with different experts, or these learn the same. Therefore the gate starts as the best of
+    many random gates, see :func:`_spread_gate`. Routes have no effect on the outputs then, as each expert starts with
+    the output 0 (:class:`UnifiedDecoder`). The weights of embedding and gate are of size 1. Steps of an Adam-like
+    optimizer are equally long for all weights, so beside small weights they would change routes before an expert could
+    learn from its classes.
 
     Args:
         experts: E.
@@ -46,12 +56,14 @@ class Router(nn.Module):
         super().__init__()
         self.experts, self.active, self.layer = experts, active, layer
         self.embedding = nn.Linear(Attributes.ENCODING_LENGTH, EMBEDDING)
-        self.norm = nn.LayerNorm(EMBEDDING)
+        self.norm = nn.LayerNorm(EMBEDDING, elementwise_affine=False)
         self.gate = nn.Linear(EMBEDDING, experts, bias=False)
         with torch.no_grad():
-            known = attribute_classes([IMAGE_TO_TEXT, IMAGE_TEXT_TO_TEXT, TEXT_TO_TEXT])
-            mean = self.embedding.weight.new_tensor([attributes.encoding() for attributes in known]).mean(0)
-            self.embedding.bias.copy_(-self.embedding.weight @ mean)
+            bits = self.embedding.weight.new_tensor(KNOWN_BITS)
+            self.embedding.weight.normal_()
+            self.embedding.bias.copy_(-self.embedding.weight @ bits.mean(0))
+            kinds = [(attributes.modality, attributes.role) for attributes in KNOWN]
+            self.gate.weight.copy_(_spread_gate(self._embed(bits), kinds, experts, active))
         self._routes = WeightCache([self])
 
     def forward(self, classes: Sequence[Attributes]) -> list[Route]:
@@ -71,18 +83,57 @@ class Router(nn.Module):
         return [routes[attributes] for attributes in classes]
 
     def _choose(self, classes: Sequence[Attributes], noisy: bool) -> list[Route]:
-        rows = [[*attributes.encoding(), *(self._noise(attributes) if noisy else ())] for attributes in classes]
-        inputs = self.gate.weight.new_tensor(rows)  # bits and noise go to the device in one copy
-        bits = inputs[:, : Attributes.ENCODING_LENGTH]
+        quiet = [0.0] * self.experts
+        rows = [[*attributes.encoding(), *(self._noise(attributes) if noisy else quiet)] for attributes in classes]
+        known = [[*bits, *quiet] for bits in KNOWN_BITS]
+        inputs = self.gate.weight.new_tensor(known + rows)  # bits and noise go to the device in one copy
+        bits, noise = inputs.split([Attributes.ENCODING_LENGTH, self.experts], dim=1)
         # The choice of experts must not depend on the precision.
         with torch.autocast(inputs.device.type, enabled=False):
-            logits = self.gate(self.norm(self.embedding(bits)))
-            if noisy:
-                logits = logits + inputs[:, Attributes.ENCODING_LENGTH :]
+            logits = self.gate(self._embed(bits)[len(known) :]) + noise[len(known) :]
             chosen, experts = logits.topk(self.active)
             weights = (chosen - logits.logsumexp(-1, keepdim=True)).exp() if self.active == 1 else chosen.softmax(-1)
         return [list(zip(*pair)) for pair in zip(experts.tolist(), weights.unbind())]
 
+    def _embed(self, bits: Tensor) -> Tensor:
+        """Bits [n,8] of the known classes, followed by those of any classes, to the gate's inputs [n,m]. The mean over
+        the known classes is 0."""
+        embedded = self.norm(self.embedding(bits))
+        return (embedded - embedded[: len(KNOWN_BITS)].mean(0)) / EMBEDDING**0.5
+
     def _noise(self, attributes: Attributes) -> list[float]:
         key = int("".join(map(str, attributes.encoding())), 2)
         return [number / self.experts for number in shared_normal(self.experts, self.layer, key)]
+
+
+def _spread_gate(embedded: Tensor, kinds: Sequence[object], experts: int, active: int) -> Tensor:
+    """The start of a gate [E,m]: of random gates, the one with the best routes.
+
+    A gate is the better, the smaller this sum is:
+
+    - the number of pairs of classes of different kinds that have the same k experts;
+    - how many classes more the most used expert has than the least used one;
+    - less the gap between the k-th and the next logit, as the lower quartile over classes. It is mostly below 1 and
+      decides among gates that are otherwise equal. The larger it is, the less often noise changes a route.
+
+    Rows have the length sqrt(m), so logits have a standard deviation of about 1 over classes: four times that of the
+    noise with four experts.
+
+    Args:
+        embedded: [n,m], the gate's inputs of n classes.
+        kinds: of the n classes.
+    """
+    width = embedded.shape[1]
+    gates = F.normalize(torch.randn(RANDOM_GATES, experts, width).to(embedded), dim=-1) * width**0.5
+    logits = embedded @ gates.mT
+    order = logits.argsort(-1, descending=True)
+    used = torch.zeros_like(logits).scatter_(-1, order[..., :active], 1.0)
+    differ = torch.tensor([[a != b for b in kinds] for a in kinds], device=logits.device)
+    same_experts = used @ used.mT > active - 0.5
+    cost = (same_experts & differ).sum((1, 2)) / 2
+    classes = used.sum(1)  # of each expert
+    cost += classes.amax(-1) - classes.amin(-1)
+    if active < experts:
+        ordered = logits.gather(-1, order)
+        cost -= (ordered[..., active - 1] - ordered[..., active]).quantile(0.25, dim=1)
+    return gates[cost.argmin()]
