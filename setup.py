@@ -16,6 +16,7 @@ setup(
         "torch>=2.4",
         "transformers>=5.0",
         "tokenizers",
+        "safetensors",
         "numpy",
         "scipy",
         "opencv-python",

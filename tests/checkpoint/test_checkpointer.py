@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
@@ -64,6 +66,24 @@ def test_a_bare_state_dict_and_one_of_several_processes_are_read(tmp_path):
         other = make_model()
         AtomicCheckpointer(other).load(str(tmp_path / name))
         assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_are_read_from_safetensors(tmp_path, dtype):
+    written, model = make_model(), make_model()
+    save_file({key: value.to(dtype) for key, value in written.state_dict().items()}, tmp_path / "model.safetensors")
+    AtomicCheckpointer(model).load(str(tmp_path / "model.safetensors"))
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, written.state_dict()[key].to(dtype).float())
+
+
+@pytest.mark.parametrize("length", [0, 4, 40])
+def test_safetensors_that_are_cut_short_are_refused(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    save_file(make_model().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=re.escape(f"{path} cannot be read as safetensors")):
+        AtomicCheckpointer(make_model()).load(str(path))
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -25,7 +27,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     - A file is written under a temporary name, synced and renamed. Only then ``last_checkpoint`` is changed. So the
       last checkpoint is readable, whenever the process dies.
-    - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code.
+    - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code. Weights may also
+      be a ``.safetensors`` file, in half precision too.
     - Weights must fit the model key by key. Otherwise a part would keep its random weights, and only bad results would
       show it.
 
@@ -174,11 +177,17 @@ def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[
 
 
 def read_tensors(path: str) -> dict[str, Any]:
-    """A dict that ``torch.save`` wrote, on the CPU. Code in the file is not run.
+    """A dict that ``torch.save`` wrote, or the tensors of a ``.safetensors`` file, on the CPU. Code in the file is not
+    run.
 
     Raises:
         UserError: the file is truncated, or has more than tensors and plain values.
     """
+    if path.endswith(".safetensors"):
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
     with open(path, "rb") as file:
         is_archive = file.read(2) == b"PK"
     if is_archive and not zipfile.is_zipfile(path):
