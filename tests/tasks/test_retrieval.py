@@ -1,12 +1,14 @@
 """Retrieval: the contrastive likelihood compared with its plain formula, and the predictions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.modeling.decoder import IMAGE_TO_TEXT
+from uniperceiver_v2.tasks.retrieval import RetrievalTask
 
 CAPTIONS = ("a red seven", "two blue threes", "a nine above a two", "four digits")
 
@@ -72,6 +74,28 @@ def test_another_pair_of_the_same_image_or_caption_is_no_wrong_answer(tiny_model
     logits = [[value / tau for value in row] for row in cosines(tiny_model.eval(), pairs)]
     assert found == pytest.approx(plain_loss(logits, {(0, 2), (2, 0)}), rel=1e-4)
     assert found < plain_loss(logits)
+
+
+def test_several_captions_of_an_image_are_all_right_for_it(tiny_model, pairs):
+    """Each caption is compared with every image, and each image with one of its captions and those of other images."""
+    texts = [pair["caption_token_ids"][0] for pair in pairs]
+    of_images = [(0, 1), (2, 3), (1, 2)]  # the third image says what the others say as well
+    inputs = [{**pair, "caption_token_ids": [texts[t] for t in own]} for pair, own in zip(pairs, of_images)]
+    settings = replace(tiny_model.tasks["pairs"].settings, captions_per_image=2)
+    tiny_model.tasks["pairs"] = RetrievalTask(settings)
+    found = loss_of(tiny_model, inputs).item()
+
+    tau = tiny_model.likelihood.temperature.item()
+    logits = [[value / tau for value in row] for row in cosines(tiny_model.eval(), pairs)]
+    total = 0.0
+    for image, own in enumerate(of_images):
+        for text in own:
+            wrong_texts = [t for other in of_images if other != own for t in other if t != text]
+            wrong_images = [i for i, said in enumerate(of_images) if i != image and text not in said]
+            right = logits[image][text]
+            total += math.log(math.exp(right) + sum(math.exp(logits[image][t]) for t in wrong_texts)) - right
+            total += math.log(math.exp(right) + sum(math.exp(logits[i][text]) for i in wrong_images)) - right
+    assert found == pytest.approx(total / 12, rel=1e-4)
 
 
 def test_predictions_are_unit_vectors_with_the_cosines_of_the_likelihood(tiny_model, pairs):

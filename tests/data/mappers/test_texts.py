@@ -57,6 +57,13 @@ def test_several_captions_in_training(scenes_config, record, tokenizer):
             assert torch.equal(token_ids, encode(tokenizer, caption))
 
 
+def test_several_captions_of_a_pair_are_as_many_as_asked_for(scenes_config, record, tokenizer):
+    record["captions"] = ["a one", "a two", "a three"]
+    for count in (1, 2, 3, 8):
+        captions = drawn(PairMapper(scenes_config, "pairs", tokenizer, count), record, 0)["captions"]
+        assert len(captions) == count and len(set(captions)) == min(count, 3)
+
+
 def test_every_caption_of_an_image_is_drawn_as_often(scenes_config, record, tokenizer):
     one, count = PairMapper(scenes_config, "pairs", tokenizer), 300
     several = CaptionMapper(scenes_config, "captions", tokenizer, 1)

@@ -60,8 +60,8 @@ class ClassificationSample(ImageSample):
 class CaptionedSample(ImageSample):
     """An image with captions, for captioning and retrieval.
 
-    Captioning trains on some of an image's captions and is evaluated with all of them. Retrieval trains on one and is
-    evaluated on the first five.
+    Captioning and retrieval train on some of an image's captions. Captioning is evaluated with all of them, retrieval
+    on the first five.
     """
 
     captions: list[str]

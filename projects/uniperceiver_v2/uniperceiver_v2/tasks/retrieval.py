@@ -31,6 +31,9 @@ class RetrievalSettings(TaskSettings):
     """Settings of retrieval. Images are resized as in detection, but not flipped or cropped, as captions say left
     and right."""
 
+    captions_per_image: int = setting(
+        1, "captions of an image in a training step, all of them right for it", at_least=1
+    )
     gather_features: bool = setting(
         True, "compare with the batches of all ranks; otherwise with the rank's own share alone"
     )
@@ -40,28 +43,34 @@ class RetrievalTask(Task):
     """Image-text retrieval with a contrastive loss.
 
     The candidates of an image are all captions of the batch, and the candidates of a caption are all images of the
-    batch. With ``GATHER_FEATURES`` the batch is that of all ranks.
+    batch. With ``GATHER_FEATURES`` the batch is that of all ranks. An image with several captions is compared with each
+    of them and the captions of other images, without its other ones.
 
-    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`, in training with one caption each. Predictions:
-    "image_feature" [d] and "text_features" [n,d], normalised to length 1, so that products are cosines.
+    Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`, in training with ``CAPTIONS_PER_IMAGE`` captions.
+    Predictions: "image_feature" [d] and "text_features" [n,d], normalised to length 1, so that products are cosines.
     """
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        images = model.decode_image(encoding)
-        texts = model.encode_texts(*model.text_encoder.pad([x["caption_token_ids"][0] for x in inputs]), IMAGE_TO_TEXT)
-        keys, rows = _keys(inputs).to(images.device), torch.arange(len(inputs), device=images.device)
-        all_images, all_texts, all_keys, own = images, texts, keys, rows
+        count = self.settings.captions_per_image
+        # A row for each caption: P = B·count pairs, those of an image one behind the other.
+        images = model.decode_image(encoding).repeat_interleave(count, dim=0)
+        captions = [ids for x in inputs for ids in x["caption_token_ids"]]
+        texts = model.encode_texts(*model.text_encoder.pad(captions), IMAGE_TO_TEXT)
+        keys, own = _keys(inputs).to(images.device), torch.arange(len(captions), device=images.device)
+        all_images, all_texts, all_keys = images, texts, keys
         if self.settings.gather_features and group_size() > 1:
             all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
-            all_keys, own = gather_from_ranks(keys), rows + rank_in_group() * len(inputs)
+            all_keys, own = gather_from_ranks(keys), own + rank_in_group() * len(captions)
         # Another pair with the same image or the same caption is no wrong candidate, so it is left out.
-        same = (keys[:, None] == all_keys).any(-1).index_put((rows, own), torch.zeros_like(rows, dtype=torch.bool))
-        to_text = model.likelihood(images, all_texts).masked_fill(same, -torch.inf)
-        to_image = model.likelihood(texts, all_images).masked_fill(same, -torch.inf)
-        hits = (to_text.argmax(1) == own).sum() + (to_image.argmax(1) == own).sum()
-        log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(inputs), device=hits.device)))
-        return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2}
+        same = (keys[:, None] == all_keys).any(-1)
+        to_text = _without(model.likelihood(images, all_texts), same, own)
+        # Each image is one candidate, whatever the number of its captions.
+        same_image, own_image = same.unflatten(1, (-1, count)).any(-1), own // count
+        to_image = _without(model.likelihood(texts, all_images[::count]), same_image, own_image)
+        hits = (to_text.argmax(1) == own).sum() + (to_image.argmax(1) == own_image).sum()
+        log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(captions), device=hits.device)))
+        return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own_image)) / 2}
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
@@ -74,10 +83,20 @@ class RetrievalTask(Task):
         ]
 
 
+def _without(logits: Tensor, same: Tensor, own: Tensor) -> Tensor:
+    """Logits [P,C] without the candidates `same` [P,C], but with each row's own one, `own` [P]."""
+    left_out = same.scatter(1, own[:, None], False)
+    return logits.masked_fill(left_out, -torch.inf)
+
+
 def _keys(inputs: Sequence[CaptionedSample]) -> Tensor:
-    """[B,2] int64: a key of the image and a key of the caption. Equal keys mean equal images or captions."""
+    """[P,2] int64: for each caption a key of its image and one of itself. Equal keys mean equal images or captions."""
     return torch.tensor(
-        [(_key(x["file_name"].encode()), _key(x["caption_token_ids"][0].cpu().numpy().tobytes())) for x in inputs]
+        [
+            (_key(x["file_name"].encode()), _key(ids.cpu().numpy().tobytes()))
+            for x in inputs
+            for ids in x["caption_token_ids"]
+        ]
     )
 
 
@@ -88,7 +107,8 @@ def _key(content: bytes) -> int:
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, PairMapper]:
     tokenizer = build_tokenizer(cfg)
-    return captioned_images(task.settings.datasets, tokenizer), PairMapper(cfg, task.name, tokenizer)
+    mapper = PairMapper(cfg, task.name, tokenizer, task.settings.captions_per_image)
+    return captioned_images(task.settings.datasets, tokenizer), mapper
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, RetrievalMapper]:

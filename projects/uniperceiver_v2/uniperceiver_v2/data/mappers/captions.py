@@ -65,13 +65,23 @@ class ReferenceMapper(_CaptionedImageMapper):
 
 
 class PairMapper(_CaptionedImageMapper):
-    """Training of retrieval: adds "captions", a random one of the image's, and its "caption_token_ids"."""
+    """Training of retrieval: adds "captions", random ones of the image's, and "caption_token_ids", a tensor for each.
+
+    Args:
+        count: the number of captions. They are different, unless the image has fewer. Then some are repeated, as all
+            images of a batch need the same number.
+    """
 
     is_train = True
 
+    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase, count: int = 1):
+        super().__init__(cfg, task, tokenizer)
+        self._count = count
+
     def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
-        sample["captions"] = [record["captions"][np.random.randint(len(record["captions"]))]]
-        sample["caption_token_ids"] = [encode(self._tokenizer, sample["captions"][0])]
+        drawn = np.resize(np.random.permutation(len(record["captions"])), self._count)
+        sample["captions"] = [record["captions"][index] for index in drawn]
+        sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
 
 
 class RetrievalMapper(_CaptionedImageMapper):
