@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.modeling.image_encoder import Proposals, RegionTargets
-from uniperceiver_v2.tasks.detection import best_instances, paste_masks
+from uniperceiver_v2.tasks.detection import ImageSizes, best_pairs, paste_masks
 
 REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}
 
@@ -187,17 +187,16 @@ def test_each_pair_gets_the_mask_of_its_proposal():
     proposal 0."""
     masks = torch.full((4, 4, 4), -5.0)
     masks[range(4), range(4)] = 5.0
-    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
     scores = torch.tensor([[0.1, 0.7], [0.0, 0.0], [0.9, 0.8], [0.0, 0.05]])
-    found = best_instances(scores, make_proposals(masks), 0, images, (4, 4), count=3)
+    found = best_pairs(scores, make_proposals(masks), 0, ImageSizes([(4, 4)], (4, 4)), count=3).instances((4, 4))
     assert found.pred_classes.tolist() == [0, 1, 1]
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
     assert [mask.any(1).nonzero().flatten().tolist() for mask in found.pred_masks] == [[2], [2], [0]]
 
 
 def test_more_detections_than_pairs_are_all_pairs():
-    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
-    found = best_instances(torch.rand(2, 3), make_proposals(torch.zeros(2, 4, 4)), 0, images, (4, 4), count=100)
+    proposals = make_proposals(torch.zeros(2, 4, 4))
+    found = best_pairs(torch.rand(2, 3), proposals, 0, ImageSizes([(4, 4)], (4, 4)), count=100)
     assert len(found) == 6
 
 
@@ -205,11 +204,10 @@ def test_a_mask_ends_at_its_box_where_it_is_learned_so():
     """The masks cover the image. The boxes are 2.5×1 pixels in the middle of row 1, and the lower left quarter."""
     proposals = make_proposals(torch.full((2, 4, 4), 5.0))
     proposals.boxes[0] = torch.tensor([[2.25 / 4, 1.5 / 4, 2.5 / 4, 1 / 4], [0.25, 0.75, 0.5, 0.5]])
-    images = ImageList(torch.zeros(1, 3, 4, 4), [(4, 4)])
-    scores = torch.tensor([[0.9], [0.8]])
-    assert best_instances(scores, proposals, 0, images, (4, 4), count=2).pred_masks.all()
+    scores, sizes = torch.tensor([[0.9], [0.8]]), ImageSizes([(4, 4)], (4, 4))
+    assert best_pairs(scores, proposals, 0, sizes, count=2).instances((4, 4)).pred_masks.all()
     proposals.masks_in_boxes = True
-    found = best_instances(scores, proposals, 0, images, (4, 4), count=2)
+    found = best_pairs(scores, proposals, 0, sizes, count=2).instances((4, 4))
     # A pixel that a box only touches is the mask's still.
     assert found.pred_masks[0].nonzero().tolist() == [[1, 1], [1, 2], [1, 3]]
     assert found.pred_masks[1].nonzero().tolist() == [[2, 0], [2, 1], [3, 0], [3, 1]]
@@ -220,12 +218,11 @@ def test_masks_are_cut_to_the_image_and_scaled():
     """The left third of a 32×48 image that is padded to 64×64, requested at twice its size."""
     logits = torch.full((1, 16, 16), -5.0)
     logits[..., :4] = 5.0  # 16 of 64 pixels
-    images = ImageList(torch.zeros(1, 3, 64, 64), [(32, 48)])
-    own = paste_masks(logits, images, 0, (32, 48))
+    own = paste_masks(logits, (32, 48), (64, 64), (32, 48))
     assert own.shape == (1, 32, 48)
     assert own.dtype == torch.bool
     assert torch.equal(own[0], (torch.arange(48) < 16).expand(32, 48))
-    larger = paste_masks(logits, images, 0, (64, 96))
+    larger = paste_masks(logits, (32, 48), (64, 64), (64, 96))
     assert torch.equal(larger[0], (torch.arange(96) < 32).expand(64, 96))
 
 

@@ -152,15 +152,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise UserError("the checkpoint's 'model' is not a dict of tensors")
         torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
-        differences = state_differences(state, self.model.state_dict())
-        if differences:
-            listed = "\n  ".join(differences[:LISTED_DIFFERENCES])
-            more = len(differences) - LISTED_DIFFERENCES
-            raise UserError(
-                f"the weights are of another architecture; {len(differences)} keys differ:\n  {listed}"
-                + (f"\n  and {more} more" if more > 0 else "")
-            )
+        require_fit(state, self.model)
         return super()._load_model(checkpoint)
+
+
+def require_fit(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Check that weights fit a model key by key.
+
+    Raises:
+        UserError: they do not. The message lists the keys that differ.
+    """
+    differences = state_differences(state, model.state_dict())
+    if differences:
+        listed = "\n  ".join(differences[:LISTED_DIFFERENCES])
+        more = len(differences) - LISTED_DIFFERENCES
+        raise UserError(
+            f"the weights are of another architecture; {len(differences)} keys differ:\n  {listed}"
+            + (f"\n  and {more} more" if more > 0 else "")
+        )
 
 
 def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:

@@ -13,13 +13,14 @@ PRECISIONS = ("bfloat16", "float16")
 CHECKPOINTED_PARTS = ("backbone", "region_network", "decoder")
 
 
-def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
+def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets: bool = True) -> None:
     """Check settings before any work: names must exist, and numbers must be in their ranges.
 
     Args:
         cfg: the settings.
         training: whether the tasks will be trained.
         world_size: the number of processes. Those of a task group must share each task's batch equally.
+        datasets: whether to check the data of the tasks and of the evaluation, too.
 
     Raises:
         UserError: for the first setting that is wrong.
@@ -27,10 +28,15 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1) -> None:
     from detectron2.modeling import META_ARCH_REGISTRY
 
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
-    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     _check_experts(cfg)
     for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
         _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
+    for name in cfg.TASKS.NAMES:
+        _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
+        KINDS[cfg.TASKS[name].KIND].settings.check(cfg.TASKS[name], f"TASKS.{name}")
+    if not datasets:
+        return
+    _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
     if training:
         _check_task_groups(cfg, world_size)
     _check_tasks(cfg, max(world_size // max(cfg.SOLVER.TASK_GROUPS, 1), 1))
@@ -68,14 +74,12 @@ def _check_task_groups(cfg: CfgNode, world_size: int) -> None:
 def _check_tasks(cfg: CfgNode, sharers: int) -> None:
     names = list(cfg.TASKS.NAMES)
     for name in names:
-        _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
         if names.count(name) > 1:
             raise UserError(f"TASKS.NAMES names the task '{name}' more than once")
         task, prefix = cfg.TASKS[name], f"TASKS.{name}"
         if not task.DATASETS:
             raise UserError(f"{prefix}.DATASETS is empty")
         _check_datasets(f"{prefix}.DATASETS", task.DATASETS)
-        KINDS[task.KIND].settings.check(task, prefix)
         if task.IMS_PER_BATCH % sharers:
             raise UserError(f"{prefix}.IMS_PER_BATCH: {sharers} processes cannot share {task.IMS_PER_BATCH} equally")
         if task.IMS_PER_BATCH // sharers < cfg.SOLVER.ACCUMULATION_STEPS:

@@ -7,7 +7,7 @@ merged. A misspelled key ends the run at once, with a message that suggests the 
 import contextlib
 import logging
 from ast import literal_eval
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,15 +26,21 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(
-    config_file: str = "", overrides: Sequence[str] = (), *, training: bool = True, world_size: int = 1
+    config_file: str | Mapping[str, Any] = "",
+    overrides: Sequence[str] = (),
+    *,
+    training: bool = True,
+    world_size: int = 1,
+    datasets: bool = True,
 ) -> CN:
     """Read, merge and check the settings of a run.
 
     Args:
-        config_file: a YAML file, which may name another one as ``_BASE_``. Empty for the defaults.
+        config_file: a YAML file, which may name another one as ``_BASE_``, or its content. Empty for the defaults.
         overrides: ``["KEY", "VALUE", ...]`` as on the command line.
         training: whether the tasks will be trained. Then there must be at least one task.
         world_size: the number of processes that share a task's batch.
+        datasets: whether the datasets that are named have to be registered. A model can do without them.
 
     Returns:
         the frozen configuration. Each node of ``TASKS`` has the defaults of its kind for keys that are not given.
@@ -44,17 +50,21 @@ def load_config(
     """
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
-    from_file = _read_yaml(config_file) if config_file else {}
+    named = "" if isinstance(config_file, Mapping) else config_file
+    from_file = _read_yaml(named) if named else dict(config_file or {})
     from_command_line = _nest(overrides)
     # A task's kind decides which keys it may have, in the file and on the command line. So kinds are found first.
     kinds = _task_kinds(_overlay(from_file, from_command_line).get("TASKS"))
     for name, kind in kinds.items():
         cfg.TASKS[name] = CN(task_defaults(name, kind))
-    for settings, where in ((from_file, f"in {config_file}"), (from_command_line, "on the command line")):
+    for settings, where in (
+        (from_file, f"in {named or 'the given settings'}"),
+        (from_command_line, "on the command line"),
+    ):
         _merge(settings, cfg, (), where)
     refuse_unused(cfg)
     _fall_back_to_cpu(cfg)
-    check_config(cfg, training=training, world_size=world_size)
+    check_config(cfg, training=training, world_size=world_size, datasets=datasets)
     cfg.freeze()
     return cfg
 

@@ -17,7 +17,7 @@ from .disk import read_file
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 # Pillow's documented and undocumented errors for files that are missing, truncated or not images.
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
 
 
 def read_image(record: dict, image_format: str) -> np.ndarray:
@@ -37,7 +37,7 @@ def read_image(record: dict, image_format: str) -> np.ndarray:
         image = decode_image(content, image_format)
         if "width" in record:
             detection_utils.check_image_size(record, image)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {reason}") from error
     return image
@@ -55,8 +55,36 @@ def decode_image(content: bytes, image_format: str) -> np.ndarray:
     except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
         raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
     with image:
-        try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        except Exception:  # a broken EXIF block does not make the image unreadable
-            turned = False
-        return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image) if turned else image, image_format)
+        return pixels_of(image, image_format)
+
+
+def pixels_of(image: Image.Image, image_format: str) -> np.ndarray:
+    """The pixels of an opened image, rotated as EXIF says: uint8 [H, W, 3]. Of an animation, its present frame.
+
+    Raises:
+        ValueError: its pixels have 32 bits.
+        OSError, SyntaxError, ...: Pillow's errors for damaged content.
+    """
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # a broken EXIF block does not make the image unreadable
+        turned = False
+    upright = ImageOps.exif_transpose(image) if turned else image
+    return detection_utils.convert_PIL_to_numpy(_of_8_bits(upright, image.format), image_format)
+
+
+def _of_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """An image whose channels have 8 bits. Of 16 bits the upper ones are kept, as Pillow does with colours; of greys it
+    would make everything above 255 white.
+
+    Raises:
+        ValueError: the pixels are numbers of 32 bits, of which nobody knows which is white.
+    """
+    # PNG has 16 bits at most, which older versions of Pillow read as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            "its pixels are numbers of 32 bits; save it with 8 or 16 bits, so that it is known what is white"
+        )
+    return image

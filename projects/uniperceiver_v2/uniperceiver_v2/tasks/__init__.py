@@ -3,11 +3,11 @@
 from ..kinds import register_kind
 from .captioning import CAPTIONING, CaptioningTask
 from .classification import CLASSIFICATION, ClassificationTask
-from .detection import DETECTION, DetectionTask
+from .detection import DETECTION, DetectionTask, ImageSizes, LabelledProposals
 from .grounding import GROUNDING, GroundingTask
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
 from .retrieval import RETRIEVAL, RetrievalTask
-from .task import Task, candidate_texts
+from .task import NamingTask, Task, candidate_texts
 
 for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING, GROUNDING):
     register_kind(_kind)
@@ -23,7 +23,10 @@ __all__ = [
     "ClassificationTask",
     "DetectionTask",
     "GroundingTask",
+    "ImageSizes",
+    "LabelledProposals",
     "LanguageModellingTask",
+    "NamingTask",
     "RetrievalTask",
     "Task",
     "candidate_texts",

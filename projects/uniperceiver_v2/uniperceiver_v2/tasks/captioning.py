@@ -83,21 +83,24 @@ class CaptioningTask(Task):
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
+        captions = self.generate(model, encoding, self.settings.beam_size)
+        return [
+            {"caption": caption, "log_likelihood": log_likelihood, "image_feature": feature}
+            for (caption, log_likelihood), feature in zip(captions, encoding.mean_global_token(), strict=True)
+        ]
+
+    def generate(self, model: UniPerceiver, encoding: ImageEncoding, beam_size: int) -> list[tuple[str, float]]:
+        """A caption of each encoded image, with its log-likelihood."""
         text_encoder = model.text_encoder
         generated = search(
             next_words(model, encoding),
-            torch.full((len(inputs),), text_encoder.bos_id, device=model.device),
+            torch.full((len(encoding.global_tokens),), text_encoder.bos_id, device=model.device),
             text_encoder.eos_id,
-            beam_size=self.settings.beam_size,
+            beam_size=beam_size,
             length_penalty=self.settings.length_penalty,
             max_length=min(self.settings.max_length, text_encoder.max_length),
         )
-        captions = text_encoder.decode(generated.token_ids)
-        found = zip(captions, generated.log_likelihoods.tolist(), encoding.mean_global_token())
-        return [
-            {"caption": caption, "log_likelihood": log_likelihood, "image_feature": feature}
-            for caption, log_likelihood, feature in found
-        ]
+        return list(zip(text_encoder.decode(generated.token_ids), generated.log_likelihoods.tolist()))
 
 
 def decode_captions(

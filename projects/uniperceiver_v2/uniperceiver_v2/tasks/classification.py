@@ -16,9 +16,10 @@ from ..data.mappers.images import ClassificationMapper
 from ..data.samples import ClassificationSample
 from ..evaluation import ClassificationEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import sum_over_ranks
-from .task import Task, candidate_texts, log_accuracy
+from .task import NamingTask, log_accuracy, naming_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +36,17 @@ class ClassificationSettings(TaskSettings):
     prompt: str = setting("{}", "text that each name is put into")
 
 
-class ClassificationTask(Task):
+class ClassificationTask(NamingTask):
     """Inputs: :class:`~uniperceiver_v2.data.samples.ClassificationSample`. Predictions: "scores" [C], the
     probabilities of the candidates."""
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, settings: ClassificationSettings) -> ClassificationTask:
+        return cls(settings, naming_datasets(cfg, "classification", settings))
+
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
-            candidate_texts(self.settings.prompt, inputs)
-        )
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(self.candidates_of(inputs))
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
         hits = (logits.argmax(-1) == labels).sum()
@@ -58,9 +61,12 @@ class ClassificationTask(Task):
 
     def predict(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates = model.encode_candidates(candidate_texts(self.settings.prompt, inputs))
-        logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
-        return [{"scores": scores} for scores in logits.softmax(-1)]
+        return [{"scores": scores} for scores in self.probabilities(model, encoding, self.candidates_of(inputs))]
+
+    def probabilities(self, model: UniPerceiver, encoding: ImageEncoding, texts: tuple[str, ...]) -> Tensor:
+        """P [B,C] of candidate texts for the images of an encoding."""
+        candidates = model.encode_candidates(texts)
+        return model.likelihood.of_directions(model.decode_image(encoding), candidates).softmax(-1)
 
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:

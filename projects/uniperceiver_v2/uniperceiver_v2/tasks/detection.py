@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,13 @@ from ..data.mappers.images import DetectionMapper
 from ..data.samples import DetectionSample
 from ..evaluation.lvis_numpy import repair_lvis
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
-from ..modeling.image_encoder import Proposals, RegionTargets
+from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
 from ..reading import check_instances
 from ..visualization import draw_test_scenes
-from .task import Task, candidate_texts, log_accuracy
+from .task import NamingTask, log_accuracy, naming_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class DetectionSettings(TaskSettings):
     prompt: str = setting("{}", "text that each name is put into")
 
 
-class DetectionTask(Task):
+class DetectionTask(NamingTask):
     """Object detection and instance segmentation.
 
     Inputs: :class:`~uniperceiver_v2.data.samples.DetectionSample`. Predictions: "instances" (pred_boxes, scores,
@@ -48,23 +48,22 @@ class DetectionTask(Task):
     Args:
         settings: the task's settings.
         detections_per_image: the number of (proposal, category) pairs that are returned for an image.
+        named_by: datasets that name the categories if an input does not.
     """
 
-    def __init__(self, settings: DetectionSettings, detections_per_image: int = 100):
-        super().__init__(settings)
+    def __init__(self, settings: DetectionSettings, detections_per_image: int = 100, named_by: Sequence[str] = ()):
+        super().__init__(settings, named_by)
         self._detections_per_image = detections_per_image
 
     @classmethod
     def from_config(cls, cfg: CfgNode, settings: DetectionSettings) -> DetectionTask:
-        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE)
+        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, naming_datasets(cfg, "detection", settings))
 
     def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
         encoding, regions = model.image_encoder(images, targets)
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
-            candidate_texts(self.settings.prompt, inputs)
-        )
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(self.candidates_of(inputs))
         matches = regions.matches
         labels = targets.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
@@ -91,53 +90,126 @@ class DetectionTask(Task):
     def predict(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> list[dict]:
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
-        candidates = model.encode_candidates(candidate_texts(self.settings.prompt, inputs))
+        found = self.find(model, encoding, ImageSizes.of(images), self.candidates_of(inputs))
+        return [
+            {
+                "instances": pairs.instances(
+                    (item.get("height", pairs.image_size[0]), item.get("width", pairs.image_size[1]))
+                )
+            }
+            for pairs, item in zip(found, inputs, strict=True)
+        ]
+
+    def find(
+        self, model: UniPerceiver, encoding: ImageEncoding, sizes: ImageSizes, texts: tuple[str, ...]
+    ) -> list[LabelledProposals]:
+        """The best (proposal, category) pairs of each encoded image, best first. Labels are places in ``texts``, the
+        candidate texts."""
+        candidates = model.encode_candidates(texts)
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
-        results = []
-        for index, item in enumerate(inputs):
-            size = images.image_sizes[index]
-            output_size = item.get("height", size[0]), item.get("width", size[1])
-            instances = best_instances(
-                scores[index], encoding.proposals, index, images, output_size, self._detections_per_image
-            )
-            results.append({"instances": instances})
-        return results
+        return [
+            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image)
+            for index, of_image in enumerate(scores)
+        ]
 
 
-def best_instances(
-    scores: Tensor,
-    proposals: Proposals,
-    index: int,
-    images: ImageList,
-    output_size: tuple[int, int],
-    count: int,
-) -> Instances:
-    """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C], scaled to
-    ``output_size``."""
+class ImageSizes(NamedTuple):
+    """The sizes (height, width) in pixels of B images of a batch, and of the padded batch."""
+
+    images: Sequence[tuple[int, int]]
+    padded: tuple[int, int]
+
+    @classmethod
+    def of(cls, images: ImageList) -> ImageSizes:
+        return cls(images.image_sizes, tuple(images.tensor.shape[-2:]))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledProposals:
+    """K pairs of proposal and label of one image, of U different proposals, as instances of any size.
+
+    At the size of the image in the file, a hundred masks of a photograph of 12 megapixels have 1.2 GB. So masks stay as
+    the model has them until somebody asks for a size.
+
+    Attributes:
+        boxes: [U,4], (cx, cy, w, h) in 0..1.
+        masks: [U,h,w] logits, which cover the padded batch.
+        proposal: [K], indices of the U proposals.
+        labels: [K], indices of categories or phrases.
+        scores: [K].
+        image_size, padded_size: (height, width) of the image as it was encoded, and of its padded batch.
+        masks_in_boxes: whether masks end at their boxes.
+    """
+
+    boxes: Tensor
+    masks: Tensor
+    proposal: Tensor
+    labels: Tensor
+    scores: Tensor
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+    masks_in_boxes: bool = False
+
+    @classmethod
+    def choose(
+        cls, proposal: Tensor, labels: Tensor, scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes
+    ) -> LabelledProposals:
+        """K pairs of proposal and label of image ``index``, with their scores, all [K]."""
+        used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
+        boxes, masks = proposals.boxes[index, used], proposals.masks[index, used]
+        size, inside = sizes.images[index], proposals.masks_in_boxes
+        return cls(boxes, masks, which, labels, scores, size, sizes.padded, inside)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: Tensor | slice) -> LabelledProposals:
+        """Some of the pairs: those of a bool [K], of indices, or of a slice."""
+        used, which = self.proposal[chosen].unique(return_inverse=True)
+        return replace(
+            self,
+            boxes=self.boxes[used],
+            masks=self.masks[used],
+            proposal=which,
+            labels=self.labels[chosen],
+            scores=self.scores[chosen],
+        )
+
+    def to(self, device: torch.device | str) -> LabelledProposals:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in tensors.items() if isinstance(x, Tensor)})
+
+    def boxes_at(self, size: tuple[int, int]) -> Boxes:
+        """The K boxes in an image of this (height, width), absolute XYXY."""
+        return self._boxes_of_proposals(size)[self.proposal]
+
+    def instances(self, size: tuple[int, int]) -> Instances:
+        """K instances at this (height, width): pred_boxes, scores, pred_classes, pred_masks."""
+        boxes = self._boxes_of_proposals(size)
+        masks = paste_masks(self.masks, self.image_size, self.padded_size, size)
+        if self.masks_in_boxes:
+            masks &= box_interiors(boxes, size)
+        return Instances(
+            size,
+            pred_boxes=boxes[self.proposal],
+            scores=self.scores,
+            pred_classes=self.labels,
+            pred_masks=masks[self.proposal],
+        )
+
+    def _boxes_of_proposals(self, size: tuple[int, int]) -> Boxes:
+        boxes = Boxes(cxcywh_to_xyxy(self.boxes.float()))
+        boxes.scale(size[1], size[0])
+        boxes.clip(size)
+        return boxes
+
+
+def best_pairs(scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int) -> LabelledProposals:
+    """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C]."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    return proposal_instances(proposal, category, best, proposals, index, images, output_size)
-
-
-def proposal_instances(
-    proposal: Tensor,
-    label: Tensor,
-    scores: Tensor,
-    proposals: Proposals,
-    index: int,
-    images: ImageList,
-    output_size: tuple[int, int],
-) -> Instances:
-    """K pairs of proposal and label of image `index`, with their scores, all [K], as instances at `output_size`."""
-    used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
-    boxes = Boxes(cxcywh_to_xyxy(proposals.boxes[index, used].float()))
-    boxes.scale(output_size[1], output_size[0])
-    boxes.clip(output_size)
-    masks = paste_masks(proposals.masks[index, used], images, index, output_size)
-    if proposals.masks_in_boxes:
-        masks &= box_interiors(boxes, output_size)
-    return Instances(output_size, pred_boxes=boxes[which], scores=scores, pred_classes=label, pred_masks=masks[which])
+    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes)
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
@@ -149,12 +221,15 @@ def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:
     return inside_rows[:, :, None] & inside_columns[:, None]
 
 
-def paste_masks(logits: Tensor, images: ImageList, index: int, output_size: tuple[int, int]) -> Tensor:
-    """Mask logits [K,h,w], which cover the padded batch, as bool masks [K, *output_size] of image ``index``."""
+def paste_masks(
+    logits: Tensor, image_size: tuple[int, int], padded_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """Mask logits [K,h,w], which cover the padded batch, as bool masks [K, *output_size] of an image of
+    ``image_size`` in the batch."""
     if len(logits) == 0:
         return torch.zeros(0, *output_size, dtype=torch.bool, device=logits.device)
-    height, width = images.image_sizes[index]
-    padded = F.interpolate(logits[None].float(), size=images.tensor.shape[-2:], mode="bilinear", align_corners=False)
+    height, width = image_size
+    padded = F.interpolate(logits[None].float(), size=padded_size, mode="bilinear", align_corners=False)
     own = padded[..., :height, :width]
     if output_size != (height, width):
         own = F.interpolate(own, size=output_size, mode="bilinear", align_corners=False)

@@ -18,10 +18,10 @@ from ..data.mappers.phrases import GroundingMapper
 from ..data.samples import GroundingSample
 from ..evaluation import GroundingEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
-from ..modeling.image_encoder import RegionTargets
+from ..modeling.image_encoder import ImageEncoding, RegionTargets
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
-from .detection import proposal_instances
+from .detection import ImageSizes, LabelledProposals
 from .task import Task, log_accuracy
 
 
@@ -104,28 +104,34 @@ class GroundingTask(Task):
     def predict(self, model: UniPerceiver, inputs: Sequence[GroundingSample]) -> list[dict]:
         images = model.preprocess(inputs)
         encoding, _ = model.image_encoder(images)
-        texts = list(dict.fromkeys(phrase for x in inputs for phrase in x["phrases"]))
+        found = self.find(model, encoding, ImageSizes.of(images), [x["phrases"] for x in inputs])
+        results = []
+        for pairs, item in zip(found, inputs, strict=True):
+            size = item.get("height", pairs.image_size[0]), item.get("width", pairs.image_size[1])
+            results.append({"phrases": tuple(item["phrases"]), "instances": pairs.instances(size)})
+        return results
+
+    def find(
+        self, model: UniPerceiver, encoding: ImageEncoding, sizes: ImageSizes, phrases: Sequence[Sequence[str]]
+    ) -> list[LabelledProposals]:
+        """For each encoded image and each of its phrases the best proposals, best first. Labels are places in the
+        image's phrases."""
+        texts = list(dict.fromkeys(phrase for of_image in phrases for phrase in of_image))
         candidates = model.encode_candidates((self.settings.none, *texts))
         logits = model.likelihood.of_directions(model.decode_proposals(encoding), candidates)  # [B,O,1+T]
         likelier = (logits[..., 1:] - logits[..., :1]).sigmoid()
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * likelier
         ranked = min(self.settings.proposals_per_phrase, scores.shape[1])
         results = []
-        for index, item in enumerate(inputs):
-            size = images.image_sizes[index]
-            asked = torch.tensor([texts.index(x) for x in item["phrases"]], dtype=torch.int64, device=scores.device)
+        for index, of_image in enumerate(phrases):
+            asked = torch.tensor([texts.index(x) for x in of_image], dtype=torch.int64, device=scores.device)
             best, proposal = scores[index, :, asked].topk(ranked, dim=0)  # [ranked, phrases of this image]
             labels = torch.arange(len(asked), device=scores.device).repeat_interleave(ranked)
-            instances = proposal_instances(
-                proposal.T.flatten(),
-                labels,
-                best.T.flatten(),
-                encoding.proposals,
-                index,
-                images,
-                (item.get("height", size[0]), item.get("width", size[1])),
+            results.append(
+                LabelledProposals.choose(
+                    proposal.T.flatten(), labels, best.T.flatten(), encoding.proposals, index, sizes
+                )
             )
-            results.append({"phrases": tuple(item["phrases"]), "instances": instances})
         return results
 
 

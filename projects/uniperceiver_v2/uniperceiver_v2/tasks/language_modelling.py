@@ -54,14 +54,20 @@ class LanguageModellingTask(Task):
         return sum(int((x["labels"] != NOT_PREDICTED).sum()) for x in inputs)
 
     def predict(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> list[dict]:
-        features, words, counts = self._masked(model, inputs)
-        log_likelihoods = model.likelihood.of_directions(features, model.vocabulary(TEXT_TO_TEXT)).log_softmax(-1)
+        log_likelihoods, words, counts = self.word_likelihoods(model, inputs)
         right = log_likelihoods.gather(-1, words[:, None]).squeeze(-1)
         correct = log_likelihoods.argmax(-1) == words
         return [
             {"log_likelihoods": likely, "correct": hit}
             for likely, hit in zip(right.split(counts), correct.split(counts))
         ]
+
+    def word_likelihoods(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> tuple[Tensor, Tensor, list[int]]:
+        """log P [K,V] of the whole vocabulary at all masked positions of the batch, the words [K] in the labels there,
+        and the number of masked positions of each input."""
+        features, words, counts = self._masked(model, inputs)
+        vocabulary = model.vocabulary(TEXT_TO_TEXT)
+        return model.likelihood.of_directions(features, vocabulary).log_softmax(-1), words, counts
 
     @staticmethod
     def _masked(model: UniPerceiver, inputs: Sequence[TextSample]) -> tuple[Tensor, Tensor, list[int]]:

@@ -21,6 +21,7 @@ from ..data.samples import CaptionedSample
 from ..evaluation import RetrievalEvaluator, SceneRetrievalEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
+from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import gather_from_ranks, group_size, rank_in_group, sum_over_ranks
 from .task import Task, log_accuracy
@@ -74,13 +75,22 @@ class RetrievalTask(Task):
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        images = F.normalize(model.decode_image(encoding).float(), dim=-1)
-        captions = [ids for x in inputs for ids in x["caption_token_ids"]]
-        texts = F.normalize(model.encode_texts(*model.text_encoder.pad(captions), IMAGE_TO_TEXT).float(), dim=-1)
+        images = self.image_features(model, encoding)
+        texts = self.text_features(model, [ids for x in inputs for ids in x["caption_token_ids"]])
         counts = [len(x["caption_token_ids"]) for x in inputs]
         return [
             {"image_feature": image, "text_features": features} for image, features in zip(images, texts.split(counts))
         ]
+
+    @staticmethod
+    def image_features(model: UniPerceiver, encoding: ImageEncoding) -> Tensor:
+        """Encoded images as features [B,d] of length 1."""
+        return F.normalize(model.decode_image(encoding).float(), dim=-1)
+
+    @staticmethod
+    def text_features(model: UniPerceiver, token_ids: Sequence[Tensor]) -> Tensor:
+        """Texts of ids [T] as features [n,d] of length 1."""
+        return F.normalize(model.encode_texts(*model.text_encoder.pad(token_ids), IMAGE_TO_TEXT).float(), dim=-1)
 
 
 def _without(logits: Tensor, same: Tensor, own: Tensor) -> Tensor:

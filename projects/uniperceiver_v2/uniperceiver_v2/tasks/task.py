@@ -12,9 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ..data import load_dataset
+from ..data.datasets.records import candidate_names
+from ..errors import UserError
+from ..kinds import kind_of_dataset
 from ..modeling.model import UniPerceiver
 
 
@@ -53,6 +58,68 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: UniPerceiver, inputs: Sequence[Any]) -> list[dict]:
         """A prediction for each input."""
+
+
+class NamingTask(Task):
+    """A task whose candidates are names that an input gives, or else the names of the task's own data.
+
+    Args:
+        settings: with a ``prompt``.
+        named_by: registered datasets whose class names may serve, the first that has some.
+    """
+
+    def __init__(self, settings: Any, named_by: Sequence[str] = ()):
+        super().__init__(settings)
+        self._named_by = tuple(named_by)
+        self._labels: tuple[str, ...] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the task's own classes, in the order of its datasets' labels. May be set.
+
+        They are the metadata's. A dataset that learns its classes from its files, such as folders, is loaded for them.
+
+        Raises:
+            UserError: no dataset of the task has names here.
+        """
+        if self._labels is None:
+            self._labels = _names_of(self._named_by)
+        return self._labels
+
+    @labels.setter
+    def labels(self, names: Sequence[str]) -> None:
+        self._labels = tuple(names)
+
+    def texts_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The candidate texts: each name, put into the prompt."""
+        return _prompted(self.settings.prompt, tuple(names))
+
+    def candidates_of(self, inputs: Sequence[Any]) -> tuple[str, ...]:
+        """The candidate texts of a batch: the names in its first input, or else the task's own."""
+        if not inputs[0].get("candidates") and (self._labels or self._named_by):
+            return self.texts_of(self.labels)
+        return candidate_texts(self.settings.prompt, inputs)
+
+
+def naming_datasets(cfg: CfgNode, kind: str, settings: Any) -> tuple[str, ...]:
+    """The registered datasets that know the names of a task: those that it trains on or evaluates, then the tested
+    ones of its kind."""
+    names = (*settings.datasets, *settings.evaluates, *cfg.DATASETS.TEST)
+    registered = [name for name in dict.fromkeys(names) if name in DatasetCatalog]
+    own = {*settings.datasets, *settings.evaluates}
+    return tuple(x for x in registered if x in own or getattr(kind_of_dataset(x), "name", None) == kind)
+
+
+def _names_of(datasets: Sequence[str]) -> tuple[str, ...]:
+    for name in datasets:
+        try:
+            return candidate_names(name)
+        except UserError:  # no names without its files
+            continue
+    for name in datasets:
+        load_dataset(name)
+        return candidate_names(name)
+    raise UserError("no labels are known: give the names to choose from")
 
 
 def candidate_texts(prompt: str, inputs: Sequence[Any]) -> tuple[str, ...]:

@@ -58,14 +58,13 @@ class ImageMapper(ABC):
             UserError: the disk is at fault.
         """
         image = read_image(record, self._image_format)
-        augmented = T.AugInput(image)
         try:
-            transforms = self._augmentations_of(record)(augmented)
+            tensor, transforms = _transformed(image, self._augmentations_of(record))
         except UnreadableImage as error:
             raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {error}") from error
         sample = {
             "task": self._task,
-            "image": torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))),
+            "image": tensor,
             "height": image.shape[0],
             "width": image.shape[1],
             "file_name": record["file_name"],
@@ -75,6 +74,14 @@ class ImageMapper(ABC):
         self.add_targets(sample, record, transforms)
         return sample
 
+    def view(self, image: np.ndarray) -> torch.Tensor:
+        """An image uint8 [H, W, 3] in ``image_format`` as the mapper gives it to a model, uint8 [3, H', W'].
+
+        Raises:
+            UnreadableImage: it would become too large.
+        """
+        return _transformed(image, self._augmentations)[0]
+
     def _augmentations_of(self, record: dict) -> T.AugmentationList:
         """The augmentations of a record: all have the same, unless a mapper says otherwise."""
         return self._augmentations
@@ -82,6 +89,12 @@ class ImageMapper(ABC):
     @abstractmethod
     def add_targets(self, sample: Any, record: dict, transforms: T.TransformList) -> None:
         """Add to ``sample`` the data to learn from or to compare with, if there are any."""
+
+
+def _transformed(image: np.ndarray, augmentations: T.AugmentationList) -> tuple[torch.Tensor, T.TransformList]:
+    augmented = T.AugInput(image)
+    transforms = augmentations(augmented)
+    return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))), transforms
 
 
 class DetectionMapper(ImageMapper):
