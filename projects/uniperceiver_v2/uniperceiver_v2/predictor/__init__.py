@@ -1,0 +1,24 @@
+"""A trained model for people: images and texts in, small typed answers out."""
+
+from .api import Predictor
+from .encoding import EncodedImages
+from .inputs import BadImages, ImageLike, ImagesLike
+from .pretrained import MODEL_ZOO
+from .results import Box, Caption, Classification, Completion, Detections, Grounding, Match, Retrieval
+
+__all__ = [
+    "MODEL_ZOO",
+    "BadImages",
+    "Box",
+    "Caption",
+    "Classification",
+    "Completion",
+    "Detections",
+    "EncodedImages",
+    "Grounding",
+    "ImageLike",
+    "ImagesLike",
+    "Match",
+    "Predictor",
+    "Retrieval",
+]

@@ -1,0 +1,195 @@
+"""Models as directories in Hugging Face's form, and the zoo.
+
+    config.json          the settings of the run, and the names of its classes
+    model.safetensors    all weights
+    text_encoder/        configuration and tokenizer of the text encoder
+    backbone/            configuration of the backbone, if the settings name a directory for it
+    README.md            the model card, with the licence
+
+No file holds code, and none is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..checkpoint import AtomicCheckpointer, require_fit
+from ..config import load_config
+from ..errors import UserError, nearest
+from ..files import REPOSITORY, write_json
+from ..tasks import NamingTask
+
+# {name: directory in Hugging Face's form, below the repository}
+MODEL_ZOO: dict[str, str] = {}
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_TYPE = "uniperceiver_v2"
+_TEXT_ENCODER, _BACKBONE = "text_encoder", "backbone"
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A [Uni-Perceiver v2]({{ paper_url }}) of {{ parameters }} parameters: one set of weights that detects, segments,
+classifies, captions, retrieves, grounds phrases and completes texts.
+
+```python
+from uniperceiver_v2 import Predictor
+
+predictor = Predictor.from_pretrained("{{ directory }}")
+print(predictor.detect("picture.jpg"), predictor.caption("picture.jpg"))
+```
+
+- Trained tasks: {{ tasks }}.
+- Training data: {{ datasets }}.
+{%- for kind, names in labels.items() %}
+- Names of {{ kind }}: {{ names }}.
+{%- endfor %}
+
+The weights have the licence {{ licence }}. Whoever publishes them checks that the training data allows it.
+"""
+
+
+def zoo_directory(name: str) -> Path:
+    """The directory of a model of the zoo.
+
+    Raises:
+        UserError: there is no such model. The message lists those that there are.
+    """
+    if name not in MODEL_ZOO:
+        known = nearest(name, MODEL_ZOO) or "; the zoo has no models yet"
+        listed = f" (the zoo has {', '.join(sorted(MODEL_ZOO))})" if MODEL_ZOO and "valid" not in known else ""
+        raise UserError(f"there is no model {name!r} in the zoo{known}{listed}")
+    return REPOSITORY / MODEL_ZOO[name]
+
+
+def settings_for_prediction(config: str | os.PathLike[str] | Mapping[str, Any], device: str | None) -> CfgNode:
+    """The settings of a YAML file, or of a complete configuration. The datasets in them need not be known here."""
+    if isinstance(config, Mapping):
+        content: str | Mapping[str, Any] = yaml.safe_load(config.dump()) if isinstance(config, CfgNode) else config
+    else:
+        content = os.fspath(config)
+    return load_config(content, ["MODEL.DEVICE", device] if device else [], training=False, datasets=False)
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load Detectron2's ``.pth`` or ``.safetensors`` into a model.
+
+    Raises:
+        UserError: the file is missing, is damaged, or does not fit the model.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if not path.endswith(".safetensors"):
+        AtomicCheckpointer(model).load(path)
+        return
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"weights not found: {path}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as weights: {error}") from error
+    try:
+        require_fit(state, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    model.load_state_dict(state)
+
+
+def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
+    """Write all files but the model card.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    settings = yaml.safe_load(cfg.dump())
+    settings["MODEL"]["WEIGHTS"] = ""
+    node = settings["MODEL"]["UNIPERCEIVER_V2"]
+    node["TEXT_ENCODER"]["PATH"] = _TEXT_ENCODER
+    try:
+        model.text_encoder.model.config.save_pretrained(directory / _TEXT_ENCODER)
+        model.text_encoder.tokenizer.save_pretrained(directory / _TEXT_ENCODER)
+        if node["BACKBONE"]["PATH"]:
+            node["BACKBONE"]["PATH"] = _BACKBONE
+            model.image_encoder.backbone.model.config.save_pretrained(directory / _BACKBONE)
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        temporary = directory / f".{WEIGHTS}.{os.getpid()}.tmp"  # a directory never has half of its weights
+        try:
+            save_file(state, temporary, metadata={"format": "pt"})
+            os.replace(temporary, directory / WEIGHTS)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        content = {"model_type": MODEL_TYPE, "settings": settings, "labels": labels_of(model)}
+        write_json(str(directory / CONFIG), content)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the model cannot be written to {directory}: {error}") from error
+
+
+def load_files(directory: Path, device: str | None) -> tuple[CfgNode, nn.Module]:
+    """The settings and the model of a directory that :func:`save_files` wrote. Nothing is looked up in a network.
+
+    Raises:
+        UserError: a file is missing, is damaged, or does not fit the others.
+    """
+    content = read_description(directory)
+    overrides = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(directory / _TEXT_ENCODER)]
+    if content["settings"].get("MODEL", {}).get("UNIPERCEIVER_V2", {}).get("BACKBONE", {}).get("PATH"):
+        overrides += ["MODEL.UNIPERCEIVER_V2.BACKBONE.PATH", str(directory / _BACKBONE)]
+    overrides += ["MODEL.DEVICE", device] if device else []
+    cfg = load_config(content["settings"], overrides, training=False, datasets=False)
+    model = build_model(cfg)
+    load_weights(model, directory / WEIGHTS)
+    for kind, names in content.get("labels", {}).items():
+        for task in _naming_tasks(model, kind):
+            task.labels = tuple(names)
+    return cfg, model
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Raises:
+        UserError: there is no such file, or it is not one of :func:`save_files`.
+    """
+    path = directory / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{directory} is no directory of a model: it has no {CONFIG}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    known = isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
+    if not known or not isinstance(content.get("settings"), dict) or not isinstance(content.get("labels", {}), dict):
+        raise UserError(f"{path} does not describe a model of Uni-Perceiver v2")
+    return content
+
+
+def labels_of(model: Any) -> dict[str, list[str]]:
+    """{kind: the names of its classes} of tasks that know them."""
+    found: dict[str, list[str]] = {}
+    for kind in ("detection", "classification"):
+        for task in _naming_tasks(model, kind):
+            with contextlib.suppress(UserError):  # its data is not here
+                found[kind] = list(task.labels)
+    return found
+
+
+def _naming_tasks(model: Any, kind: str) -> Iterator[NamingTask]:
+    """The task that answers for a kind, if it names things."""
+    task = model.tasks.get(kind)
+    if isinstance(task, NamingTask):
+        yield task
