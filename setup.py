@@ -34,17 +34,21 @@ setup(
         "termcolor",
         "tqdm",
         "pyyaml",
+        "safetensors",
+        "huggingface_hub",
     ],
     extras_require={
+        "supervision": ["supervision>=0.25"],
         "dev": [
             "pytest",
             "pytest-xdist",
             "hypothesis",
             "ruff",
             "import-linter>=2.10",
+            "mypy",
             "webdataset",
             # torch for GPUs brings its own; that for CPUs does not, and the kernels are tested in Triton's interpreter.
             'triton; platform_system == "Linux" and platform_machine == "x86_64"',
-        ]
+        ],
     },
 )

@@ -49,8 +49,8 @@ class Predictor(
 ):
     """Asks a trained model about images and texts.
 
-    - Images are paths, ``file:`` URLs, Pillow images, RGB arrays [H,W,3], tensors [3,H,W] (uint8, or floats in 0..1), or a
-      list of them of any sizes. A single image has a single answer, a list has a list.
+    - Images are paths, ``file:`` URLs, Pillow images, RGB arrays [H,W,3] and tensors [3,H,W], both of uint8 or of
+      floats in 0..1, or a list of them of any sizes. A single image has a single answer, a list has a list.
     - An image's answer does not depend on the other images: each is resized as in evaluation, and only images of one
       resized size are encoded together.
     - Where images are asked for, :meth:`encode`'s result does, too. Then several questions cost one encoding.

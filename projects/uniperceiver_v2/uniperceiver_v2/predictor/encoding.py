@@ -66,8 +66,8 @@ class EncodedImages(Sequence["EncodedImages"]):
     """Images that a predictor has encoded, for any number of questions.
 
     All methods of the predictor take it in place of images. ``encoded[2]`` and ``encoded[1:3]`` are parts of it. It
-    keeps the encoding of the whole image, some megabytes an image with the paper's models. The square of classification is
-    kept as pixels until the first :meth:`~uniperceiver_v2.predictor.Predictor.classify`.
+    keeps the encoding of the whole image, some megabytes an image with the paper's models. The square of classification
+    is kept as pixels until the first :meth:`~uniperceiver_v2.predictor.Predictor.classify`.
 
     Attributes:
         names: the images' paths, or their places among those that were given.

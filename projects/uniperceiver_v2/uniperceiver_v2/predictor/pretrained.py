@@ -44,8 +44,8 @@ CARD = """---
 
 # {{ title }}
 
-A [Uni-Perceiver v2]({{ paper_url }}) of {{ parameters }} parameters: one set of weights that detects, segments,
-classifies, captions, retrieves, grounds phrases and completes texts.
+A [Uni-Perceiver v2]({{ paper_url }}) of {{ parameters }} parameters: one set of weights for all of its tasks, and no
+task heads.
 
 ```python
 from uniperceiver_v2 import Predictor
@@ -135,7 +135,7 @@ def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
                 temporary.unlink()
         content = {"model_type": MODEL_TYPE, "settings": settings, "labels": labels_of(model)}
         write_json(str(directory / CONFIG), content)
-    except (OSError, SafetensorError) as error:
+    except (OSError, AssertionError, SafetensorError) as error:  # transformers asserts that a path is a folder
         raise UserError(f"the model cannot be written to {directory}: {error}") from error
 
 

@@ -75,7 +75,6 @@ class ConditionalFeedForward(nn.Module):
         self.router = Router(experts, active, layer)
         self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
 
-    @torch.compiler.disable  # a compiled graph would be specific to one choice of experts
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L."""
         classes = _classes(layout)
@@ -130,7 +129,6 @@ class MergedFeedForward(nn.Module):
         super().__init__()
         self.networks = nn.ModuleDict({_key(attributes): network for attributes, network in networks.items()})
 
-    @torch.compiler.disable
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layers import CausalLayer, MultiHeadAttention, WeightCache, autocast_dtype, causal_mask
 from .cache import DecoderCache, KeyValues
-from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout
+from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout, MergedFeedForward
 from .segments import Attributes, Segment, SegmentLayout
 
 GRAPHS = 64  # the most graphs that are compiled for a layer or a feed-forward network
@@ -306,6 +306,11 @@ class UnifiedDecoder(nn.Module):
         self._backend = backend
         # Graphs differ by mask, past, gradients and sizes of 1. The default limit of 8 graphs is too low for that.
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
+        # A compiled graph would be specific to one choice of experts. As a decorator this would import PyTorch's
+        # compiler, seconds for every process.
+        for layer in self.layers:
+            if isinstance(layer.ffn, ConditionalFeedForward | MergedFeedForward):
+                layer.ffn.forward = torch.compiler.disable(layer.ffn.forward)
         dense = [module for module in self.modules() if isinstance(module, DenseFeedForward)]
         for module in (*self.layers, *dense):
             module.compile(dynamic=True, backend=backend)
