@@ -228,7 +228,7 @@ def test_a_text_that_an_image_has_twice_means_what_either_does(tiny_model, groun
 def test_a_batch_is_learned(tiny_model, grounded):
     optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
     history = []
-    for _ in range(40):
+    for _ in range(60):
         with EventStorage() as storage:
             losses = tiny_model.train()(grounded)
             accuracy = storage.latest()["phrase_accuracy"][0]
