@@ -100,7 +100,7 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "arm", "iterations"), [("ablations", "single digits", 110), ("cures", "denoising", 101)]
+    ("name", "arm", "iterations"), [("ablations", "single digits", 130), ("cures", "denoising", 101)]
 )
 def test_program_runs_by_itself(name, arm, iterations, small_tree, monkeypatch, tmp_path):
     """A run of the small generalist itself in its own process, a little longer than the warm-up."""

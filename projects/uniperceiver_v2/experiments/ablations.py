@@ -123,7 +123,7 @@ def lengths(arm: Arm, whole: CfgNode, iterations: int) -> dict[str, Any]:
     """The numbers of iterations of an arm. Each of its tasks sees as many samples as in a joint run of
     ``iterations``."""
     ratios = sampling_ratios(whole)
-    share = sum(ratios[task] for task in arm.tasks or TESTS)
+    share = sum(ratios[task] for task in arm.tasks or TESTS) / sum(ratios[task] for task in TESTS)
     return {
         "SOLVER.MAX_ITER": round(iterations * share),
         # Not shortened with ``iterations``, as features need a certain number of iterations to develop.

@@ -4,9 +4,9 @@
     python projects/uniperceiver_v2/experiments/cures.py [--iterations 700] [--seeds 1] [--jobs 2] [--only ARM ...]
 
 Trains and tests on the development tree. Its test scenes show handwriting that is held out from the training data, so
-that no choice depends on the test set. The schedule is the small generalist's. Warm-up and the decoder's delay have the
-same numbers of iterations as there. The rate's step comes after the same share of the run. Writes its table into
-docs/architecture.md. study.py describes how runs are kept, resumed and divided among processes.
+that no choice depends on the test set. The schedule is the small generalist's. Warm-up has the same number of
+iterations as there. The rate's step comes after the same share of the run. Writes its table into docs/architecture.md.
+study.py describes how runs are kept, resumed and divided among processes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ ARMS = {
     "none": Arm(),
     "alignment": Arm(settings={f"TASKS.{task}.ALIGNMENT_WEIGHT": 0.0 for task in TESTS}),
     "denoising": Arm(settings={f"{NODE}.REGION.DENOISING_QUERIES": 0}),
-    "delay": Arm(settings={"SOLVER.DECODER_DELAY": 0}),
     "masks in boxes": Arm(settings={f"{NODE}.REGION.MASKS_IN_BOXES": False}),
     "quality": Arm(replaced=objectness_without_quality),
     "averaging": Arm(settings={"SOLVER.WEIGHT_AVERAGING": 0.0}),
@@ -74,7 +73,6 @@ ROWS = {
     "none": "none",
     "alignment loss": "alignment",
     "denoising": "denoising",
-    "decoder's delay": "delay",
     "masks in boxes": "masks in boxes",
     "IoU-aware objectness": "quality",
     "weight averaging": "averaging",

@@ -184,14 +184,14 @@ class UniPerceiverTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
         """As in Detectron2, with three differences: results are by dataset even if there is only one, each kind of
         task prepares its evaluators, and the log gets the table of the experts' routes, if the model has experts."""
-        if comm.is_main_process() and (routes := expert_routes(model)):
-            logger.info("experts of the decoder (weights) for each kind of token:\n%s", routes_table(routes))
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
             kinds = [kind_of_dataset(name) for name in cfg.DATASETS.TEST]
             for kind in KINDS.values():
                 if own := [evaluator for evaluator, its_kind in zip(evaluators, kinds) if its_kind is kind]:
                     kind.before_evaluation(cfg, model, own)
+        if comm.is_main_process() and (routes := expert_routes(model)):
+            logger.info("experts of the decoder (weights) for each kind of token:\n%s", routes_table(routes))
         results = super().test(cfg, model, evaluators)
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 

@@ -32,7 +32,7 @@ from ..files import REPOSITORY, write_json
 from ..tasks import NamingTask
 
 # {name: directory in Hugging Face's form, below the repository}
-MODEL_ZOO: dict[str, str] = {}
+MODEL_ZOO: dict[str, str] = {"digit_scenes/small": "zoo/digit_scenes_small"}
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "uniperceiver_v2"

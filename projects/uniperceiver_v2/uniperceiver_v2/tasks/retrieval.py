@@ -53,7 +53,7 @@ class RetrievalTask(Task):
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        count = self.settings.captions_per_image
+        count = len(inputs[0]["caption_token_ids"])  # the same for all images
         # A row for each caption: P = B·count pairs, those of an image one behind the other.
         images = model.decode_image(encoding).repeat_interleave(count, dim=0)
         captions = [ids for x in inputs for ids in x["caption_token_ids"]]
