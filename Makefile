@@ -18,7 +18,12 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # installation; the few that are used get theirs at the first import, unless the environment forbids it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-slow test-faults bench lint
+# Pictures to show the demo beside scenes of the test data: a file, a folder, or a pattern.
+INPUT ?=
+ZOO ?= digit_scenes/small
+SCENES := $(DATA)/images/test
+
+.PHONY: setup train demo test test-slow test-faults bench lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -41,6 +46,12 @@ $(PREPARED): datasets/prepare_digit_scenes.py | $(INSTALLED)
 
 train: setup
 	$(OFFLINE) $(PY) projects/uniperceiver_v2/train_net.py --config-file $(CONFIG) $(ARGS) OUTPUT_DIR $(OUTPUT)
+
+# The reader's INPUT is a single word whatever its name holds; the program reads patterns itself.
+demo: setup
+	$(OFFLINE) $(PY) projects/uniperceiver_v2/demo/demo.py --zoo $(ZOO) \
+	    --input $(if $(INPUT),'$(subst ','\'',$(INPUT))') '$(SCENES)/00000100000[1-9].png' '$(SCENES)/00000100001[0-2].png' \
+	    --output output/demo --sheet output/demo/sheet.png $(ARGS)
 
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
 test: setup

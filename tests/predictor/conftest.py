@@ -1,11 +1,16 @@
 """A predictor around the smallest model, and pictures of all kinds."""
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+DEMO = Path(__file__).parents[2] / "projects" / "uniperceiver_v2" / "demo"
 LABELS = ("zero", "a red seven", "two")
 
 
@@ -41,3 +46,32 @@ def files(tmp_path, pixels):
         paths.append(str(tmp_path / f"{number}.png"))
         Image.fromarray(pixels(*size, seed=number)).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def demo_module() -> Callable[[str], ModuleType]:
+    """A module of the demo by its name. They import each other by their names alone, as a program's do."""
+
+    def module_of(name: str) -> ModuleType:
+        sys.path.insert(0, str(DEMO))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.pop(0)
+
+    return module_of
+
+
+@pytest.fixture
+def demo(demo_module) -> Callable[..., int]:
+    """The demo's ``main`` with these arguments. Returns the exit code."""
+    return lambda *arguments: demo_module("demo").main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def directory(predictor, tmp_path) -> Path:
+    """The predictor, as a directory in Hugging Face's form."""
+    predictor.cfg.TASKS.digits.IMAGE_SIZE = 32
+    predictor.cfg.TEST.IMS_PER_BATCH = 3
+    predictor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"

@@ -3,6 +3,7 @@
 from .api import Predictor
 from .encoding import EncodedImages
 from .inputs import BadImages, ImageLike, ImagesLike
+from .learned import learned, trained_kinds
 from .pretrained import MODEL_ZOO
 from .results import Box, Caption, Classification, Completion, Detections, Grounding, Match, Retrieval
 
@@ -21,4 +22,6 @@ __all__ = [
     "Match",
     "Predictor",
     "Retrieval",
+    "learned",
+    "trained_kinds",
 ]

@@ -117,16 +117,21 @@ def _outline(draw: ImageDraw.ImageDraw, x0: float, y0: float, x1: float, y1: flo
 def _label(draw: ImageDraw.ImageDraw, text: str, box: Box, taken: Sequence[Box]) -> Box:
     """Write a name at its box and return the area that it covers. Prefers a place that covers no other name."""
     width, height = draw.textlength(text, _font(_LABEL_SIZE)) + 8, _LABEL_SIZE + 5
-    x0, y0, x1, y1 = box
-    # Places by preference: above the box, below, inside at the top, inside at the bottom; each at the left, then right.
-    corners = [(x, y) for y in (y0 - height - 2, y1 + 2, y0, y1 - height) for x in (x0 - 2, x1 - width + 2)]
-    inside = [(min(max(x, 0), _PICTURE - width), y) for x, y in corners if 0 <= y <= _PICTURE - height]
-    places = [(x, y, x + width, y + height) for x, y in inside] or [(0, 0, width, height)]
-    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-    place = (free or places)[0]
+    place = _place(width, height, box, (_PICTURE, _PICTURE), taken)
     draw.rectangle(place, _INK)
     draw.text((place[0] + 4, (place[1] + place[3]) / 2), text, _LINE, _font(_LABEL_SIZE), anchor="lm")
     return place
+
+
+def _place(width: float, height: float, box: Box, picture: tuple[int, int], taken: Sequence[Box]) -> Box:
+    """Where a name of this size stands at its box in a picture (width, height). Prefers a free place."""
+    x0, y0, x1, y1 = box
+    # Places by preference: above the box, below, inside at the top, inside at the bottom; each at the left, then right.
+    corners = [(x, y) for y in (y0 - height - 2, y1 + 2, y0, y1 - height) for x in (x0 - 2, x1 - width + 2)]
+    inside = [(min(max(x, 0), picture[0] - width), y) for x, y in corners if 0 <= y <= picture[1] - height]
+    places = [(x, y, x + width, y + height) for x, y in inside] or [(0, 0, width, height)]
+    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+    return (free or places)[0]
 
 
 def _overlap(a: Box, b: Box) -> bool:
