@@ -23,7 +23,7 @@ from typing import Any
 from answers import Answer, Questions, questions_of
 from PIL import Image
 from tqdm import tqdm
-from videos import Frames, VideoFile, show
+from videos import Frames, VideoFile, require_display, show
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.errors import UnreadableImage, UserError
@@ -81,17 +81,31 @@ def run(args: Namespace) -> int:
         OSError: a file cannot be written.
     """
     questions = questions_of(args.tasks, args.labels, args.phrases, args.confidence_threshold)
+    if args.output is None and not args.sheet:
+        require_display()
     if not args.input:
-        if args.sheet:
-            raise UserError("--sheet shows pictures: it goes with --input")
-        frames = Frames(0 if args.webcam else os.path.expanduser(args.video_input))
-        try:
-            return answer_frames(load(args, questions), frames, questions, args)
-        finally:
-            frames.close()
+        return run_frames(args, questions)
     paths = expand(args.input)
     outputs = names_of_outputs(paths, args.output) if args.output else {}
     return answer_pictures(load(args, questions), paths, outputs, questions, args)
+
+
+def run_frames(args: Namespace, questions: Questions) -> int:
+    """The program for a video or a camera."""
+    if args.sheet:
+        raise UserError("--sheet shows pictures: it goes with --input")
+    output = name_of_video(args) if args.output else None
+    frames = Frames(0 if args.webcam else os.path.expanduser(args.video_input))
+    try:
+        count = answer_frames(load(args, questions), frames, questions, output)
+    finally:
+        frames.close()
+    if not count:
+        raise UserError(f"{args.video_input or 'the camera'} has no frame that can be read")
+    if output is not None:
+        promised = f" (of {frames.count} that the file promises)" if frames.count and frames.count != count else ""
+        print(f"{count} frames answered{promised}: {output}, {output.with_suffix('.jsonl')}", flush=True)
+    return 0
 
 
 def load(args: Namespace, questions: Questions) -> Predictor:
@@ -251,32 +265,26 @@ def save(picture: Image.Image, path: Path, default: str = "") -> None:
     write_atomically(str(path), lambda file: picture.save(file, kind))
 
 
-def answer_frames(predictor: Predictor, frames: Frames, questions: Questions, args: Namespace) -> int:
-    """Answer the questions about each frame, and write a video or show it in a window."""
+def answer_frames(predictor: Predictor, frames: Frames, questions: Questions, output: Path | None) -> int:
+    """Answer the questions about each frame, and write a video or show it in a window. Returns the number of frames."""
     count = 0
-    pictured = tqdm(frames, total=frames.count, unit="frame", disable=None)
 
-    def contents() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-        for number, pixels in enumerate(pictured):
+    def answered() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+        nonlocal count
+        for pixels in tqdm(frames, total=frames.count, unit="frame", disable=None):
             (answer,) = questions.answers(predictor, predictor.encode([pixels]))
-            yield answer.card(pixels), {"frame": number, "seconds": number / frames.rate, **answer.to_json()}
-
-    if args.output is None:
-        for card, _ in contents():
+            yield answer.card(pixels), {"frame": count, "seconds": count / frames.rate, **answer.to_json()}
             count += 1
+
+    if output is None:
+        for card, _ in answered():
             if not show(card, 1):
-                break
+                return count + 1
     else:
-        path = name_of_video(args)
-        with VideoFile(path, frames.rate) as video:
-            for card, content in contents():
+        with VideoFile(output, frames.rate) as video:
+            for card, content in answered():
                 video.add(card, content)
-                count += 1
-        if count:
-            print(f"{count} frames answered: {path}, {path.with_suffix('.jsonl')}", flush=True)
-    if not count:
-        raise UserError(f"{args.video_input or 'the camera'} has no frame that can be read")
-    return 0
+    return count
 
 
 def name_of_video(args: Namespace) -> Path:

@@ -97,6 +97,16 @@ class VideoFile:
                 path.unlink()
 
 
+def require_display() -> None:
+    """OpenCV's window library ends the whole process where there is no display.
+
+    Raises:
+        UserError: there is none.
+    """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UserError(NO_DISPLAY)
+
+
 def show(picture: Image.Image, wait: int) -> bool:
     """Show a picture in a window until a key is pressed, or for ``wait`` milliseconds.
 
@@ -104,11 +114,8 @@ def show(picture: Image.Image, wait: int) -> bool:
         whether to go on: Esc and q end.
 
     Raises:
-        UserError: there is no display.
+        UserError: OpenCV has no windows here.
     """
-    # OpenCV's window library ends the whole process where there is no display.
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UserError(NO_DISPLAY)
     try:
         cv2.imshow("Uni-Perceiver v2", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
         return cv2.waitKey(wait) & 0xFF not in (27, ord("q"))
