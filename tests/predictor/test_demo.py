@@ -51,7 +51,7 @@ def test_json_and_pictures_hold_the_predictors_answers(demo, directory, files, t
         top = predictor.classify(path).top(3)
         assert [entry["label"] for entry in content["classes"]] == [label for label, _ in top]
         with Image.open(output / f"{Path(path).stem}.png") as picture:
-            assert picture.width >= 2 * 480  # two panels of an enlarged picture
+            assert picture.width >= 2 * 384  # two panels of an enlarged picture
 
 
 def test_a_picture_without_objects_has_its_size_in_json(demo, directory, files, tmp_path):

@@ -27,7 +27,7 @@ _TEXT_SIZE, _SMALL_SIZE, _LABEL_SIZE, _TITLE_SIZE = 16, 12, 13, 18
 _LINE, _SMALL_LINE, _BAR_LINE = 21, 17, 22
 _CAPTION_LINES, _BARS, _HEADING_LINES = 2, 3, 1
 _PAPER, _FRAME, _INK, _PALE_INK, _BAR, _TRACK = "#ffffff", "#eceef2", "#14181f", "#6b7280", "#2f6fdb", "#e3e7ee"
-# Hues that stay apart on light and on dark images. The digits' seven colours are among them: contours have dark edges.
+# Light hues, so that names on them are black everywhere. Dark edges keep them visible on light images.
 _PALETTE = (
     (255, 92, 92),
     (66, 170, 255),
