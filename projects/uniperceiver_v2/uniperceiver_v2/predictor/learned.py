@@ -21,7 +21,7 @@ def learned(predictor: Predictor) -> str:
 
     "The model has learned detection (zero, one, two), captioning. It knows images like those of its training only."
     """
-    kinds = []
+    kinds: list[str] = []
     for kind in trained_kinds(predictor):
         names = _names(predictor, kind) if kind in ("detection", "classification") else ""
         same = bool(names) and any(f"({names})" in told for told in kinds)
