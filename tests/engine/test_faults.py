@@ -52,7 +52,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(real_cfg, proce
     start = time.perf_counter()
     assert processes.exit_code(processes.fork(lambda: train(spared))) == 0
     duration = time.perf_counter() - start
-    moments, kills = random.Random(0), 0
+    moments, kills, over = random.Random(0), 0, 0
     while kills < 4:
         pid = processes.fork(lambda: train(killed))
         deadline = time.perf_counter() + moments.uniform(0.2, 0.7) * duration
@@ -61,11 +61,16 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(real_cfg, proce
             if in_checkpoint and list((tmp_path / "killed").glob(".*.tmp")):
                 break
             if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                pytest.fail("the run was over before it was killed")
+                pid = None
+                break
             time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        assert processes.exit_code(pid) == -signal.SIGKILL
-        kills += 1
+        if pid is None:  # the machine was busier when the duration was measured
+            over, duration = over + 1, duration / 2
+            assert over < 5, "the runs are over before they are killed"
+        else:
+            os.kill(pid, signal.SIGKILL)
+            assert processes.exit_code(pid) == -signal.SIGKILL
+            kills += 1
         for name in (tmp_path / "killed").glob("last_checkpoint"):
             weights(tmp_path / "killed", Path(name.read_text()).stem)  # it can be read
             if (tmp_path / "killed" / "model_final.pth").exists():
