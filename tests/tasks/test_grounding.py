@@ -141,16 +141,16 @@ def test_losses_are_the_plain_formulas(tiny_model, grounded):
         for n in range(count):
             of_phrases += plain_phrase_loss(own[n][columns], own[n][0], true[n], ~true[n]).item()
             of_proposals += plain_referent_loss(torch.stack([x[columns] for x in own]), true, ~true, n).item()
-        for state, label in zip(aligned.double(), regions.labels.tolist()):
+        for state, label, weight in zip(aligned.double(), regions.labels.tolist(), regions.weights.tolist()):
             if label // 2 == image:
                 n = label % 2
-                of_states += plain_phrase_loss(state[columns], state[0], true[n], ~true[n]).item()
+                of_states += weight * plain_phrase_loss(state[columns], state[0], true[n], ~true[n]).item()
 
     torch.manual_seed(7)
     losses = train_losses(tiny_model, grounded)
     assert losses["loss_phrase"].item() == pytest.approx(settings.phrase_weight * of_phrases / 3, rel=1e-4)
     assert losses["loss_referent"].item() == pytest.approx(settings.referent_weight * of_proposals / 3, rel=1e-4)
-    expected = settings.alignment_weight * of_states / len(states)
+    expected = settings.alignment_weight * of_states / regions.weights.sum().item()
     assert losses["loss_alignment"].item() == pytest.approx(expected, rel=1e-4)
     for name in REGION_LOSSES:
         torch.testing.assert_close(losses[name], regions.losses[name])
@@ -225,12 +225,15 @@ def test_a_text_that_an_image_has_twice_means_what_either_does(tiny_model, groun
         torch.testing.assert_close(losses[0][name], losses[1][name])
 
 
-def test_a_batch_is_learned(tiny_model, grounded):
-    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
+@pytest.mark.parametrize(("boxes_from_masks", "steps"), [(False, 40), (True, 60)])
+def test_a_batch_is_learned(tiny_config, grounded, boxes_from_masks, steps):
+    tiny_config.MODEL.UNIPERCEIVER_V2.REGION.BOXES_FROM_MASKS = boxes_from_masks
+    model = build_model(tiny_config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
-    for _ in range(60):
+    for _ in range(steps):
         with EventStorage() as storage:
-            losses = tiny_model.train()(grounded)
+            losses = model(grounded)
             accuracy = storage.latest()["phrase_accuracy"][0]
         optimizer.zero_grad()
         sum(losses.values()).backward()

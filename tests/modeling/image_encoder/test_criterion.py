@@ -92,27 +92,28 @@ def plain_mask_losses(logits: list[float], targets: list[float]) -> tuple[float,
     return entropy, 1 - (2 * overlap + 1) / (sum(p) + sum(targets) + 1)
 
 
-def plain_losses(predictions, places, valid, pixels, targets, divisor, points) -> dict[str, float]:
+def plain_losses(predictions, places, valid, pixels, targets, divisor, points, groups=(1,) * BATCH) -> dict[str, float]:
     """places: the matched (layer, image, query, target). points [K,P,2]: the points at which each match's masks are
-    compared."""
+    compared. groups: by which each image's losses are divided."""
     sums = dict.fromkeys(WEIGHTS, 0.0)
     quality = {}
     for k, (layer, image, query, target) in enumerate(places):
         box, wanted = predictions.boxes[layer, image, query].tolist(), targets.boxes[image, target].tolist()
         iou, giou = plain_overlaps(box, wanted)
         quality[layer, image, query] = max(iou, 1e-3)
-        sums["box"] += sum(abs(a - b) for a, b in zip(box, wanted, strict=True))
-        sums["giou"] += 1 - giou
+        sums["box"] += sum(abs(a - b) for a, b in zip(box, wanted, strict=True)) / groups[image]
+        sums["giou"] += (1 - giou) / groups[image]
         mask = torch.einsum("d,dhw->hw", predictions.mask_embeddings[layer, image, query], pixels[image]).detach()
         entropy, dice = plain_mask_losses(
             [plain_bilinear(mask, p) for p in points[k].tolist()],
             [plain_bilinear(targets.masks[image, target], p) for p in points[k].tolist()],
         )
-        sums["mask"] += entropy
-        sums["dice"] += dice
+        sums["mask"] += entropy / groups[image]
+        sums["dice"] += dice / groups[image]
     for place in itertools.product(*map(range, predictions.objectness.shape)):
         if valid[place[1], place[2]]:
-            sums["objectness"] += plain_quality_focal(predictions.objectness[place].item(), quality.get(place, 0.0))
+            loss = plain_quality_focal(predictions.objectness[place].item(), quality.get(place, 0.0))
+            sums["objectness"] += loss / groups[place[1]]
     return {name: WEIGHTS[name] * value / divisor for name, value in sums.items()}
 
 
@@ -249,18 +250,17 @@ def test_masks_outside_of_their_boxes_count_in_matching_where_they_do_not_end_th
 
 def test_denoising_losses_equal_the_plain_formulas():
     criterion, targets = make_criterion(), make_targets()
-    denoising = make_denoising_queries(targets, groups=2, box_noise=0.5)
+    denoising = make_denoising_queries(targets, near_misses=6, box_noise=0.5)
     count = denoising.boxes.shape[1]
     predictions, pixels = make_predictions(count), torch.randn(BATCH, DIM, 4, 4)
-    # 3 near misses, then 3 wide ones in each of the two groups; images have 2, 0 and 3 objects.
+    # 6 near misses, then 6 wide ones. Images have 2, 0 and 3 objects, which make 3 and 2 groups.
     places = [
-        (layer, image, group * 6 + n, n)
+        (layer, image, slot, slot % number)
         for layer in range(LAYERS)
-        for image, number in enumerate((2, 0, 3))
-        for group in range(2)
-        for n in range(number)
+        for image, number in ((0, 2), (2, 3))
+        for slot in range(6)
     ]
-    valid = torch.tensor([[n < number for n in [0, 1, 2] * 4] for number in (2, 0, 3)])
+    valid = torch.tensor([[number > 0] * 12 for number in (2, 0, 3)])
 
     torch.manual_seed(5)
     found, matches = criterion.losses(predictions, NOTHING, pixels, targets, 5.0, denoising)
@@ -269,7 +269,7 @@ def test_denoising_losses_equal_the_plain_formulas():
     layer, image, query, _ = torch.tensor(places).T
     logits = masks_of(predictions.mask_embeddings[layer, image, query], image, pixels)
     points = uncertain_points(logits, POINTS, OVERSAMPLING, UNCERTAIN, windows_of(places, targets))
-    assert_losses_equal(found, plain_losses(predictions, places, valid, pixels, targets, 5.0 * 2, points))
+    assert_losses_equal(found, plain_losses(predictions, places, valid, pixels, targets, 5.0, points, (3, 1, 2)))
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0)])
@@ -277,7 +277,7 @@ def test_one_pass_over_ordinary_and_denoising_queries_equals_two(counts):
     """Values, gradients, random points and matches are the same. Ordinary queries are numbered after the denoising
     queries."""
     criterion, targets = make_criterion(), make_targets(counts)
-    denoising = make_denoising_queries(targets, groups=2, box_noise=0.5)
+    denoising = make_denoising_queries(targets, near_misses=6, box_noise=0.5)
     known = denoising.boxes.shape[1]
     predictions, pixels = make_predictions(known + QUERIES), torch.randn(BATCH, DIM, 4, 4, requires_grad=True)
     matches = Matches(*torch.tensor(PLACES).T) if sum(counts) else NOTHING
@@ -342,13 +342,16 @@ def test_dense_losses_equal_the_plain_formulas():
             sums["objectness"] += plain_quality_focal(dense.objectness[image, token].item(), q)
         if q > 0:
             box, wanted = dense.boxes[image, token].tolist(), targets.boxes[image, target[image, token]].tolist()
-            sums["box"] += q * sum(abs(a - b) for a, b in zip(box, wanted, strict=True))
-            sums["giou"] += q * (1 - plain_overlaps(box, wanted)[1])
-    total = max(quality.double().sum().item(), 1.0)
-    expected = {name: WEIGHTS[name] * value / total for name, value in sums.items()}
+            share = q / sum(
+                other.item() for other, object_ in zip(quality[image], target[image]) if object_ == target[image, token]
+            )
+            sums["box"] += share * sum(abs(a - b) for a, b in zip(box, wanted, strict=True))
+            sums["giou"] += share * (1 - plain_overlaps(box, wanted)[1])
+    sums["objectness"] /= (1 + criterion.one_to_many) / 2
+    expected = {name: WEIGHTS[name] * value / 5.0 for name, value in sums.items()}
     found_quality, matches = criterion.match_dense(dense, targets)
     assert torch.equal(found_quality, quality)
-    assert_losses_equal(criterion.dense_losses(dense, quality, matches, targets, total), expected)
+    assert_losses_equal(criterion.dense_losses(dense, quality, matches, targets, 5.0), expected)
     answering = {(i, s, target[i, s].item()) for i, s in (quality > 0).nonzero().tolist()}
     assert set(zip(matches.image.tolist(), matches.query.tolist(), matches.target.tolist(), strict=True)) == answering
 

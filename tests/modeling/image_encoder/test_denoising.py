@@ -3,14 +3,10 @@
 import pytest
 import torch
 
-from uniperceiver_v2.modeling.image_encoder.denoising import (
-    denoising_attention_mask,
-    make_denoising_queries,
-    number_of_groups,
-)
+from uniperceiver_v2.modeling.image_encoder.denoising import denoising_attention_mask, make_denoising_queries
 from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
 
-GROUPS, NOISE = 3, 0.6
+NEAR_MISSES, NOISE = 9, 0.6
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def relative_noise(queries, targets) -> torch.Tensor:
 def test_near_misses_and_wide_misses_keep_their_bounds(targets):
     near, wide = [], []
     for _ in range(50):
-        queries = make_denoising_queries(targets, GROUPS, NOISE)
+        queries = make_denoising_queries(targets, NEAR_MISSES, NOISE)
         noise = relative_noise(queries, targets).abs()
         near.append(noise[queries.positive])
         wide.append(noise[queries.negative])
@@ -46,42 +42,63 @@ def test_near_misses_and_wide_misses_keep_their_bounds(targets):
 
 
 def test_noise_goes_both_ways_and_differs_between_groups(targets):
-    queries = make_denoising_queries(targets, GROUPS, NOISE)
+    queries = make_denoising_queries(targets, NEAR_MISSES, NOISE)
     noise = relative_noise(queries, targets)[queries.positive | queries.negative]
     assert ((noise > 0).any(0) & (noise < 0).any(0)).all()
-    first, second = queries.boxes[2, queries.groups == 0], queries.boxes[2, queries.groups == 1]
+    first, second = (queries.boxes[2, queries.groups[2] == group] for group in (0, 1))
     assert (first != second).all()
 
 
 def test_order_flags_and_groups(targets):
-    queries = make_denoising_queries(targets, GROUPS, NOISE)
-    assert queries.boxes.shape == (3, GROUPS * 2 * 3, 4)
-    assert queries.groups.tolist() == [0] * 6 + [1] * 6 + [2] * 6
-    assert queries.targets.tolist() == [[0, 1, 2] * 2 * GROUPS] * 3
-    none = torch.zeros(3, 3, dtype=torch.bool)
-    assert torch.equal(queries.positive, torch.cat([targets.valid, none] * GROUPS, dim=1))
-    assert torch.equal(queries.negative, torch.cat([none, targets.valid] * GROUPS, dim=1))
+    """Nine near misses, then nine wide ones. Two objects make four groups, three make three."""
+    queries = make_denoising_queries(targets, NEAR_MISSES, NOISE)
+    assert queries.boxes.shape == (3, 18, 4)
+    assert queries.num_groups.tolist() == [4, 9, 3]
+    used = torch.tensor([[True] * 8 + [False], [False] * 9, [True] * 9])
+    assert torch.equal(queries.positive, torch.cat((used, torch.zeros_like(used)), dim=1))
+    assert torch.equal(queries.negative, torch.cat((torch.zeros_like(used), used), dim=1))
+    assert torch.equal(queries.valid, used.repeat(1, 2))
+    for image, each in ((0, 2), (2, 3)):
+        own = used[image].repeat(2)
+        assert queries.targets[image, own].tolist() == [*range(each)] * (2 * len(used[image].nonzero()) // each)
+        groups = [slot // each for slot in range(9)][: len(used[image].nonzero())]
+        assert queries.groups[image, own].tolist() == groups * 2
+
+
+def test_weights_sum_to_the_objects_of_an_image_twice_over(targets):
+    """One for the near misses of an object together, one for its wide misses."""
+    queries = make_denoising_queries(targets, NEAR_MISSES, NOISE)
+    torch.testing.assert_close(queries.weights.sum(1), torch.tensor([4.0, 0.0, 6.0]))
+    assert (queries.weights[~queries.valid] == 0).all()
+
+
+def test_an_image_with_more_objects_than_near_misses_has_one_group_of_all(targets):
+    queries = make_denoising_queries(targets, 1, NOISE)
+    assert queries.num_groups.tolist() == [1, 1, 1] and queries.boxes.shape == (3, 6, 4)
+    assert torch.equal(queries.valid, targets.valid.repeat(1, 2))
+    assert queries.targets[2].tolist() == [0, 1, 2] * 2
 
 
 def test_boxes_stay_in_the_image(targets):
     targets.boxes[..., :2] = torch.tensor([0.01, 0.99])
-    queries = make_denoising_queries(targets, GROUPS, 2.0)
+    queries = make_denoising_queries(targets, NEAR_MISSES, 2.0)
     assert queries.boxes.min() > 0
     assert queries.boxes.max() <= 1
 
 
 def test_mask_separates_groups_and_ordinary_queries():
-    """One image has one object, the other has none. There are two groups with a slightly and a strongly changed box.
-    Denoising queries see the ordinary ones, which do not see them. Nobody sees a query made from padding."""
+    """One image has one object, the other has none. There are two groups, the slightly changed boxes of both before the
+    strongly changed ones. Denoising queries see the ordinary ones, which do not see them. Nobody sees a query that is
+    not valid."""
     valid = torch.tensor([[True], [False]])
     targets = RegionTargets(torch.rand(2, 1, 4), torch.ones(2, 1, 4, 4).bool(), torch.zeros(2, 1).long(), valid)
     mask = denoising_attention_mask(make_denoising_queries(targets, 2, NOISE), num_queries=2)
     with_object = torch.tensor(
         [
-            [1, 1, 0, 0, 1, 1],
-            [1, 1, 0, 0, 1, 1],
-            [0, 0, 1, 1, 1, 1],
-            [0, 0, 1, 1, 1, 1],
+            [1, 0, 1, 0, 1, 1],
+            [0, 1, 0, 1, 1, 1],
+            [1, 0, 1, 0, 1, 1],
+            [0, 1, 0, 1, 1, 1],
             [0, 0, 0, 0, 1, 1],
             [0, 0, 0, 0, 1, 1],
         ]
@@ -92,7 +109,8 @@ def test_mask_separates_groups_and_ordinary_queries():
 
 
 @pytest.mark.parametrize(("objects", "groups"), [(1, 100), (3, 33), (6, 16), (51, 1), (300, 1)])
-def test_the_number_of_groups_adapts_to_the_most_objects_of_an_image(objects, groups):
-    valid = torch.arange(objects) < torch.tensor([[objects], [0]])
-    targets = RegionTargets(torch.rand(2, objects, 4), torch.ones(2, objects, 4, 4).bool(), valid.long(), valid)
-    assert number_of_groups(targets, near_misses=100) == groups
+def test_the_number_of_groups_adapts_to_the_objects_of_an_image_alone(objects, groups):
+    """The second image has another number of objects."""
+    valid = torch.arange(max(objects, 20)) < torch.tensor([[objects], [20]])
+    targets = RegionTargets(torch.rand(*valid.shape, 4), torch.ones(*valid.shape, 1, 1).bool(), valid.long(), valid)
+    assert make_denoising_queries(targets, 100, NOISE).num_groups.tolist() == [groups, 5]

@@ -341,7 +341,7 @@ def test_losses_sum_encoder_selection_decoder_and_denoising():
         criterion.losses(ordinary, matches, output.pixel_embeddings, targets, 3.0)[0],
         criterion.losses(known, nothing, output.pixel_embeddings, targets, 3.0, output.denoising)[0],
         criterion.losses(output.selected, selected, output.pixel_embeddings, targets, 3.0)[0],
-        criterion.dense_losses(output.dense, quality, dense, targets, quality.sum().clamp(min=1)),
+        criterion.dense_losses(output.dense, quality, dense, targets, 3.0),
     ]
     assert all(value > 0 for value in parts[2].values())
     for name in LOSSES:
@@ -365,15 +365,18 @@ def test_states_that_answer_for_objects_and_their_labels():
     for image, query, target in zip(matches.image, matches.query, matches.target, strict=True):
         last = output.hidden[-1, image, output.num_denoising + query]
         assert labels_of(last) == [targets.labels[image, target].item()]
-    # Each image's denoising queries: near misses of targets 0 and 1, then wide ones, in two groups.
-    for query, label in ((0, 4), (1, 7), (4, 4), (5, 7)):
+    # Four near misses, in two groups of the targets 0 and 1, then as many wide ones.
+    for query, label in enumerate((4, 7, 4, 7)):
         for layer in range(2):
             assert labels_of(output.hidden[layer, 0, query]) == [label]
-    for query in (2, 3, 6, 7):
+    for query in (4, 5, 6, 7):
         assert labels_of(output.hidden[0, 0, query]) == []
     dense = network.criterion.match_dense(output.dense, targets)[1]
     assert len(dense.image) > 0
     for image, token, target in zip(dense.image, dense.query, dense.target, strict=True):
         content = network.select.content(output.dense.tokens[image, token])
         assert labels_of(content) == [targets.labels[image, target].item()]
-    assert len(rows) == 2 * 3 + 2 * 2 * 3 + len(dense.image)
+    # Of each layer three matches, and four near misses of each image: half a state's weight in the first image, where
+    # two are of the same object, and a quarter in the second.
+    assert len(rows) == 2 * 3 + 2 * 8 + len(dense.image)
+    assert sorted(supervision.weights.tolist()) == [0.25] * 8 + [0.5] * 8 + [1.0] * (6 + len(dense.image))

@@ -73,11 +73,12 @@ class DetectionTask(NamingTask):
         # distinguish categories. And as long as it cannot, the unified decoder learns to make all candidates equal.
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
         matched, hits, answering = sum_over_ranks(
-            torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), torch.ones_like(regions.labels).sum()
+            torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), regions.weights.sum()
         )
         log_accuracy("category_accuracy", hits, matched)
         category = F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(matched)
-        alignment = F.cross_entropy(aligned, regions.labels, reduction="sum") / mean_divisor(answering)
+        of_states = F.cross_entropy(aligned, regions.labels, reduction="none")
+        alignment = (of_states * regions.weights).sum() / mean_divisor(answering)
         return {
             **regions.losses,
             "loss_category": self.settings.category_weight * category,

@@ -80,14 +80,15 @@ class GroundingTask(Task):
         of_states = phrase_losses(
             aligned[:, 1:], aligned[:, 0], phrases.true.flatten(0, 1)[owner], phrases.false.flatten(0, 1)[owner]
         )
+        of_states = (of_states * regions.weights).sum()
         hits, asked = phrases_found(logits[..., 1:] - logits[..., :1], true, answered)
-        objects, answering, hits, asked = sum_over_ranks(targets.valid.sum(), torch.ones_like(owner).sum(), hits, asked)
+        objects, answering, hits, asked = sum_over_ranks(targets.valid.sum(), regions.weights.sum(), hits, asked)
         log_accuracy("phrase_accuracy", hits, asked)
         return {
             **regions.losses,
             "loss_phrase": self.settings.phrase_weight * of_proposals.sum() / mean_divisor(objects),
             "loss_referent": self.settings.referent_weight * of_phrases.sum() / mean_divisor(objects),
-            "loss_alignment": self.settings.alignment_weight * of_states.sum() / mean_divisor(answering),
+            "loss_alignment": self.settings.alignment_weight * of_states / mean_divisor(answering),
         }
 
     @staticmethod

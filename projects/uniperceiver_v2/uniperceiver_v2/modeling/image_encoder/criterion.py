@@ -194,7 +194,7 @@ class RegionCriterion:
         if denoising is not None:
             layers, _, queries = predictions.objectness.shape
             ordinary = queries - denoising.boxes.shape[1]
-            weight = F.pad(denoising.valid.float() / denoising.num_groups, (0, ordinary), value=1.0)
+            weight = F.pad(denoising.weights, (0, ordinary), value=1.0)
             denoised = denoising.matches(layers)
             matches = Matches.join(matches.shifted(queries - ordinary), denoised)
             parts = (*parts, len(denoised.image))
@@ -254,20 +254,29 @@ class RegionCriterion:
         quality: Tensor,
         matches: Matches,
         targets: RegionTargets,
-        total_quality: Tensor | float,
+        num_objects: Tensor | float,
     ) -> dict[str, Tensor]:
-        """One-to-many losses of the encoder's tokens. A matched token has its quality as weight.
+        """One-to-many losses of the encoder's tokens.
+
+        The boxes of an object's tokens have their shares of the object's quality as weights, so together they count as
+        one box. The objectness is divided by (1 + one_to_many) / 2 as well, about the quality that an object's tokens
+        have together. TOOD divides by the quality of the whole batch. Then an image's losses depend on the other
+        images, and the parts of a batch do not add up to it.
 
         Args:
             quality, matches: from `match_dense`.
-            total_quality: the divisor.
+            num_objects: the divisor.
         """
         weight = quality[matches.image, matches.query]
+        of_objects = torch.zeros_like(targets.valid, dtype=weight.dtype)
+        of_objects.index_put_((matches.image, matches.target), weight, accumulate=True)
+        weight = weight / of_objects[matches.image, matches.target]
         boxes = dense.boxes[matches.image, matches.query]
         wanted = targets.boxes[matches.image, matches.target]
+        objectness = quality_focal_loss(dense.objectness, quality, dense.valid.float())
         sums = {
-            "objectness": quality_focal_loss(dense.objectness, quality, dense.valid.float()),
+            "objectness": objectness * 2 / (1 + self.one_to_many),
             "box": ((boxes - wanted).abs().sum(-1) * weight).sum(),
             "giou": ((1 - box_overlaps(boxes, wanted)[1]) * weight).sum(),
         }
-        return {name: self.weights[name] * value / total_quality for name, value in sums.items()}
+        return {name: self.weights[name] * value / num_objects for name, value in sums.items()}

@@ -18,32 +18,33 @@ from .structures import Matches, RegionTargets
 
 @dataclass
 class DenoisingQueries:
-    """D = groups · 2 · N queries. A group has the near misses of the N targets, then their wide misses.
+    """D queries of each image: D/2 near misses, then D/2 wide misses of the same targets.
 
     Attributes:
         boxes: [B,D,4].
         targets: [B,D] int64, the target from which each query was made, near or wide.
+        groups: [B,D] int64, the group of each query.
+        num_groups: [B] int64, the number of groups of each image.
         positive: [B,D] bool, near misses of valid targets.
         negative: [B,D] bool, wide misses of valid targets.
-        num_groups: the number of groups.
     """
 
     boxes: Tensor
     targets: Tensor
+    groups: Tensor
+    num_groups: Tensor
     positive: Tensor
     negative: Tensor
-    num_groups: int
-
-    @property
-    def groups(self) -> Tensor:
-        """[D] int64, the group of each query."""
-        group = torch.arange(self.num_groups, device=self.boxes.device)
-        return group.repeat_interleave(self.boxes.shape[1] // self.num_groups)
 
     @property
     def valid(self) -> Tensor:
-        """[B,D] bool, False where a query was made of a padding target."""
+        """[B,D] bool, False where there are more queries than the image's groups have."""
         return self.positive | self.negative
+
+    @property
+    def weights(self) -> Tensor:
+        """[B,D], with which losses become means over an image's groups; 0 where a query is not valid."""
+        return self.valid.float() / self.num_groups.unsqueeze(1)
 
     def matches(self, layers: int) -> Matches:
         """The matches of near misses with their targets, repeated for each of `layers` decoder layers."""
@@ -56,42 +57,47 @@ class DenoisingQueries:
         )
 
 
-def number_of_groups(targets: RegionTargets, near_misses: int) -> int:
-    """The number of groups with which an image has about `near_misses` near misses, at least 1.
-
-    The image with the most objects of the batch decides (DINO's rule): for example, 100 near misses and at most 6
-    objects make 16 groups. The loss averages over groups, so a crowded neighbour changes how many samples of its noise
-    an image's loss averages, but not the loss's expectation.
-    """
-    return max(1, near_misses // targets.boxes.shape[1])
-
-
-def make_denoising_queries(targets: RegionTargets, groups: int, box_noise: float) -> DenoisingQueries:
+def make_denoising_queries(targets: RegionTargets, near_misses: int, box_noise: float) -> DenoisingQueries:
     """Makes boxes with random noise from PyTorch's global generator.
+
+    A group has a near and a wide miss of each object of an image. An image has as many groups as make about
+    `near_misses` near misses, and at least one: for example, 100 near misses and 6 objects make 16 groups. In DINO the
+    image with the most objects of the batch decides for all. Here each image decides for itself, so that what it learns
+    depends on no other image, and all have the same D = 2 · max(near_misses, N).
 
     For a near miss, the centre and the size change by up to b = `box_noise`/2 of the box's size along each axis. For a
     wide miss they change by b to 2b. For example, with `box_noise` 0.4 the centre of a near miss of a box 10 pixels
     wide is up to 2 pixels to the left or right.
+
+    Args:
+        targets: with the valid targets of an image before its padding.
     """
     B, N, _ = targets.boxes.shape
     device = targets.boxes.device
-    shape = (B, groups, 2, N, 4)
+    objects = targets.valid.sum(1)
+    each = objects.clamp(min=1)
+    num_groups = (near_misses // each).clamp(min=1)
+    slots = torch.arange(max(near_misses, N), device=device)
+    used = slots < (num_groups * objects).unsqueeze(1)  # [B,S]
+    which, group = slots % each.unsqueeze(1), slots // each.unsqueeze(1)
+
+    shape = (B, 2, len(slots), 4)
     amount = torch.rand(shape, device=device)
-    amount[:, :, 1] += 1  # wide misses
+    amount[:, 1] += 1  # wide misses
     sign = torch.randint(0, 2, shape, device=device, dtype=torch.float32) * 2 - 1
     noise = sign * amount * (box_noise / 2)
 
-    boxes = targets.boxes[:, None, None].expand(shape)
+    boxes = targets.boxes.gather(1, which.unsqueeze(-1).expand(-1, -1, 4)).unsqueeze(1)
     centre, size = boxes[..., :2], boxes[..., 2:]
     noised = torch.cat((centre + noise[..., :2] * size, size * (1 + noise[..., 2:])), dim=-1)
-    valid = targets.valid[:, None].expand(B, groups, N)
-    none = torch.zeros_like(valid)
+    none = torch.zeros_like(used)
     return DenoisingQueries(
-        boxes=noised.clamp(1e-3, 1).flatten(1, 3),
-        targets=torch.arange(N, device=device).expand(B, groups, 2, N).flatten(1),
-        positive=torch.stack((valid, none), dim=2).flatten(1),
-        negative=torch.stack((none, valid), dim=2).flatten(1),
-        num_groups=groups,
+        boxes=noised.clamp(1e-3, 1).flatten(1, 2),
+        targets=which.repeat(1, 2),
+        groups=group.repeat(1, 2),
+        num_groups=num_groups,
+        positive=torch.cat((used, none), dim=1),
+        negative=torch.cat((none, used), dim=1),
     )
 
 
@@ -101,11 +107,11 @@ def denoising_attention_mask(denoising: DenoisingQueries, num_queries: int) -> T
     The queries of a group see each other and the ordinary queries (DINO, section 3.2). The ordinary queries see each
     other only. So they do not see the known boxes.
 
-    Nobody sees a query made of padding. The number of these queries depends on the other images in the batch, so it
+    Nobody sees a query that is not valid. The number of these queries depends on the other images in the batch, so it
     must not influence what an image learns.
     """
     ordinary = -1
-    owner = torch.cat((denoising.groups, denoising.groups.new_full((num_queries,), ordinary)))
+    owner = F.pad(denoising.groups, (0, num_queries), value=ordinary)
     valid = F.pad(denoising.valid, (0, num_queries), value=True)
-    related = (owner[:, None] == owner) | (owner == ordinary)
+    related = (owner[:, :, None] == owner[:, None]) | (owner == ordinary)[:, None]
     return (related & valid[:, None])[:, None]

@@ -12,7 +12,7 @@ from ..layers import MLP
 from .boxes import touched
 from .criterion import RegionCriterion, RegionPredictions, mask_windows
 from .deformable_encoder import DeformableEncoder
-from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries, number_of_groups
+from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
 from .feature_maps import FeatureProjection, PixelEmbedding
 from .query_selection import DensePredictions, Queries, QuerySelection
 from .region_decoder import RegionDecoder
@@ -90,12 +90,14 @@ class RegionSupervision:
         states: [K,dim], the states that are matched with an object: encoder tokens by the one-to-many assignment,
             queries of all decoder layers by the one-to-one matching, and near misses among the denoising queries.
         labels: [K] int64, the category of each state's object.
+        weights: [K], with which states count: the near misses of an object count together as one for each layer.
     """
 
     losses: dict[str, Tensor]
     matches: Matches
     states: Tensor
     labels: Tensor
+    weights: Tensor
 
 
 class RegionNetwork(nn.Module):
@@ -109,7 +111,7 @@ class RegionNetwork(nn.Module):
         num_queries: O.
         anchor_size: side of a token's anchor box at the finest scale, as a share of the image.
         denoising_queries: near misses of an image in denoising training, about; as many wide misses are added. Their
-            groups adapt to the objects, see `number_of_groups`. 0 turns denoising off.
+            groups adapt to the objects, see `make_denoising_queries`. 0 turns denoising off.
         box_noise: see `make_denoising_queries`.
         boxes_from_masks: whether queries begin with the boxes of their masks instead of those that their tokens predict
             (Mask DINO, "mask-enhanced anchor box initialization").
@@ -171,8 +173,7 @@ class RegionNetwork(nn.Module):
 
         contents, boxes, mask, denoising = queries.contents, initial, None, None
         if targets is not None and self.denoising_queries > 0:
-            groups = number_of_groups(targets, self.denoising_queries)
-            denoising = make_denoising_queries(targets, groups, self.box_noise)
+            denoising = make_denoising_queries(targets, self.denoising_queries, self.box_noise)
             mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
@@ -222,23 +223,28 @@ class RegionNetwork(nn.Module):
         layers, pixels = len(ordinary.objectness), output.pixel_embeddings
         selected, matches = self.criterion.match(ordinary, pixels, targets).split(layers, 1)
         quality, dense = self.criterion.match_dense(output.dense, targets)
-        num_objects, total_quality = mean_divisor(sum_over_ranks(targets.valid.sum(), quality.sum()))
+        num_objects = mean_divisor(sum_over_ranks(targets.valid.sum()))[0]
         decoded, answering = self.criterion.losses(
             output.predictions, matches, pixels, targets, num_objects, output.denoising
         )
         parts = [
             decoded,
             self.criterion.losses(output.selected, selected, pixels, targets, num_objects)[0],
-            self.criterion.dense_losses(output.dense, quality, dense, targets, total_quality),
+            self.criterion.dense_losses(output.dense, quality, dense, targets, num_objects),
         ]
         states = [
             output.hidden[answering.layer, answering.image, answering.query],
             self.select.content(output.dense.tokens[dense.image, dense.query]),
         ]
+        # An object counts as often, whatever the number of its near misses.
+        weights = torch.ones_like(output.predictions.objectness[0].detach().float())
+        if output.denoising is not None:
+            weights[:, : output.num_denoising] = output.denoising.weights
         losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
         return RegionSupervision(
             losses=losses,
             matches=matches.split(layers - 1, layers - 2)[1],
             states=torch.cat(states),
             labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
+            weights=torch.cat((weights[answering.image, answering.query], weights.new_ones(len(dense.image)))),
         )
