@@ -180,7 +180,7 @@ def test_weights_of_another_architecture_are_refused_with_the_keys_and_shapes_th
     with pytest.raises(UserError) as info:
         AtomicCheckpointer(model).load(path)
     assert str(info.value).splitlines() == [
-        "the weights are of another architecture; 4 keys differ:",
+        f"{path}: the weights are of another architecture; 4 keys differ:",
         "  a.bias: [5] in the checkpoint, [4] in the model",
         "  a.weight: [5, 3] in the checkpoint, [4, 3] in the model",
         "  b.weight: [4, 4] in the model, not in the checkpoint",

@@ -98,7 +98,7 @@ def test_checkpoints_of_a_run_are_loaded(predictor, files, tmp_path):
         Predictor(tmp_path / "config.yaml")
     with pytest.raises(UserError, match="checkpoint not found"):
         Predictor(tmp_path / "config.yaml", tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match="weights not found"):
+    with pytest.raises(UserError, match="checkpoint not found"):
         Predictor(tmp_path / "config.yaml", tmp_path / "nothing.safetensors")
 
 
@@ -121,8 +121,8 @@ def misspelled_setting(directory):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (damage_weights, r"model\.safetensors cannot be read as weights"),
-        (lambda d: (d / "model.safetensors").unlink(), r"weights not found: .*model\.safetensors"),
+        (damage_weights, r"model\.safetensors cannot be read as safetensors"),
+        (lambda d: (d / "model.safetensors").unlink(), r"checkpoint not found: .*model\.safetensors"),
         (other_width, r"model\.safetensors: the weights are of another architecture"),
         (misspelled_setting, "unknown configuration key 'MODLE'"),
         (lambda d: (d / "config.json").unlink(), r"a model is no directory of a model: it has no config\.json"),

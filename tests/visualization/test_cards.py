@@ -52,10 +52,23 @@ def test_names_of_neighbours_do_not_cover_each_other():
     assert (both[163:176, 102:120] != 128).any()  # the other moves below
 
 
-def test_objects_at_the_edge_and_without_area_are_drawn():
+@pytest.mark.parametrize("box", [(290, 190, 300, 200), (0, 0, 8, 8), (150, 100, 150, 100)])
+def test_objects_at_the_edge_and_without_area_are_drawn(box):
+    """Their outline and a name, which is long, are in the picture, and the picture stays as large as it is."""
+    image = np.full((200, 300, 3), 128, np.uint8)
+    drawn = draw_marks(image, [mark("a long name of a small thing 100", box)])
+    changed = (np.asarray(drawn) != 128).any(axis=2)
+    assert drawn.size == (300, 200)
+    assert changed[min(box[1], 199), min(box[0], 299)]  # the outline
+    assert changed.any(axis=0).sum() > 100  # the whole name
+
+
+def test_a_picture_of_one_pixel_is_drawn_on():
     image = np.zeros((1, 1, 3), np.uint8)
-    draw_marks(image, [Mark("a long name of a small thing 100", 40, (0.0, 0.0, 1.0, 1.0), np.ones((1, 1), bool))])
-    draw_marks(image, [Mark("ü", 3, (0.5, 0.5, 0.5, 0.5), np.zeros((1, 1), bool))])
+    drawn = draw_marks(
+        image, [Mark("a long name of a small thing 100", 40, (0.0, 0.0, 1.0, 1.0), np.ones((1, 1), bool))]
+    )
+    assert drawn.size == (1, 1) and np.asarray(drawn).any()
 
 
 def test_cards_of_equal_questions_have_equal_sizes():

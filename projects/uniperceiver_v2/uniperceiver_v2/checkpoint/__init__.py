@@ -1,5 +1,5 @@
 """Checkpoints in Detectron2's format that are safe against crashes and cannot run code."""
 
-from .checkpointer import AtomicCheckpointer, require_fit
+from .checkpointer import AtomicCheckpointer
 
-__all__ = ["AtomicCheckpointer", "require_fit"]
+__all__ = ["AtomicCheckpointer"]

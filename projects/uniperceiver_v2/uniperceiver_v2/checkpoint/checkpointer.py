@@ -140,6 +140,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"checkpoint not found: {path}")
         try:
             return super().load(path, checkpointables=checkpointables)
+        except UserError as error:
+            raise error if path in str(error) else UserError(f"{path}: {error}") from error
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} does not fit these settings: {error}") from error
 

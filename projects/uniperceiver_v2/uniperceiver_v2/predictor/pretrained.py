@@ -22,10 +22,10 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from ..checkpoint import AtomicCheckpointer, require_fit
+from ..checkpoint import AtomicCheckpointer
 from ..config import load_config
 from ..errors import UserError, nearest
 from ..files import REPOSITORY, write_json
@@ -92,21 +92,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: the file is missing, is damaged, or does not fit the model.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if not path.endswith(".safetensors"):
-        AtomicCheckpointer(model).load(path)
-        return
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"weights not found: {path}") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as weights: {error}") from error
-    try:
-        require_fit(state, model)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    model.load_state_dict(state)
+    AtomicCheckpointer(model).load(os.path.expanduser(os.fspath(path)))
 
 
 def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:

@@ -198,8 +198,8 @@ def _write(draw: ImageDraw.ImageDraw, answers: Answers, top: int, width: int) ->
         for line in _wrap(draw, text or "(no caption)", _TEXT_SIZE, _CAPTION_LINES, width - 8):
             top += _LINE
             draw.text((4, top - _LINE + 6), line, _INK, _font(_TEXT_SIZE))
-        likelihood = f"log-likelihood {log_likelihood:.1f}".replace("-", "−").replace("log−", "log-")
-        draw.text((4, top + 8), likelihood, _PALE_INK, _font(_SMALL_SIZE))
+        number = f"{log_likelihood:.1f}".replace("-", "−")
+        draw.text((4, top + 8), f"log-likelihood {number}", _PALE_INK, _font(_SMALL_SIZE))
         top += _SMALL_LINE + 8
     for place, (label, probability) in enumerate((answers.classes or ())[:_BARS]):
         _write_bar(draw, label, probability, top + 4 + place * _BAR_LINE, width)
