@@ -1,0 +1,211 @@
+"""A training iteration of each task on a GPU: its time, launches, waits of the host, memory, and the GPU's busy share.
+
+    python projects/uniperceiver_v2/benchmarks/gpu_iterations.py [--device cuda] [--json FILE]
+
+Two models train on digit_scenes: the tiny one as in its configuration, and a ResNet-50 model of the sizes of
+configs/joint/uniperceiver_v2_r50.yaml on scenes enlarged to 800 pixels, with random weights. Both train in float32 and
+under bf16 autocast. An iteration is forward, backward and TBGN's step, without the data's time. Times are medians of
+wall-clock times. "launches" are kernels and copies, "busy" is their summed time over the iteration's, and "waits" are
+the host's synchronisations that PyTorch reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from harness import MIB, machine_peak
+from torch.profiler import ProfilerActivity, profile
+
+import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader
+from uniperceiver_v2.files import TINY_CONFIG
+from uniperceiver_v2.solver import build_optimizer
+
+RESNET50 = {"model_type": "resnet", "layer_type": "bottleneck", "depths": [3, 4, 6, 3]}
+R50_SIZES = {
+    "EMBED_DIM": 768,
+    "DECODER": {"LAYERS": 6, "HEADS": 12, "FFN_DIM": 1536, "EXPERTS": 8},
+    "REGION": {
+        "DIM": 256,
+        "MASK_DIM": 256,
+        "POINTS": 4,
+        "FFN_DIM": 2048,
+        "ENCODER_LAYERS": 6,
+        "DECODER_LAYERS": 9,
+        "NUM_QUERIES": 300,
+        "DENOISING_QUERIES": 100,
+    },
+    "CRITERION": {"NUM_POINTS": 12544},
+}
+R50_BATCHES = {"scenes": 2, "scene_phrases": 2, "digits": 32, "scene_captions": 4, "scene_pairs": 8, "corpus": 64}
+COLUMNS = ("model", "task", "precision", "ms", "images a second", "launches", "waits", "busy", "MiB")
+
+
+def config(model: str, device: str, folder: Path, compiled: bool = False) -> CfgNode:
+    """The settings of a model by its name, "tiny" or "R50". ``folder`` takes files of a larger text encoder."""
+    cfg = load_config(str(TINY_CONFIG), ["MODEL.DEVICE", device])
+    cfg.defrost()
+    node = cfg.MODEL.UNIPERCEIVER_V2
+    node.DECODER.COMPILE = compiled
+    if model == "R50":
+        node.BACKBONE.CONFIG = CfgNode(RESNET50)
+        for name, value in R50_SIZES.items():
+            if isinstance(value, dict):
+                node[name].update(value)
+            else:
+                node[name] = value
+        node.TEXT_ENCODER.PATH = str(enlarged_text_encoder(Path(node.TEXT_ENCODER.PATH), folder))
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (800,), 1333
+        for task, count in R50_BATCHES.items():
+            cfg.TASKS[task].IMS_PER_BATCH = count
+        cfg.TASKS.digits.IMAGE_SIZE = 224
+    return cfg
+
+
+def enlarged_text_encoder(source: Path, folder: Path) -> Path:
+    """A copy of a text encoder's directory with RoBERTa-base's sizes, apart from its vocabulary."""
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    target = folder / "config.json"
+    target.write_text(json.dumps(json.loads(target.read_text()) | sizes))
+    return folder
+
+
+@contextmanager
+def counted_waits(device: str) -> Iterator[list[int]]:
+    """Counts the host's waits for a GPU inside the context, into a list of one number."""
+    found = [0]
+    if not device.startswith("cuda"):
+        yield found
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found[0] = sum("synchronizing" in str(warning.message) for warning in caught)
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a step, and counts of one step."""
+    on_gpu = device.startswith("cuda")
+    for _ in range(3):
+        step()
+    synchronize(device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    found = {"ms": 1e3 * statistics.median(seconds)}
+    if on_gpu:
+        found["MiB"] = torch.cuda.max_memory_allocated() / MIB
+        with counted_waits(device) as waits:
+            step()
+        found["waits"] = waits[0]
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            step()
+            synchronize(device)
+        kernels = [event for event in recorded.events() if event.device_type.name == "CUDA"]
+        found["launches"] = len(kernels)
+        found["busy"] = sum(event.device_time for event in kernels) / 1e3 / found["ms"]
+    return found
+
+
+def rows_of(name: str, device: str, repeats: int, only: list[str], compiled: bool) -> Iterator[dict[str, Any]]:
+    """The measurements of one model, task by task. A task that fails has its error as a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = config(name, device, Path(folder), compiled)
+        torch.manual_seed(0)
+        model = build_model(cfg).train()
+        optimizer = build_optimizer(cfg, model)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-7  # without a warm-up, steps at the configuration's rate would end in NaN
+        for task in cfg.TASKS.NAMES:
+            if only and task not in only:
+                continue
+            batch = next(iter(build_task_train_loader(cfg, task)))
+            for precision in ("float32", "bfloat16"):
+                row: dict[str, Any] = {"model": name, "task": task, "precision": precision}
+
+                def step(task=task, batch=batch, bf16=precision == "bfloat16") -> None:
+                    with EventStorage(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+                        losses = model(batch)
+                    optimizer.zero_grad()
+                    sum(losses.values()).backward()
+                    optimizer.step(task=task)
+
+                try:
+                    row |= measure(step, device, repeats)
+                    row["images a second"] = 1e3 * len(batch) / row["ms"]
+                except Exception as error:
+                    traceback.print_exc()
+                    row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                yield row
+
+
+def line(row: dict[str, Any]) -> str:
+    cells = (row.get(column, "") for column in COLUMNS)
+    texts = (
+        f"{cell:.3g}" if isinstance(cell, float) and cell < 1000 else f"{cell:.0f}" if isinstance(cell, float) else cell
+        for cell in cells
+    )
+    return "| " + " | ".join(map(str, texts)) + f" | {row.get('error', '')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--models", nargs="+", default=["tiny", "R50"])
+    parser.add_argument("--tasks", nargs="+", default=[])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--compile", action="store_true", help="compile the unified decoder")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    found = []
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
+    for name in args.models:
+        for row in rows_of(name, args.device, args.repeats, args.tasks, args.compile):
+            found.append(row)
+            print(line(row), flush=True)
+    peaks = {}
+    if args.device.startswith("cuda"):
+        peaks = {"GFLOP/s in bfloat16": machine_peak(args.device, torch.bfloat16)}
+        peaks["GB/s copied"] = machine_peak(args.device, None)
+    if args.json:
+        device_name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
+        report = {"device": device_name, "torch": torch.__version__, "peaks": peaks, "rows": found}
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    if any("error" in row for row in found):
+        sys.exit("some tasks failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""On a GPU the model computes, trains and answers as on a CPU. Skipped where there is none."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from uniperceiver_v2 import Predictor
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader, register_digit_scenes
+from uniperceiver_v2.engine.trainer import UniPerceiverTrainer
+from uniperceiver_v2.files import TINY_CONFIG
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TASKS = ("scenes", "scene_phrases", "digits", "scene_captions", "scene_pairs", "corpus")
+RANDOM = {name: getattr(torch, name) for name in ("rand", "randint")}
+
+
+@pytest.fixture(scope="module")
+def tree(prepare_digit_scenes, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("gpu") / "digit_scenes"
+    prepare_digit_scenes(output, train_scenes=48, test_scenes=8)
+    return output
+
+
+@pytest.fixture
+def cfg(tree, catalogs, tmp_path) -> CfgNode:
+    """The tiny configuration over a few scenes, registered in place of the whole tree."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in [name for name in DatasetCatalog.list() if name.startswith("digit")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_digit_scenes(str(tree))
+    settings = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "0"]
+    return load_config(str(TINY_CONFIG), settings)
+
+
+@contextlib.contextmanager
+def numbers_of_the_cpu() -> Iterator[None]:
+    """Random numbers are drawn on the CPU and moved, so that both devices have the same."""
+
+    def drawing(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, device=None, **settings: draw(*args, **settings).to(device or "cpu")
+
+    with (
+        mock.patch.object(torch, "rand", drawing(RANDOM["rand"])),
+        mock.patch.object(torch, "randint", drawing(RANDOM["randint"])),
+        mock.patch.object(Tensor, "uniform_", lambda x: x.copy_(RANDOM["rand"](x.shape))),
+    ):
+        yield
+
+
+def outcome(cfg: CfgNode, device: str, batch: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses and the gradient of all parameters as one vector, on the CPU."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    torch.manual_seed(1)
+    with EventStorage(), numbers_of_the_cpu():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return {k: x.detach().cpu() for k, x in losses.items()}, torch.cat([g.flatten().cpu() for g in gradients])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_and_gradients_are_those_of_the_cpu(cfg, task):
+    batch = next(iter(build_task_train_loader(cfg, task)))
+    expected_losses, expected = outcome(cfg, "cpu", batch)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        losses, found = outcome(cfg, "cuda", batch)
+    for name, loss in expected_losses.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert (found - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_a_run_trains_every_task_and_evaluates(cfg):
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.SOLVER.SAMPLING, cfg.SOLVER.OPTIMIZER = "mixed", "AdamW"  # each iteration has all tasks
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 3, (), 0
+    trainer = UniPerceiverTrainer(cfg)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    results = trainer.train()
+    assert set(results) == set(cfg.DATASETS.TEST)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert sum(not torch.equal(old, p) for old, p in zip(before, trainer.model.parameters())) > 0.9 * len(before)
+    assert next(trainer.model.parameters()).device.type == "cuda"
+
+
+def test_the_predictor_answers_as_on_the_cpu(tree):
+    pictures = sorted((tree / "images" / "test").iterdir())[:4]
+    answers = {}
+    for device in ("cpu", "cuda"):
+        predictor = Predictor.from_zoo("digit_scenes/small", device=device)
+        encoded = predictor.encode(pictures)
+        answers[device] = (
+            [x.instances.to("cpu") for x in predictor.detect(encoded)],
+            [x.text for x in predictor.caption(encoded)],
+        )
+    for expected, found in zip(answers["cpu"][0], answers["cuda"][0]):
+        sure = [x[x.scores > 0.3] for x in (expected, found)]
+        assert len(sure[0]) == len(sure[1]) > 0
+        torch.testing.assert_close(sure[1].pred_boxes.tensor, sure[0].pred_boxes.tensor, rtol=0, atol=0.05)
+    assert answers["cuda"][1] == answers["cpu"][1]

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, the Triton kernels, and the
+# compiled decoder. Builds nothing. Needs the project's packages, and datasets/digit_scenes (`make setup`).
+#
+#     tools/gpu_check.sh [FOLDER]
+#
+# Writes FOLDER/gpu_check.json (default output/gpu_check), and the log of each part beside it. The last line printed says
+# whether all parts passed. PYTHON names the interpreter.
+set -u
+cd "$(dirname "$0")/.."
+folder=${1:-output/gpu_check}
+python=${PYTHON:-python3}
+export PYTHONPATH=projects/uniperceiver_v2:projects/detectron2_core${PYTHONPATH:+:$PYTHONPATH}
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
+bench=projects/uniperceiver_v2/benchmarks
+mkdir -p "$folder"
+
+part() { # name, seconds, command...
+    local name=$1 seconds=$2 start=$SECONDS
+    shift 2
+    timeout "$seconds" "$@" >"$folder/$name.log" 2>&1
+    echo "$name $? $((SECONDS - start))" | tee -a "$folder/parts"
+}
+
+: >"$folder/parts"
+part tests 70 "$python" -m pytest -q -p no:cacheprovider -n 0 tests/test_gpu.py tests/test_precision.py \
+    tests/modeling/layers/test_deformable_attention_triton.py tests/detectron2_core/engine/test_train_loop.py -m "not slow"
+part tiny 40 "$python" $bench/gpu_iterations.py --models tiny --json "$folder/tiny.json"
+part r50 60 "$python" $bench/gpu_iterations.py --models R50 --repeats 5 --json "$folder/r50.json"
+part kernels 30 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
+part compiled 40 "$python" $bench/gpu_iterations.py --models tiny --tasks scene_captions --compile --json "$folder/compiled.json"
+
+"$python" - "$folder" <<'PYTHON'
+import json, pathlib, sys
+
+folder = pathlib.Path(sys.argv[1])
+parts = [line.split() for line in (folder / "parts").read_text().splitlines()]
+report = {name: {"exit status": int(status), "seconds": int(seconds)} for name, status, seconds in parts}
+for name in report:
+    if (folder / f"{name}.json").exists():
+        report[name] |= json.loads((folder / f"{name}.json").read_text())
+report["tests"]["summary"] = (folder / "tests.log").read_text().strip().splitlines()[-1:]
+(folder / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
+failed = [name for name, values in report.items() if values["exit status"]]
+sys.exit(f"failed: {', '.join(failed)}; see {folder}" if failed else print("all parts passed"))
+PYTHON
