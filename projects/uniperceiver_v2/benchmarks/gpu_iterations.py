@@ -186,9 +186,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny", "R50"])
     parser.add_argument("--tasks", nargs="+", default=[])
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU, whose work is small beside a GPU")
     parser.add_argument("--compile", action="store_true", help="compile the unified decoder")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     found = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     for name in args.models:

@@ -36,7 +36,7 @@ def prepared(encoder: TextEncoder) -> bool:
     return encoder.begin().causal is not None
 
 
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "roberta-prelayernorm", "bert"])
 @torch.no_grad()
 def test_words_read_one_by_one_equal_hugging_faces_own_cache(kind):
     """The prepared layers are compared with the same model run by Hugging Face, which training mode uses."""

@@ -11,11 +11,17 @@ from torch import Tensor, nn
 
 from ..layers import CausalLayer, KeyValueBuffer, causal_mask, normalisation
 
-FIRST_POSITIONS = {"bert": lambda config: 0, **dict.fromkeys(("roberta", "xlm-roberta"), lambda c: c.pad_token_id + 1)}
+NORM_FIRST = "roberta-prelayernorm"  # a norm before each part of a layer, and one behind the last layer
+FIRST_POSITIONS = {
+    "bert": lambda config: 0,
+    **dict.fromkeys(("roberta", "xlm-roberta", NORM_FIRST), lambda config: config.pad_token_id + 1),
+}
 
 
 class CausalRoberta:
-    """A Hugging Face RoBERTa or BERT with causal attention, for evaluation. It shares or copies the model's weights.
+    """A Hugging Face RoBERTa (of either order of norms) or BERT with causal attention, for evaluation.
+
+    It shares or copies the model's weights.
 
     Args:
         model: a model that passes :func:`reads_causally`.
@@ -29,7 +35,9 @@ class CausalRoberta:
         added = embeddings.position_embeddings.weight[first:] + embeddings.token_type_embeddings.weight[0]
         self._positions = added.detach()
         self._norm = normalisation(embeddings.LayerNorm)
-        self.layers = [_prepare(layer, config.num_attention_heads) for layer in model.encoder.layer]
+        norm_first = config.model_type == NORM_FIRST
+        self._last_norm = normalisation(model.LayerNorm) if norm_first else None
+        self.layers = [_prepare(layer, config.num_attention_heads, norm_first) for layer in model.encoder.layer]
 
     def __call__(self, token_ids: Tensor, past: KeyValueBuffer) -> Tensor:
         """The last hidden states [B,T,width] of further tokens.
@@ -44,7 +52,7 @@ class CausalRoberta:
         mask = causal_mask(new, start, token_ids.device)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, past, index, mask)
-        return hidden
+        return hidden if self._last_norm is None else F.layer_norm(hidden, *self._last_norm)
 
 
 def reads_causally(model: nn.Module) -> bool:
@@ -54,8 +62,9 @@ def reads_causally(model: nn.Module) -> bool:
     return config.model_type in FIRST_POSITIONS and positions == "absolute" and not config.add_cross_attention
 
 
-def _prepare(layer: nn.Module, heads: int) -> CausalLayer:
+def _prepare(layer: nn.Module, heads: int, norm_first: bool) -> CausalLayer:
     attention, output = layer.attention, layer.output
+    norms = (attention, layer.intermediate) if norm_first else (attention.output, output)
     projections = attention.self.query, attention.self.key, attention.self.value, attention.output.dense
     first, second = layer.intermediate.dense, output.dense
     return CausalLayer(
@@ -63,6 +72,6 @@ def _prepare(layer: nn.Module, heads: int) -> CausalLayer:
         projections,
         ((first.weight, first.bias), (second.weight, second.bias)),
         layer.intermediate.intermediate_act_fn,
-        (attention.output.LayerNorm, output.LayerNorm),
-        norm_first=False,
+        [part.LayerNorm for part in norms],
+        norm_first,
     )
