@@ -4,11 +4,11 @@ from ..files import write_json
 from .build import build_evaluator
 from .captions import CaptionBaselines, CaptionEvaluator
 from .classification import ClassificationEvaluator
-from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator
+from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator, mention_spans
 from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .retrieval import RetrievalEvaluator
-from .table import format_results_table
+from .table import format_results_table, kind_of_metrics, result_cells
 
 __all__ = [
     "TRUTH_METRICS",
@@ -22,5 +22,8 @@ __all__ = [
     "SceneRetrievalEvaluator",
     "build_evaluator",
     "format_results_table",
+    "kind_of_metrics",
+    "mention_spans",
+    "result_cells",
     "write_json",
 ]

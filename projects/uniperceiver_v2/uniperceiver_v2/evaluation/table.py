@@ -19,7 +19,7 @@ def format_results_table(results: Results) -> str:
         results: {dataset: {task: {metric: value}}}. A value that could not be computed (NaN, None or below 0) is shown
             as "n/a".
     """
-    sections = [section for kind in KINDS.values() for section in _sections(results, kind)]
+    sections = [section for kind in KINDS.values() for section in result_cells(results, kind)]
     columns = max((len(row) for section in sections for row in section), default=2)
     cells = [row + [""] * (columns - len(row)) for section in sections for row in section]
     if not cells:
@@ -31,12 +31,13 @@ def format_results_table(results: Results) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _sections(results: Results, kind: TaskKind) -> list[list[list[str]]]:
-    """Cells of a kind's rows, those that share columns together below a row of their names."""
+def result_cells(results: Results, kind: TaskKind) -> list[list[list[str]]]:
+    """Cells of a kind's rows of the table. The rows that share columns are together, below a row of their names: first
+    two empty cells, then the columns."""
     sections: list[list[tuple[str, str, Mapping[str, float | None]]]] = []
     for dataset, of_dataset in results.items():
         for row, metrics in of_dataset.items():
-            if _kind_of(metrics) is kind:
+            if kind_of_metrics(metrics) is kind:
                 shown = metrics.keys() & kind.columns.keys()
                 section = next((s for s in sections if any(shown & of_row.keys() for _, _, of_row in s)), None)
                 if section is None:
@@ -54,7 +55,7 @@ def _cells(rows: Sequence[tuple[str, str, Mapping[str, float | None]]], kind: Ta
     return [["", "", *columns], *cells]
 
 
-def _kind_of(metrics: Mapping[str, float | None]) -> TaskKind | None:
+def kind_of_metrics(metrics: Mapping[str, float | None]) -> TaskKind | None:
     """The kind whose columns contain the most of a row's metrics. None if no kind has any of them."""
     kind = max(KINDS.values(), key=lambda kind: len(kind.columns.keys() & metrics.keys()), default=None)
     return kind if kind is not None and kind.columns.keys() & metrics.keys() else None

@@ -12,10 +12,10 @@ from .claims import ALL, EXTREMES, RELATIONS, Claim, Extreme, Group, Inventory, 
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white")
-_PLURALS = {"sixes" if name == "six" else name + "s": name for name in NAMES}
+PLURALS = {"sixes" if name == "six" else name + "s": name for name in NAMES}
 _NUMBERS = {name: number for number, name in enumerate(NAMES)}
 _KINDS = {"digit": None, **dict(zip(NAMES, NAMES))}  # by the word for one of them
-_KINDS_PLURAL = {"digits": None, **_PLURALS}
+_KINDS_PLURAL = {"digits": None, **PLURALS}
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -47,7 +47,7 @@ _WORD = re.compile(r"[a-z]+")
 
 def parse(caption: str) -> Claim | None:
     """What a caption claims; None where it is not of the language."""
-    text = _plain(caption)
+    text = plain(caption)
     for form in (_parse_row, _parse_extreme, _parse_share, _parse_relation, _parse_places, _parse_inventory):
         claim = form(text)
         if claim is not None:
@@ -57,12 +57,17 @@ def parse(caption: str) -> Claim | None:
 
 def named(caption: str) -> tuple[list[str], list[str]]:
     """The digits and the colours that any text names, each as often as it does."""
-    words = _WORD.findall(_COUNT.sub("", _plain(caption)))
-    digits = [_PLURALS.get(word, word) for word in words if word in _PLURALS or word in NAMES]
+    words = [match[0] for match in names_in(plain(caption))]
+    digits = [PLURALS.get(word, word) for word in words if word in PLURALS or word in NAMES]
     return digits, [word for word in words if word in COLOURS]
 
 
-def _plain(caption: str) -> str:
+def names_in(text: str) -> list[re.Match[str]]:
+    """The words of a plain text, without the number words that say how many."""
+    return list(_WORD.finditer(_COUNT.sub(lambda match: " " * len(match[0]), text)))
+
+
+def plain(caption: str) -> str:
     """In lower case, with single spaces, none before a comma or colon, and without a full stop."""
     text = " ".join(caption.lower().split())
     return re.sub(r" ([,:.])", r"\1", text).removesuffix(".")

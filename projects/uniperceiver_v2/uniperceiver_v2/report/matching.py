@@ -1,0 +1,195 @@
+"""Which detection finds which object, at one IoU: what precision, recall, confusions and calibration are counted from.
+
+The rules are COCO's. Of an image, the best detection of a category chooses first; it takes the object of its category
+with the largest IoU among those left. A detection that only a crowd region covers counts neither way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+IOU = 0.5
+SHOWN = 0.3  # a detection with a lower score is taken as none where the answer of the model is one set of boxes
+LIMIT = 100  # detections of an image and category that count, best first
+NOTHING, IGNORED = -1, -2
+
+
+@dataclass
+class Detections:
+    """Detections of an image, best first, beside its objects.
+
+    Attributes:
+        image: its id.
+        boxes: [D, 4] (x0, y0, x1, y1) in pixels; scores: [D]; classes: [D].
+        object_boxes: [G, 4]; object_classes: [G]; crowd: [G] bool.
+        found: [D], the object that a detection finds, ``NOTHING`` or ``IGNORED``.
+    """
+
+    image: Any
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    object_boxes: np.ndarray
+    object_classes: np.ndarray
+    crowd: np.ndarray
+    found: np.ndarray
+
+    def above(self, score: float) -> Detections:
+        """Without detections of a lower score."""
+        kept = self.scores >= score
+        return Detections(
+            self.image,
+            self.boxes[kept],
+            self.scores[kept],
+            self.classes[kept],
+            self.object_boxes,
+            self.object_classes,
+            self.crowd,
+            self.found[kept],
+        )
+
+    @property
+    def missed(self) -> np.ndarray:
+        """The objects that nothing finds."""
+        return np.setdiff1d(np.flatnonzero(~self.crowd), self.found[self.found >= 0])
+
+    @property
+    def quality(self) -> float:
+        """F1, 2·right / (detections + objects), in 0..1. 1 where there is nothing to find and nothing is found."""
+        counted = int((self.found != IGNORED).sum()) + int((~self.crowd).sum())
+        return 2 * int((self.found >= 0).sum()) / counted if counted else 1.0
+
+
+def matched(record: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], class_of: Mapping[int, int]) -> Detections:
+    """Match an image's detections with its objects.
+
+    Args:
+        record: of the dataset, in Detectron2's format. LVIS's lists of categories are followed: a detection counts
+            only if it is known whether the image shows its category.
+        detections: in COCO's results format.
+        class_of: the class by the id in ``detections``.
+    """
+    annotations = record.get("annotations", [])
+    objects = [BoxMode.convert(list(a["bbox"]), BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS) for a in annotations]
+    object_classes = np.array([a["category_id"] for a in annotations], int)
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
+    boxes = np.array([d["bbox"] for d in detections], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    classes = np.array([class_of[d["category_id"]] for d in detections], int)
+    scores = np.array([d["score"] for d in detections], float)
+    order = np.argsort(-scores, kind="stable")
+    judged = _judged(record, object_classes, class_of)
+    if judged is not None:
+        order = order[np.isin(classes[order], list(judged))]
+    boxes, classes, scores = boxes[order], classes[order], scores[order]
+    objects = np.array(objects, float).reshape(-1, 4)
+    found = _match(boxes, classes, objects, object_classes, crowd)
+    open_classes = [class_of[i] for i in record.get("not_exhaustive_category_ids", []) if i in class_of]
+    found[(found == NOTHING) & np.isin(classes, open_classes)] = IGNORED
+    return Detections(record["image_id"], boxes, scores, classes, objects, object_classes, crowd, found)
+
+
+def _judged(record: Mapping[str, Any], present: np.ndarray, class_of: Mapping[int, int]) -> Collection[int] | None:
+    """The classes of which an image of LVIS says whether it shows them. None: all."""
+    if "neg_category_ids" not in record:
+        return None
+    return {class_of[i] for i in record["neg_category_ids"] if i in class_of} | set(present.tolist())
+
+
+def _match(boxes: np.ndarray, classes: np.ndarray, objects: np.ndarray, of: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """[D]: the object of each detection, which are best first."""
+    found = np.full(len(boxes), NOTHING)
+    if not len(objects):
+        return found
+    overlap = ious(boxes, objects, crowd) * (classes[:, None] == of)
+    free = ~crowd
+    rank: dict[int, int] = {}
+    for detection in range(len(boxes)):
+        place = rank[classes[detection]] = rank.get(classes[detection], -1) + 1
+        if place >= LIMIT:
+            found[detection] = IGNORED
+            continue
+        candidates = np.where(free, overlap[detection], 0)
+        best = int(candidates.argmax())
+        if candidates[best] >= IOU:
+            found[detection], free[best] = best, False
+        elif (overlap[detection][crowd] >= IOU).any():
+            found[detection] = IGNORED
+    return found
+
+
+def ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """IoU [D, G] of boxes [D, 4] and [G, 4]. Of a crowd, the share of the detection that it covers."""
+    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
+    overlap = np.clip(high - low, 0, None).prod(-1)
+    areas, object_areas = ((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, objects))
+    union = areas[:, None] + object_areas - overlap
+    if crowd is not None:
+        union = np.where(crowd, areas[:, None], union)
+    return overlap / np.maximum(union, np.finfo(float).tiny)
+
+
+@dataclass(frozen=True)
+class CategoryCurve:
+    """A category's detections as the lowest accepted score falls.
+
+    Attributes:
+        objects: how many there are.
+        scores: [D], falling; right: [D], how many of the detections up to here find an object.
+        precision, recall: [D]; precision is made to fall with recall, as in AP.
+        ap: COCO's, at this IoU, over 101 recalls, in 0..1. NaN without objects.
+    """
+
+    objects: int
+    scores: np.ndarray
+    right: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    ap: float
+
+    def at(self, score: float) -> tuple[float, float]:
+        """Precision and recall of the detections with at least this score; NaN where there are none to count."""
+        shown = int((self.scores >= score).sum())
+        right = int(self.right[shown - 1]) if shown else 0
+        return right / shown if shown else float("nan"), right / self.objects if self.objects else float("nan")
+
+
+def category_curve(images: Sequence[Detections], category: int) -> CategoryCurve:
+    """Precision and recall of a category over all images."""
+    objects = sum(int(((i.object_classes == category) & ~i.crowd).sum()) for i in images)
+    counted = [(i.classes == category) & (i.found != IGNORED) for i in images]
+    scores = np.concatenate([i.scores[own] for i, own in zip(images, counted)])
+    right = np.concatenate([i.found[own] >= 0 for i, own in zip(images, counted)])
+    order = np.argsort(-scores, kind="stable")
+    scores, right = scores[order], right[order].cumsum()
+    recall = right / max(objects, 1)
+    precision = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
+    at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
+    ap = np.append(precision, 0)[at].mean() if objects else float("nan")
+    return CategoryCurve(objects, scores, right, precision, recall, float(ap))
+
+
+def confusion(images: Sequence[Detections], classes: int, score: float = SHOWN) -> np.ndarray:
+    """Counts [classes + 1, classes + 1]: rows are objects' classes, columns those of the detections on them.
+
+    Here a detection takes the object with the largest IoU among those left, of whatever category. The last column has
+    objects that nothing finds, the last row detections on nothing.
+    """
+    matrix = np.zeros((classes + 1, classes + 1), int)
+    for image in (image.above(score) for image in images):
+        everything = np.zeros(len(image.classes), int), np.zeros(len(image.object_classes), int)
+        found = _match(image.boxes, everything[0], image.object_boxes, everything[1], image.crowd)
+        for detected, target, own in zip(image.classes, found, image.found):
+            if target >= 0:
+                matrix[image.object_classes[target], detected] += 1
+            elif target == NOTHING and own != IGNORED:
+                matrix[classes, detected] += 1
+        for missed in np.setdiff1d(np.flatnonzero(~image.crowd), found[found >= 0]):
+            matrix[image.object_classes[missed], classes] += 1
+    return matrix

@@ -1,0 +1,155 @@
+"""The page: its sections from the runs, and their HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jinja2
+
+from .. import tasks  # noqa: F401  (registers the kinds)
+from ..errors import UserError
+from ..evaluation import result_cells
+from ..files import write_atomically
+from ..kinds import KINDS, TaskKind
+from .blocks import Block, Note, Section, Table
+from .comparison import comparison_parts
+from .curves import result_curves, run_curves, task_curves
+from .run import Evaluation, Run
+from .sections import SECTIONS, Part
+from .settings import settings_blocks
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(paths: Sequence[str], output: str) -> None:
+    """Write a report on runs. The page needs no other file and no network.
+
+    Args:
+        paths: the OUTPUT_DIRs. The first run is shown in full, the others are compared with it.
+        output: the HTML file. It is written completely or not at all.
+
+    Raises:
+        UserError: a folder does not exist, or has no file of a run. What else a run lacks is said on the page.
+        OSError: the file cannot be written.
+    """
+    if not paths:
+        raise UserError("a report needs the folder of a run")
+    text = render([Run(path) for path in paths])
+    write_atomically(output, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The HTML of a report."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,  # captions, names and paths are other people's texts
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html").render(
+        title=" · ".join(run.name for run in runs),
+        lead=_lead(runs[0]),
+        sections=list(_sections(runs)),
+        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+    )
+
+
+def _lead(run: Run) -> list[tuple[str, str]]:
+    """Pairs of a word and a value that say what run it is."""
+    last = max((row["iteration"] for row in run.rows), default=None)
+    wanted = (run.settings.get("SOLVER") or {}).get("MAX_ITER")
+    pairs = [
+        ("folder", run.path),
+        ("tasks", ", ".join(f"{name} ({node.get('KIND', '?')})" for name, node in run.tasks.items())),
+        ("iterations", "" if last is None else f"{last + 1} of {wanted}" if wanted and last < wanted else str(last)),
+        ("tested on", ", ".join(run.datasets)),
+    ]
+    return [(name, value) for name, value in pairs if value]
+
+
+def _sections(runs: Sequence[Run]) -> Iterable[Section]:
+    run = runs[0]
+    if len(runs) > 1:
+        section = Section("Comparison", "comparison")
+        section.parts = [*comparison_parts(runs)]
+        yield section
+    yield _section("Results", [Part("", lambda: _results(run))])
+    yield _section("Settings", [Part("", lambda: settings_blocks(run))])
+    curves = [Part("The run", lambda: run_curves(runs))]
+    curves += [Part(f"Task {name}", _call(task_curves, runs, name)) for name in run.tasks]
+    yield _section("Training", curves)
+    evaluations = [run.evaluation(dataset) for dataset in run.datasets]
+    for kind in KINDS.values():
+        for evaluation in evaluations:
+            if evaluation.kind is kind:
+                yield _evaluation(runs, evaluation, kind)
+        if not any(evaluation.kind is kind for evaluation in evaluations):
+            note = Note("This run was not evaluated on any dataset of this kind.", is_gap=True)
+            yield Section(_title(kind.name), _anchor(kind.name), [("", [note])])
+    for evaluation in evaluations:
+        if evaluation.kind is None:
+            yield _evaluation(runs, evaluation, None)
+
+
+def _call(function: Callable[..., list[Block]], *arguments: object) -> Callable[[], list[Block]]:
+    return lambda: function(*arguments)
+
+
+def _section(title: str, parts: Iterable[Part]) -> Section:
+    return Section(title, _anchor(title), [(part.title, part.blocks()) for part in parts])
+
+
+def _evaluation(runs: Sequence[Run], evaluation: Evaluation, kind: TaskKind | None) -> Section:
+    """The section of a dataset: its results in training if there were several, and what its kind shows."""
+    parts = [Part("Results during training", lambda: result_curves(runs, evaluation.dataset))]
+    parts = [(part.title, blocks) for part in parts if (blocks := part.blocks())]
+    if kind is None:
+        parts.append(("", [Note("It is not known what kind of task evaluates this dataset.", is_gap=True)]))
+    elif kind.name in SECTIONS:
+        parts += [(part.title, part.blocks()) for part in SECTIONS[kind.name](evaluation)]
+    title = evaluation.dataset if kind is None else f"{_title(kind.name)}: {evaluation.dataset}"
+    return Section(title, _anchor(title), parts or [("", [Note("Its figures are among the results above.")])])
+
+
+def _results(run: Run) -> list[Block]:
+    if not run.results:
+        return [Note("The run has no results: it has no results.json and no files of evaluators.", is_gap=True)]
+    tables: list[Block] = []
+    for kind in KINDS.values():
+        for header, *rows in result_cells(run.results, kind):
+            cells = [[*row[:2], *(_number(cell) for cell in row[2:])] for row in rows]
+            tables.append(Table(["dataset", "", *header[2:]], cells, decimals=2))
+    lacking = [dataset for dataset in run.datasets if dataset not in run.results]
+    if lacking:
+        tables.append(Note(f"Without results: {', '.join(lacking)}.", is_gap=True))
+    return tables
+
+
+class _Figure(float):
+    """A number that keeps the form that the table of results gives it."""
+
+    def __new__(cls, text: str) -> _Figure:
+        figure = super().__new__(cls, text)
+        figure.text = text
+        return figure
+
+    def __format__(self, _: str) -> str:
+        return self.text
+
+
+def _number(cell: str) -> str | float | None:
+    try:
+        return _Figure(cell)
+    except ValueError:
+        return None if cell == "n/a" else cell
+
+
+def _title(kind: str) -> str:
+    return kind.replace("_", " ").capitalize()
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower()).strip("-")

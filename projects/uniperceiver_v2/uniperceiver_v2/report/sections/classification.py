@@ -1,0 +1,100 @@
+"""Classification: precision and recall of classes, confusions, calibration, the worst and best images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..blocks import Block, Card, Gallery, Line, Note, Plot, Table
+from ..calibration import calibration_blocks
+from ..pictures import picture
+from ..plots import matrix_plot
+from ..run import Evaluation
+from .part import Part, extremes, most_confused
+
+_FILE = "predictions.json"
+_MOST_IN_MATRIX = 20
+_MOST_FOLDED = 25
+_SHOWN = 8
+
+
+def classification(evaluation: Evaluation) -> list[Part]:
+    """The parts of a dataset of classification."""
+    return [
+        Part("Precision and recall of each class", lambda: _classes(evaluation)),
+        Part("Confusions", lambda: _confusions(evaluation)),
+        Part("Calibration of scores", lambda: _calibration(evaluation)),
+        Part("Worst and best images", lambda: _pictures(evaluation)),
+    ]
+
+
+def _names(records: list[dict]) -> list[str]:
+    """The classes that occur, as labels or as predictions, by their first occurrence."""
+    return list(dict.fromkeys([r["label"] for r in records] + [r["classes"][0] for r in records]))
+
+
+def _matrix(records: list[dict], names: list[str]) -> np.ndarray:
+    place = {name: index for index, name in enumerate(names)}
+    matrix = np.zeros((len(names), len(names)), int)
+    for record in records:
+        matrix[place[record["label"]], place[record["classes"][0]]] += 1
+    return matrix
+
+
+def _classes(evaluation: Evaluation) -> list[Block]:
+    records = evaluation.json(_FILE)
+    names = _names(records)
+    matrix = _matrix(records, names)
+    right, of, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    rows = [
+        [name, int(of[k]), _percent(right[k], predicted[k]), _percent(right[k], of[k])] for k, name in enumerate(names)
+    ]
+    rows.sort(key=lambda row: (row[3] if row[3] == row[3] else 101, row[0]))
+    caption = "In percent, the lowest recall first."
+    return [Table(["class", "images", "precision", "recall"], rows, caption, folded=len(rows) > _MOST_FOLDED)]
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * float(part) / float(whole) if whole else float("nan")
+
+
+def _confusions(evaluation: Evaluation) -> list[Block]:
+    records = evaluation.json(_FILE)
+    names = _names(records)
+    matrix = _matrix(records, names)
+    errors = most_confused(matrix, names, names)
+    if not errors:
+        return [Note("No image is confused.")]
+    worst = Table(["class", "taken for", "times"], errors, "The most frequent errors.")
+    if len(names) > _MOST_IN_MATRIX:
+        return [worst]
+    uri = matrix_plot(matrix, names, names, "predicted", "class")
+    return [Plot(uri, "Confusion matrix of classification", "Rows are the true classes."), worst]
+
+
+def _calibration(evaluation: Evaluation) -> list[Block]:
+    records = evaluation.json(_FILE)
+    right = [record["classes"][0] == record["label"] for record in records]
+    confidences = [record["scores"][0] for record in records]
+    return calibration_blocks(confidences, right, "images", "score of the best class", "share that is right")
+
+
+def _pictures(evaluation: Evaluation) -> list[Block]:
+    records = evaluation.json(_FILE)
+    worst, best = extremes(records, _quality, _SHOWN)
+    note = Note("The worst are wrong and sure of it. The best are right and sure of it.")
+    titles = ("Worst", "Best")
+    return [note, *(Gallery([_card(evaluation, r) for r in of], t, "small") for t, of in zip(titles, (worst, best)) if of)]
+
+
+def _quality(record: dict) -> float:
+    score = record["scores"][0]
+    return score if record["classes"][0] == record["label"] else -score
+
+
+def _card(evaluation: Evaluation, record: dict) -> Card:
+    is_right = record["classes"][0] == record["label"]
+    best = [f"{name} {100 * score:.0f}" for name, score in zip(record["classes"], record["scores"])][:2]
+    lines = [Line(((best[0], "right" if is_right else "wrong"), *((f", {text}", "pale") for text in best[1:])))]
+    if not is_right:
+        lines.append(Line.of(record["label"], label="is"))
+    return Card([picture(evaluation.file_name(record), alt=f"Image {record['image_id']}, {record['label']}")], lines)

@@ -1,0 +1,95 @@
+"""Grounding: calibration of scores, and the worst and best phrases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..blocks import Block, Box, Card, Gallery, Line, Note
+from ..calibration import calibration_blocks
+from ..matching import IOU, ious
+from ..pictures import picture
+from ..run import Evaluation
+from .part import Part, extremes
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The best box of a phrase: its IoU with the nearest box of what the phrase means."""
+
+    record: dict
+    phrase: dict
+    score: float
+    iou: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.iou >= IOU
+
+
+def grounding(evaluation: Evaluation) -> list[Part]:
+    """The parts of a dataset of phrases."""
+    return [
+        Part("Calibration of scores", lambda: _calibration(evaluation)),
+        Part("Worst and best phrases", lambda: _phrases(evaluation)),
+        Part("Phrases that mean nothing", lambda: _nothing(evaluation)),
+    ]
+
+
+def _answers(evaluation: Evaluation) -> list[_Answer]:
+    """The first answer for each phrase that has one."""
+    return [
+        _Answer(record, phrase, phrase["scores"][0], _iou(phrase))
+        for record in evaluation.json("predictions.json")
+        for phrase in record["phrases"]
+        if phrase["found"]
+    ]
+
+
+def _iou(phrase: dict) -> float:
+    if not phrase["boxes"]:
+        return 0.0
+    return float(ious(np.array(phrase["found"][:1], float), np.array(phrase["boxes"], float)).max())
+
+
+def _calibration(evaluation: Evaluation) -> list[Block]:
+    answers = _answers(evaluation)
+    scores, right = [a.score for a in answers], [a.is_right for a in answers]
+    return calibration_blocks(scores, right, "phrases", "score of the best box", f"share that is right (IoU {IOU:g})")
+
+
+def _phrases(evaluation: Evaluation) -> list[Block]:
+    answers = [answer for answer in _answers(evaluation) if answer.phrase["boxes"]]
+    worst, best = extremes(answers, lambda a: (a.is_right, a.score if a.is_right else -a.score))
+    note = Note(
+        f"The best box of each phrase, ordered by its score. Blue: right at an IoU of {IOU:g}. Red: not. Dashed: what "
+        "the phrase means."
+    )
+    return [note, *_galleries(evaluation, worst, best)]
+
+
+def _nothing(evaluation: Evaluation) -> list[Block]:
+    answers = [answer for answer in _answers(evaluation) if not answer.phrase["boxes"]]
+    if not answers:
+        return [Note("Every phrase of this dataset means something.")]
+    worst, _ = extremes(answers, lambda a: -a.score)
+    note = Note("No box is right here. These phrases have the highest scores nevertheless.")
+    return [note, *_galleries(evaluation, worst, [])]
+
+
+def _galleries(evaluation: Evaluation, worst: list[_Answer], best: list[_Answer]) -> list[Block]:
+    return [
+        Gallery([_card(evaluation, answer) for answer in of], title)
+        for title, of in (("Worst", worst), ("Best", best))
+        if of
+    ]
+
+
+def _card(evaluation: Evaluation, answer: _Answer) -> Card:
+    boxes = [Box(tuple(box), "missed") for box in answer.phrase["boxes"]]
+    style = "right" if answer.is_right else "wrong"
+    boxes.append(Box(tuple(answer.phrase["found"][0]), style, f"{100 * answer.score:.0f}"))
+    alt = f"Image {answer.record['image_id']}: {answer.phrase['phrase']}"
+    lines = [Line.of(f"“{answer.phrase['phrase']}”"), Line.of(f"IoU {answer.iou:.2f}", "pale")]
+    return Card([picture(evaluation.file_name(answer.record), boxes, alt)], lines)

@@ -1,0 +1,56 @@
+"""A part of a section, which fails alone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..blocks import Block, Note
+from ..run import UNUSABLE, Missing
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+SHOWN = 6  # of the best and of the worst
+
+
+@dataclass(frozen=True)
+class Part:
+    """A smaller heading, and what makes the blocks below it."""
+
+    title: str
+    make: Callable[[], list[Block]]
+
+    def blocks(self) -> list[Block]:
+        """Its blocks. If something that it needs is not there, a note that says what."""
+        try:
+            return self.make()
+        except Missing as error:
+            return [Note(f"Not shown: {error}.", is_gap=True)]
+        except UNUSABLE as error:
+            logger.warning("report: %s", self.title, exc_info=True)
+            reason = " ".join(str(error).split())
+            return [Note(f"Not shown: a file of the run has another form ({type(error).__name__}: {reason}).", is_gap=True)]
+
+
+def extremes(items: Iterable[Item], key: Callable[[Item], Any], count: int = SHOWN) -> tuple[list[Item], list[Item]]:
+    """The worst and the best by a key that grows with quality, without an item in both."""
+    ordered = sorted(items, key=key)
+    half = min(count, -(-len(ordered) // 2))
+    return ordered[:half], ordered[::-1][: min(count, len(ordered) - half)]
+
+
+def at_most(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` items at equal distances, the first among them."""
+    step = max(len(items) / count, 1)
+    return [items[int(place * step)] for place in range(min(count, len(items)))]
+
+
+def most_confused(matrix: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str], count: int = 15) -> list:
+    """(row, column, how often) of the largest counts off the diagonal."""
+    pairs = itertools.product(range(len(rows)), range(len(columns)))
+    wrong = [(int(matrix[r][c]), r, c) for r, c in pairs if r != c and matrix[r][c] > 0]
+    return [[rows[r], columns[c], n] for n, r, c in sorted(wrong, key=lambda item: (-item[0], *item[1:]))[:count]]

@@ -1,0 +1,89 @@
+"""The settings of runs: what differs from the defaults, and what differs between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from detectron2.config import get_cfg
+
+from ..config import add_uniperceiver_v2_config, task_defaults
+from ..errors import UserError
+from .blocks import Block, Code, Note, Table
+from .run import Missing, Run
+
+_ABSENT = object()
+
+
+def settings_blocks(run: Run) -> list[Block]:
+    """What differs from the defaults, then everything.
+
+    Raises:
+        Missing: the run has no config.yaml that can be read.
+    """
+    if not run.settings:
+        raise Missing("the run has no config.yaml that can be read")
+    chosen, defaults = _flat(run.settings), default_settings(run.settings)
+    rows = [
+        [key, _shown(value), _shown(defaults[key]) if key in defaults else "no such setting today"]
+        for key, value in chosen.items()
+        if key not in defaults or _plain(value) != _plain(defaults[key])
+    ]
+    blocks: list[Block] = [Table(["setting", "this run", "default"], rows)] if rows else []
+    if not rows:
+        blocks.append(Note("All settings have their defaults."))
+    return [*blocks, Code("All settings", yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True))]
+
+
+def differing_settings(runs: list[Run]) -> Table | Note:
+    """The settings that are not the same in all runs."""
+    flat = [_flat(run.settings) for run in runs]
+    keys = [key for key in sorted(set().union(*flat)) if key != "OUTPUT_DIR"]
+    rows = []
+    for key in keys:
+        values = [settings.get(key, _ABSENT) for settings in flat]
+        if any(_plain(value) != _plain(values[0]) for value in values[1:]):
+            rows.append([key, *("" if value is _ABSENT else _shown(value) for value in values)])
+    if not rows:
+        return Note("The runs have the same settings.")
+    return Table(["setting", *(run.name for run in runs)], rows)
+
+
+def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults by full keys, of Detectron2, of this project, and of the kinds of the tasks that a run has."""
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    defaults = _flat(cfg)
+    for name, node in (settings.get("TASKS") or {}).items():
+        if isinstance(node, dict) and "KIND" in node:
+            try:
+                own = task_defaults(name, node["KIND"])
+            except UserError:  # a kind that another program registered
+                continue
+            # What a task cannot do without is no difference from a default.
+            needed = {key: node.get(key) for key in ("KIND", "DATASETS")}
+            defaults |= _flat({**own, **needed}, f"TASKS.{name}.")
+    return defaults
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    def leaves() -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, Mapping) and value:
+                yield from _flat(value, f"{prefix}{key}.").items()
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves())
+
+
+def _plain(value: Any) -> Any:
+    """Lists and tuples are the same in YAML, and so are 1 and 1.0 to whoever reads them."""
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return "(empty)" if value == "" or value == {} else str(value)
