@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": PROJECT},
     packages=find_packages(PROJECT, include=["uniperceiver_v2", "uniperceiver_v2.*"]),
+    package_data={"uniperceiver_v2": ["report/templates/*"]},
     # Without Detectron2: upstream is on no package index. It is installed already, or comes from
     # projects/detectron2_core (see the Makefile).
     install_requires=[
@@ -29,6 +30,7 @@ setup(
         "scikit-learn",
         "tensorboard",
         "matplotlib",
+        "jinja2",
         "pillow",
         "tabulate",
         "termcolor",

@@ -9,9 +9,11 @@
 several machines, signals and exit codes.
 
 Results go to OUTPUT_DIR: model_final.pth, metrics.json (scalars during training), results.json (the last evaluation),
-inference/<dataset>/ (files of the evaluators) and visualization/ (pictures of detections and captions).
+inference/<dataset>/ (files of the evaluators), visualization/ (pictures of detections and captions) and report.html (a
+page about the run).
 """
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -28,6 +30,8 @@ from uniperceiver_v2.engine import UniPerceiverTrainer, add_process_arguments, r
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
 from uniperceiver_v2.kinds import kind_of_dataset
+
+logger = logging.getLogger("uniperceiver_v2.train_net")
 
 
 def main(args: Namespace) -> None:
@@ -66,7 +70,8 @@ def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
 
 
 def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> None:
-    """Print the figures of the last evaluation, write them to results.json, and draw predictions."""
+    """Print the figures of the last evaluation, write them to results.json, draw predictions, and write the page about
+    the run."""
     if not results or not comm.is_main_process():
         return
     write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
@@ -74,6 +79,17 @@ def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> N
         if (kind := kind_of_dataset(dataset)) is not None:
             kind.draw(cfg, model, dataset)
     print(format_results_table(results), flush=True)
+    write_page(cfg.OUTPUT_DIR)
+
+
+def write_page(output_dir: str) -> None:
+    """Write report.html. The run is complete without it, so a failure is logged and nothing more."""
+    try:
+        from uniperceiver_v2.report import write_report
+
+        write_report([output_dir], os.path.join(output_dir, "report.html"))
+    except Exception:
+        logger.exception("the run is complete, but its report.html could not be written")
 
 
 def run() -> int:

@@ -25,14 +25,14 @@ class Table:
         rows: of cells.
         caption: a line below the table.
         decimals: of all numbers that are floats.
-        folded: whether the reader has to open it by a click.
+        folded: the words by which the reader opens it. Empty for a table that is open.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
     caption: str = ""
     decimals: int = 1
-    folded: bool = False
+    folded: str = ""
     template: ClassVar[str] = "table"
 
     def shown(self, cell: str | float | None) -> str:

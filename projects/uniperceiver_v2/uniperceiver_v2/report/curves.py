@@ -32,6 +32,8 @@ def task_curves(runs: Sequence[Run], task: str) -> list[Block]:
     """
     prefix = f"{task}/"
     names = {key.removeprefix(prefix) for run in runs for row in run.rows for key in row if key.startswith(prefix)}
+    if sum("loss" in name for name in names) == 2:  # the total of one loss is that loss
+        names -= {"total_loss"}
     shown = sorted(names - MEASURED, key=lambda name: (not name.startswith("total"), "loss" not in name, name))
     return _blocks(runs, shown, prefix, f"Scalars of the task {task}")
 

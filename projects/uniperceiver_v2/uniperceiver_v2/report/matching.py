@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 IOU = 0.5
 SHOWN = 0.3  # a detection with a lower score is taken as none where the answer of the model is one set of boxes
 LIMIT = 100  # detections of an image and category that count, best first
+RECALLS = np.linspace(0, 1, 101)  # at which COCO takes precision
 NOTHING, IGNORED = -1, -2
 
 
@@ -65,7 +66,9 @@ class Detections:
         return 2 * int((self.found >= 0).sum()) / counted if counted else 1.0
 
 
-def matched(record: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], class_of: Mapping[int, int]) -> Detections:
+def matched(
+    record: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], class_of: Mapping[int, int]
+) -> Detections:
     """Match an image's detections with its objects.
 
     Args:
@@ -101,7 +104,9 @@ def _judged(record: Mapping[str, Any], present: np.ndarray, class_of: Mapping[in
     return {class_of[i] for i in record["neg_category_ids"] if i in class_of} | set(present.tolist())
 
 
-def _match(boxes: np.ndarray, classes: np.ndarray, objects: np.ndarray, of: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def _match(
+    boxes: np.ndarray, classes: np.ndarray, objects: np.ndarray, of: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
     """[D]: the object of each detection, which are best first."""
     found = np.full(len(boxes), NOTHING)
     if not len(objects):
@@ -143,7 +148,6 @@ class CategoryCurve:
         objects: how many there are.
         scores: [D], falling; right: [D], how many of the detections up to here find an object.
         precision, recall: [D]; precision is made to fall with recall, as in AP.
-        ap: COCO's, at this IoU, over 101 recalls, in 0..1. NaN without objects.
     """
 
     objects: int
@@ -151,7 +155,15 @@ class CategoryCurve:
     right: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
-    ap: float
+
+    def at_recalls(self) -> np.ndarray:
+        """Precision at each of ``RECALLS``, 0 at those that are never reached."""
+        return np.append(self.precision, 0)[np.searchsorted(self.recall, RECALLS, side="left")]
+
+    @property
+    def ap(self) -> float:
+        """COCO's AP at this IoU, in 0..1. NaN without objects."""
+        return float(self.at_recalls().mean()) if self.objects else float("nan")
 
     def at(self, score: float) -> tuple[float, float]:
         """Precision and recall of the detections with at least this score; NaN where there are none to count."""
@@ -170,9 +182,7 @@ def category_curve(images: Sequence[Detections], category: int) -> CategoryCurve
     scores, right = scores[order], right[order].cumsum()
     recall = right / max(objects, 1)
     precision = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
-    at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-    ap = np.append(precision, 0)[at].mean() if objects else float("nan")
-    return CategoryCurve(objects, scores, right, precision, recall, float(ap))
+    return CategoryCurve(objects, scores, right, precision, recall)
 
 
 def confusion(images: Sequence[Detections], classes: int, score: float = SHOWN) -> np.ndarray:

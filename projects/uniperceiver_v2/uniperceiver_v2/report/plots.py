@@ -61,8 +61,12 @@ def curves_plot(panels: Mapping[str, Sequence[Series]], names: Sequence[str] = (
             for colour, (x, y) in zip(_repeated(COLOURS, len(series)), series):
                 ax.plot(x, y, color=colour, linewidth=1.2)
             values = [v for _, y in series for v in y if math.isfinite(v)]
-            if values and min(values) > 0 and max(values) > 20 * min(values):
-                ax.set_yscale("log")
+            is_share = title.endswith("accuracy")
+            if values and not is_share and min(values) > 0 and max(values) > 20 * min(values):
+                _scale_logarithmically(ax)
+            else:
+                ax.locator_params(axis="y", nbins=4)
+            ax.locator_params(axis="x", nbins=4)
             ax.set_title(title)
             ax.margins(x=0.02)
         if len(names) > 1:
@@ -99,11 +103,13 @@ def reliability_plot(found: Reliability, confidence: str, outcome: str) -> str:
         ax.plot([0, 1], [0, 1], color=PALE, linewidth=1, linestyle="--")
         ax.bar(centres[filled], found.outcome[filled], 0.9 / bins, color=COLOURS[0], alpha=0.35)
         ax.plot(found.confidence[filled], found.outcome[filled], "o-", color=COLOURS[0], markersize=4)
-        ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=confidence, ylabel=outcome, title="outcome (dashed: as it should be)")
+        ax.set(
+            xlim=(0, 1), ylim=(0, 1.02), xlabel=confidence, ylabel=outcome, title="outcome (dashed: as it should be)"
+        )
         counts.bar(centres, found.count, 0.9 / bins, color=PALE)
         counts.set(xlim=(0, 1), xlabel=confidence, title="predictions of each bin")
         if found.count.max() > 20 * max(found.count[filled].min(), 1):
-            counts.set_yscale("log")
+            _scale_logarithmically(counts)
 
     return _grid(2, 2, (3.6, 2.7), draw)
 
@@ -187,6 +193,15 @@ def _grid(count: int, columns: int, size: tuple[float, float], draw: Any) -> str
         content = io.BytesIO()
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _scale_logarithmically(ax: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=6))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _repeated(colours: Sequence[str], count: int) -> list[str]:

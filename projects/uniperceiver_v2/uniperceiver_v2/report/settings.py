@@ -26,14 +26,19 @@ def settings_blocks(run: Run) -> list[Block]:
         raise Missing("the run has no config.yaml that can be read")
     chosen, defaults = _flat(run.settings), default_settings(run.settings)
     rows = [
-        [key, _shown(value), _shown(defaults[key]) if key in defaults else "no such setting today"]
+        [key, _shown(value), _default(key, defaults)]
         for key, value in chosen.items()
         if key not in defaults or _plain(value) != _plain(defaults[key])
     ]
-    blocks: list[Block] = [Table(["setting", "this run", "default"], rows)] if rows else []
     if not rows:
-        blocks.append(Note("All settings have their defaults."))
-    return [*blocks, Code("All settings", yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True))]
+        return [Note("All settings have their defaults.")]
+    table = Table(
+        ["setting", "this run", "default"], rows, folded=f"{len(rows)} settings that differ from their defaults"
+    )
+    return [
+        table,
+        Code(f"All {len(chosen)} settings", yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True)),
+    ]
 
 
 def differing_settings(runs: list[Run]) -> Table | Note:
@@ -65,6 +70,15 @@ def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             needed = {key: node.get(key) for key in ("KIND", "DATASETS")}
             defaults |= _flat({**own, **needed}, f"TASKS.{name}.")
     return defaults
+
+
+def _default(key: str, defaults: Mapping[str, Any]) -> str:
+    if key in defaults:
+        return _shown(defaults[key])
+    # Below an empty section every key is free, as in that of a backbone's configuration.
+    parts = key.split(".")
+    is_free = any(defaults.get(".".join(parts[:length])) == {} for length in range(1, len(parts)))
+    return "" if is_free else "no such setting today"
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,9 @@ _FORMS = {
         rf"\b(?:an?|{_NUMBER})(?= (?:(?:small|large) )?(?:(?:{'|'.join(COLOURS)}) )?(?:{_KIND})\b)"
         rf"|\ba crowd(?= of tiny)|\b(?:all|{_NUMBER})(?= of them)"
     ),
-    "places": re.compile(r"\bin the (?:(?:top|bottom) (?:left|right)|middle)\b|\bat the (?:top|bottom)\b|\bon the (?:left|right)\b"),
+    "places": re.compile(
+        r"\bin the (?:(?:top|bottom) (?:left|right)|middle)\b|\bat the (?:top|bottom)\b|\bon the (?:left|right)\b"
+    ),
     "relations": re.compile(
         rf"\b(?:{'|'.join(RELATIONS)})\b|^from (?:left to right|top to bottom)\b|\b(?:{'|'.join(EXTREMES)})(?= digit)"
     ),

@@ -21,7 +21,9 @@ from .part import Part, at_most, extremes
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # They are in any caption and say nothing of an image.
-_SILENT = frozenset("a an the of in on at to and or with is are by for from as its it this that there".split())
+_SILENT = frozenset(
+    ("a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "with", "is", "are", "by", "for", "from", "it", "this")
+)
 _MOST_WORDS = 15
 _FEWEST_MENTIONS = 5  # of a word whose share of false mentions is listed
 _TYPICAL = 12
@@ -133,12 +135,12 @@ def _words(evaluation: Evaluation) -> list[Block]:
 
 def _calibration(evaluation: Evaluation) -> list[Block]:
     judged = _judged(evaluation)
-    outcome = "share of statements that are true" if _is_by_facts(judged) else "share of words that a reference has"
+    outcome = "true statements" if _is_by_facts(judged) else "words that a reference has"
     blocks = calibration_blocks(
         [caption.per_word for caption in judged],
         [caption.share for caption in judged],
         "captions by their words",
-        "probability of a word (geometric mean of the caption)",
+        "probability of a word (geometric mean)",
         outcome,
     )
     if _is_by_facts(judged):
@@ -147,7 +149,7 @@ def _calibration(evaluation: Evaluation) -> list[Block]:
             [caption.is_true for caption in judged],
             "whole captions",
             "probability of the caption",
-            "share that is true as a whole",
+            "share true as a whole",
         )
         text = (
             "Many captions are true of an image, and they share its probability. So a model can be less sure of one "

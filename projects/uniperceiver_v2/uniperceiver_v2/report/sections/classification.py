@@ -13,7 +13,7 @@ from .part import Part, extremes, most_confused
 
 _FILE = "predictions.json"
 _MOST_IN_MATRIX = 20
-_MOST_FOLDED = 25
+_MOST_OPEN = 25
 _SHOWN = 8
 
 
@@ -50,7 +50,14 @@ def _classes(evaluation: Evaluation) -> list[Block]:
     ]
     rows.sort(key=lambda row: (row[3] if row[3] == row[3] else 101, row[0]))
     caption = "In percent, the lowest recall first."
-    return [Table(["class", "images", "precision", "recall"], rows, caption, folded=len(rows) > _MOST_FOLDED)]
+    return [
+        Table(
+            ["class", "images", "precision", "recall"],
+            rows,
+            caption,
+            folded=f"{len(rows)} classes" if len(rows) > _MOST_OPEN else "",
+        )
+    ]
 
 
 def _percent(part: int, whole: int) -> float:
@@ -75,15 +82,20 @@ def _calibration(evaluation: Evaluation) -> list[Block]:
     records = evaluation.json(_FILE)
     right = [record["classes"][0] == record["label"] for record in records]
     confidences = [record["scores"][0] for record in records]
-    return calibration_blocks(confidences, right, "images", "score of the best class", "share that is right")
+    return calibration_blocks(confidences, right, "images", "score of the best class", "share right")
 
 
 def _pictures(evaluation: Evaluation) -> list[Block]:
     records = evaluation.json(_FILE)
-    worst, best = extremes(records, _quality, _SHOWN)
-    note = Note("The worst are wrong and sure of it. The best are right and sure of it.")
+    worst, _ = extremes(records, _quality, _SHOWN)
+    surest = {r["label"]: r for r in sorted(records, key=_quality)}  # of each class
+    best = [r for r in sorted(surest.values(), key=_quality, reverse=True) if r not in worst][:_SHOWN]
+    note = Note("The worst are wrong and sure of it. The best are right and sure of it, one of a class.")
     titles = ("Worst", "Best")
-    return [note, *(Gallery([_card(evaluation, r) for r in of], t, "small") for t, of in zip(titles, (worst, best)) if of)]
+    return [
+        note,
+        *(Gallery([_card(evaluation, r) for r in of], t, "small") for t, of in zip(titles, (worst, best)) if of),
+    ]
 
 
 def _quality(record: dict) -> float:

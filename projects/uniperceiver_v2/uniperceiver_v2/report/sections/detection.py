@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ..blocks import Block, Box, Card, Gallery, Line, Note, Plot, Table
 from ..calibration import calibration_blocks
-from ..matching import IGNORED, IOU, SHOWN, CategoryCurve, Detections, category_curve, confusion, matched
+from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, category_curve, confusion, matched
 from ..pictures import picture
 from ..plots import matrix_plot, precision_recall_plot
 from ..run import Evaluation, Missing
@@ -19,7 +19,7 @@ from .part import Part, extremes, most_confused
 _LOWEST_CALIBRATED = 0.05  # the many detections below would hide all others in the mean
 _MOST_CURVES = 20
 _MOST_IN_MATRIX = 20
-_MOST_FOLDED = 25  # a longer table has to be opened
+_MOST_OPEN = 25  # a longer table has to be opened
 _NAMED_ERRORS = 6  # in the text below a picture
 
 
@@ -61,28 +61,18 @@ def _categories(evaluation: Evaluation, curves: list[CategoryCurve]) -> list[Blo
     table = Table(
         ["category", "objects", *columns, "AP50 boxes", f"precision at {SHOWN:g}", f"recall at {SHOWN:g}"],
         sorted(rows, key=lambda row: (row[-3] if row[-3] == row[-3] else 101, row[0])),
-        f"In percent, the lowest AP50 first. Precision and recall are of boxes with a score of at least {SHOWN:g} at an "
-        f"IoU of at least {IOU:g}.",
-        folded=len(rows) > _MOST_FOLDED,
+        f"In percent, the lowest AP50 first. Precision and recall are of boxes with a score of at least {SHOWN:g}, at "
+        f"an IoU of at least {IOU:g}.",
+        folded=f"{len(rows)} categories" if len(rows) > _MOST_OPEN else "",
     )
     shown = [(n, c) for n, c in zip(evaluation.names, curves) if c.objects]
     shown = sorted(shown, key=lambda item: item[1].ap)[:_MOST_CURVES]
     if not shown:
         return [table]
-    panels = {
-        f"{name}  {100 * curve.ap:.1f}": (_thinned(curve.recall, True), _thinned(curve.precision, False))
-        for name, curve in shown
-    }
+    panels = {f"{name}  {100 * curve.ap:.1f}": (RECALLS, curve.at_recalls()) for name, curve in shown}
     which = f"the {_MOST_CURVES} categories with the lowest AP50" if len(curves) > _MOST_CURVES else "all categories"
     caption = f"Precision by recall of boxes at an IoU of {IOU:g}, {which}; beside the name AP50."
     return [table, Plot(precision_recall_plot(panels), "Precision by recall of each category", caption)]
-
-
-def _thinned(values: np.ndarray, is_recall: bool) -> np.ndarray:
-    """At most some 100 points of a curve, from recall 0 on and down to precision 0 at the last recall."""
-    kept = values[np.unique(np.linspace(0, len(values) - 1, 100).astype(int))] if len(values) else values
-    ends = (0.0, kept[-1]) if is_recall and len(kept) else (kept[0] if len(kept) else 0.0, 0.0)
-    return np.concatenate(([ends[0]], kept, [ends[1]]))
 
 
 def _confusions(images: list[Detections], names: list[str]) -> list[Block]:
@@ -104,7 +94,7 @@ def _calibration(images: list[Detections]) -> list[Block]:
     scores = np.concatenate([i.scores[k] for i, k in zip(images, kept)])
     right = np.concatenate([i.found[k] >= 0 for i, k in zip(images, kept)])
     of = f"detections with a score of at least {_LOWEST_CALIBRATED:g}"
-    return calibration_blocks(scores, right, of, "score", f"share that finds an object (IoU {IOU:g})")
+    return calibration_blocks(scores, right, of, "score", f"share right (IoU {IOU:g})")
 
 
 def _pictures(evaluation: Evaluation, images: list[Detections]) -> list[Block]:
@@ -138,7 +128,9 @@ def _card(evaluation: Evaluation, image: Detections) -> Card:
     missed = [names[c] for c in image.object_classes[image.missed]]
     record = evaluation.records[image.image]
     lines = [Line.of(f"image {image.image}, F1 {100 * image.quality:.0f}", "pale")]
-    lines += [Line.of(_listed(words), label=label) for label, words in (("not found", missed), ("wrong", wrong)) if words]
+    lines += [
+        Line.of(_listed(words), label=label) for label, words in (("not found", missed), ("wrong", wrong)) if words
+    ]
     return Card([picture(record["file_name"], boxes, f"Detections of image {image.image}")], lines)
 
 

@@ -56,7 +56,7 @@ def _iou(phrase: dict) -> float:
 def _calibration(evaluation: Evaluation) -> list[Block]:
     answers = _answers(evaluation)
     scores, right = [a.score for a in answers], [a.is_right for a in answers]
-    return calibration_blocks(scores, right, "phrases", "score of the best box", f"share that is right (IoU {IOU:g})")
+    return calibration_blocks(scores, right, "phrases", "score of the best box", f"share right (IoU {IOU:g})")
 
 
 def _phrases(evaluation: Evaluation) -> list[Block]:

@@ -14,7 +14,7 @@ from ..run import UNUSABLE, Missing
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-SHOWN = 6  # of the best and of the worst
+SHOWN = 8  # of the best and of the worst
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Part:
         except UNUSABLE as error:
             logger.warning("report: %s", self.title, exc_info=True)
             reason = " ".join(str(error).split())
-            return [Note(f"Not shown: a file of the run has another form ({type(error).__name__}: {reason}).", is_gap=True)]
+            return [
+                Note(f"Not shown: a file of the run has another form ({type(error).__name__}: {reason}).", is_gap=True)
+            ]
 
 
 def extremes(items: Iterable[Item], key: Callable[[Item], Any], count: int = SHOWN) -> tuple[list[Item], list[Item]]:
@@ -49,7 +51,9 @@ def at_most(items: Sequence[Item], count: int) -> list[Item]:
     return [items[int(place * step)] for place in range(min(count, len(items)))]
 
 
-def most_confused(matrix: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str], count: int = 15) -> list:
+def most_confused(
+    matrix: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str], count: int = 10
+) -> list:
     """(row, column, how often) of the largest counts off the diagonal."""
     pairs = itertools.product(range(len(rows)), range(len(columns)))
     wrong = [(int(matrix[r][c]), r, c) for r, c in pairs if r != c and matrix[r][c] > 0]

@@ -64,7 +64,9 @@ def _of_images(evaluation: Evaluation) -> list[Block]:
     def card(item: tuple[dict, int | None]) -> Card:
         image, rank = item
         lines = [
-            Line(((captions[c]["caption"], _style(captions[c]["image_id"] == image["image_id"])), (f"  {s:.2f}", "pale")))
+            Line(
+                ((captions[c]["caption"], _style(captions[c]["image_id"] == image["image_id"])), (f"  {s:.2f}", "pale"))
+            )
             for c, s in list(zip(image["best_captions"], image["scores"]))[:_CAPTIONS]
         ]
         own = next((c["caption"] for c in found["captions"] if c["image_id"] == image["image_id"]), None)
