@@ -24,7 +24,10 @@ def false_words(caption):
     ("caption", "expected"),
     [
         ("a red seven to the left of two blue threes", []),
-        ("A red  seven to the left of two green fours .", [("two", "counts"), ("green", "colours"), ("fours", "digits")]),
+        (
+            "A red  seven to the left of two green fours .",
+            [("two", "counts"), ("green", "colours"), ("fours", "digits")],
+        ),
         ("a red seven to the right of two blue threes", [("to the right of", "relations")]),
         ("there is a red seven and a blue three", [("a", "counts")]),
         ("four digits, two of them blue", [("four", "counts")]),

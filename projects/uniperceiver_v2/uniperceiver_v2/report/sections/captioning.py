@@ -22,7 +22,26 @@ from .part import Part, at_most, extremes
 _WORD = re.compile(r"\w+", re.UNICODE)
 # They are in any caption and say nothing of an image.
 _SILENT = frozenset(
-    ("a", "an", "the", "of", "in", "on", "at", "to", "and", "or", "with", "is", "are", "by", "for", "from", "it", "this")
+    (
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "and",
+        "or",
+        "with",
+        "is",
+        "are",
+        "by",
+        "for",
+        "from",
+        "it",
+        "this",
+    )
 )
 _MOST_WORDS = 15
 _FEWEST_MENTIONS = 5  # of a word whose share of false mentions is listed
