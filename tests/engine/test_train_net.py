@@ -71,6 +71,26 @@ def test_training_then_evaluation_alone_give_the_same_results(run):
         assert json.loads(Path(arguments[-1], "results.json").read_text()) == results
 
 
+def test_a_run_ends_with_its_report(run):
+    assert run("OUTPUT_DIR", "trained")[0] == 0
+    page = Path("trained/report.html").read_text(encoding="utf-8")
+    assert "toy_lines_test" in page and "Task lines" in page
+    assert "metrics.json has no scalars" not in page
+
+
+def test_a_run_is_complete_without_its_report(run, monkeypatch):
+    def fail(paths, output):
+        raise RuntimeError("no report today")
+
+    monkeypatch.setattr("uniperceiver_v2.report.write_report", fail)
+    code, out, err = run("OUTPUT_DIR", "trained")
+    assert (code, "toy_lines_test" in out) == (0, True)
+    assert json.loads(Path("trained/results.json").read_text())
+    assert not Path("trained/report.html").exists()
+    log = Path("trained/log.txt").read_text()
+    assert "the run is complete, but its report.html could not be written" in log and "no report today" in log
+
+
 def test_resume_goes_on_where_training_stopped(run):
     assert run("OUTPUT_DIR", "a", "SOLVER.MAX_ITER", "10")[0] == 0
     assert run("--resume", "OUTPUT_DIR", "a")[0] == 0

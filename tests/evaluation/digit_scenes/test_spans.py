@@ -51,7 +51,7 @@ def test_false_words_are_found(caption, expected):
 def test_every_mention_of_what_the_references_may_say_has_its_place(captioned, sayable):
     """Held against another scene, so that many mentions are false."""
     checked = 0
-    for (scene, _), (other, _) in itertools.islice(zip(captioned, captioned[1:]), 4):
+    for (scene, _), (other, _) in itertools.islice(itertools.pairwise(captioned), 4):
         for caption in sorted(sayable(scene))[:200]:
             mentions = judge(caption, other).mentions
             text, spans = mention_spans(caption, mentions)
