@@ -83,7 +83,7 @@ def test_a_run_is_complete_without_its_report(run, monkeypatch):
         raise RuntimeError("no report today")
 
     monkeypatch.setattr("uniperceiver_v2.report.write_report", fail)
-    code, out, err = run("OUTPUT_DIR", "trained")
+    code, out, _ = run("OUTPUT_DIR", "trained")
     assert (code, "toy_lines_test" in out) == (0, True)
     assert json.loads(Path("trained/results.json").read_text())
     assert not Path("trained/report.html").exists()

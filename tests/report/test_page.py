@@ -105,10 +105,7 @@ def test_a_whole_run_has_every_section_and_no_gap(page_of, run_folder):
     assert "cat 2 70.0 100.0" not in page.text  # of two cats one is taken for a dog
     assert re.search(r"cat 2 70\.0 \S+ 50\.0 50\.0", page.text)
     assert {"right", "wrong", "missed"} <= set(page.boxes)
-
-
-def test_the_page_needs_nothing_else(page_of, run_folder):
-    page = page_of(run_folder)
+    # It needs nothing else.
     anchors = [address[1:] for address in page.addresses if address.startswith("#")]
     assert anchors and sorted(set(anchors)) == sorted(set(page.ids)) and len(set(anchors)) == len(anchors)
     others = [address for address in page.addresses if not address.startswith("#")]
@@ -163,8 +160,14 @@ def test_false_words_are_marked_by_the_facts_where_they_are_known(quick, page_of
     assert "over 4 whole captions" in page.text
 
 
-def test_equal_runs_have_equal_pages(page_of, run_folder):
+def test_equal_runs_have_equal_pages(quick, page_of, run_folder):
     assert page_of(run_folder).source == page_of(run_folder).source
+
+
+def test_equal_plots_have_equal_bytes():
+    first, second = (plots.lines_plot({"a": ([1, 2], [3, 4])}, "x", "y") for _ in range(2))
+    assert first == second
+    assert "</svg>" in base64.b64decode(first.split(",", 1)[1]).decode()
 
 
 FILES = {
@@ -237,7 +240,7 @@ def test_images_that_have_moved_are_found_by_the_dataset(quick, page_of, run_fol
     assert page.gaps == []
 
 
-def test_several_runs_are_compared(page_of, run_folder, make_run):
+def test_several_runs_are_compared(quick, page_of, run_folder, make_run):
     other = make_run("second", seed=5)
     (other / "results.json").write_text(
         (other / "results.json").read_text().replace("61.5", "64.0").replace('"AP-dog": 53.0', '"AP-dog": 58.0')

@@ -36,15 +36,15 @@ def _figures(runs: Sequence[Run]) -> list[Block]:
         for row in dict.fromkeys(row for run in runs for row in run.results.get(dataset, {})):
             for metric in _shown_metrics(runs, dataset, row):
                 values = [_value(run, dataset, row, metric) for run in runs]
-                if all(value is None for value in values):
+                if sum(value is not None for value in values) < 2:
                     continue
                 cells: list[str | float | None] = [dataset, row.replace("_", " "), metric, values[0]]
                 for value in values[1:]:
                     cells += [value, _change(values[0], value)]
                 rows.append(cells)
     if not rows:
-        return [Note("None of the runs has results.", is_gap=True)]
-    return [Table(columns, rows, f"Changes are from {first.name}.")]
+        return [Note("No figure is in the results of two of the runs.", is_gap=True)]
+    return [Table(columns, rows, f"Changes are from {first.name}. Figures that one run alone has are left out.")]
 
 
 def _shown_metrics(runs: Sequence[Run], dataset: str, row: str) -> list[str]:
