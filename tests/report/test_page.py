@@ -219,8 +219,8 @@ def test_a_run_that_lacks_a_task_says_so(quick, page_of, run_folder):
         text = (run_folder / name).read_text()
         (run_folder / name).write_text(text.replace("made_up_phrases", "made_up_classes"))
     page = page_of(run_folder)
-    assert page.gaps == ["This run was not evaluated on any dataset of this kind."]
-    assert "grounding" in page.ids
+    assert page.gaps == ["This run has no evaluation of these kinds of task: grounding."]
+    assert "not-evaluated" in page.ids
 
 
 def test_a_dataset_that_is_not_here_leaves_gaps_and_the_rest(quick, page_of, run_folder, images):

@@ -89,6 +89,7 @@ class Picture:
         width, height: of the image, in pixels.
         boxes: on it.
         alt: what the picture shows, for readers who cannot see it.
+        is_framed: whether it has a frame, as the right one among several.
     """
 
     uri: str
@@ -96,6 +97,7 @@ class Picture:
     height: int
     boxes: Sequence[Box] = ()
     alt: str = ""
+    is_framed: bool = False
 
     @property
     def is_small(self) -> bool:

@@ -52,7 +52,7 @@ def _blocks(runs: Sequence[Run], names: Iterable[str], prefix: str, alt: str) ->
     panels = {name: [_series(run, prefix + name) for run in runs] for name in names}
     panels = {name: series for name, series in panels.items() if any(x for x, _ in series)}
     if not panels:
-        raise Missing(f"metrics.json has no scalars for: {alt.lower()}" if any(run.rows for run in runs) else _NO_ROWS)
+        raise Missing("metrics.json has none of these scalars" if any(run.rows for run in runs) else _NO_ROWS)
     return [Plot(curves_plot(panels, [run.name for run in runs]), alt, "By iteration.")]
 
 

@@ -86,12 +86,14 @@ def _sections(runs: Sequence[Run]) -> Iterable[Section]:
         for evaluation in evaluations:
             if evaluation.kind is kind:
                 yield _evaluation(runs, evaluation, kind)
-        if not any(evaluation.kind is kind for evaluation in evaluations):
-            note = Note("This run was not evaluated on any dataset of this kind.", is_gap=True)
-            yield Section(_title(kind.name), _anchor(kind.name), [("", [note])])
     for evaluation in evaluations:
         if evaluation.kind is None:
             yield _evaluation(runs, evaluation, None)
+    lacking = [kind.name for kind in KINDS.values() if not any(e.kind is kind for e in evaluations)]
+    if lacking:
+        names = ", ".join(name.replace("_", " ") for name in lacking)
+        note = Note(f"This run has no evaluation of these kinds of task: {names}.", is_gap=True)
+        yield Section("Not evaluated", "not-evaluated", [("", [note])])
 
 
 def _call(function: Callable[..., list[Block]], *arguments: object) -> Callable[[], list[Block]]:

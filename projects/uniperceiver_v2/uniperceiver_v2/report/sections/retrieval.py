@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..blocks import Block, Box, Card, Gallery, Line, Note, Picture, Plot
+from ..blocks import Block, Card, Gallery, Line, Note, Picture, Plot
 from ..pictures import picture
 from ..plots import lines_plot
 from ..run import Evaluation, Missing
@@ -98,10 +99,7 @@ def _of_captions(evaluation: Evaluation) -> list[Block]:
 
 def _framed(evaluation: Evaluation, image: dict, is_right: bool) -> Picture:
     shown = picture(evaluation.file_name(image), alt=f"Image {image['image_id']}")
-    if not is_right:
-        return shown
-    frame = Box((0, 0, shown.width, shown.height), "right")
-    return Picture(shown.uri, shown.width, shown.height, (frame,), f"{shown.alt}, the caption's own")
+    return replace(shown, alt=f"{shown.alt}, the caption's own", is_framed=True) if is_right else shown
 
 
 def _quality(scores: Sequence[float], rank: int | None) -> tuple[float, float]:
