@@ -70,15 +70,16 @@ def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
 
 
 def report(cfg: CfgNode, model: nn.Module, results: dict[str, dict] | None) -> None:
-    """Print the figures of the last evaluation, write them to results.json, draw predictions, and write the page about
-    the run."""
-    if not results or not comm.is_main_process():
+    """Print the figures of the last evaluation, write them to results.json, and draw predictions. Without test datasets
+    there are no figures. Then write the page about the run."""
+    if not comm.is_main_process():
         return
-    write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
-    for dataset in cfg.DATASETS.TEST:
-        if (kind := kind_of_dataset(dataset)) is not None:
-            kind.draw(cfg, model, dataset)
-    print(format_results_table(results), flush=True)
+    if results:
+        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+        for dataset in cfg.DATASETS.TEST:
+            if (kind := kind_of_dataset(dataset)) is not None:
+                kind.draw(cfg, model, dataset)
+        print(format_results_table(results), flush=True)
     write_page(cfg.OUTPUT_DIR)
 
 
@@ -89,7 +90,7 @@ def write_page(output_dir: str) -> None:
 
         write_report([output_dir], os.path.join(output_dir, "report.html"))
     except Exception:
-        logger.exception("the run is complete, but its report.html could not be written")
+        logger.warning("the run is complete, but its report.html could not be written", exc_info=True)
 
 
 def run() -> int:

@@ -24,10 +24,10 @@ TASKS = {
 DATASETS = {f"made_up_{task}": kind for task, kind in TASKS.items()}
 EVALUATOR_TYPES = {
     "detection": "coco",
-    "classification": "classification",
+    "classification": "imagenet",
     "captioning": "coco_caption",
     "retrieval": "retrieval",
-    "language_modelling": "language_modelling",
+    "language_modelling": "corpus",
     "grounding": "grounding",
 }
 RESULTS = {
@@ -112,7 +112,7 @@ def write_predictions(folder: Path, images: dict[int, str]) -> None:
             for i, (label, best, score) in enumerate(classes, 1)
         ],
     )
-    captions = ["a cat", "a red dog", "two <i>cats</i> & a dog", ""]
+    captions = ["a cat", "a red dog", "two <cats> & a dog", ""]
     write_json(
         folder / "made_up_words/predictions.json",
         [
@@ -171,7 +171,7 @@ def write_run(folder: Path, images: dict[int, str], seed: int = 0) -> Path:
     settings = {
         "SEED": seed,
         "DATASETS": {"TEST": list(DATASETS)},
-        "SOLVER": {"BASE_LR": 0.25, "MAX_ITER": 60},
+        "SOLVER": {"BASE_LR": 0.25, "MAX_ITER": 100},
         "TASKS": {
             "NAMES": list(TASKS),
             **{name: {"KIND": kind, "IMS_PER_BATCH": 3} for name, kind in TASKS.items()},

@@ -6,7 +6,7 @@ from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from uniperceiver_v2.report.matching import IGNORED, NOTHING, category_curve, confusion, ious, matched
+from uniperceiver_v2.report.matching import IGNORED, NOTHING, category_curves, confusion, ious, matched
 
 CLASSES = {1: 0, 2: 1, 3: 2}
 
@@ -61,7 +61,7 @@ def test_ap50_of_each_category_is_cocos(seed):
     evaluation.evaluate()
     evaluation.accumulate()
     expected = evaluation.eval["precision"][0, :, :, 0, -1].mean(0)
-    assert [category_curve(images, k).ap for k in range(3)] == pytest.approx(expected.tolist(), abs=1e-9)
+    assert [curve.ap for curve in category_curves(images, 3)] == pytest.approx(expected.tolist(), abs=1e-9)
     assert (expected < 1).any()
 
 
@@ -86,8 +86,8 @@ def test_what_a_crowd_covers_does_not_count():
     )
     assert image.found.tolist() == [IGNORED, IGNORED, NOTHING]
     assert image.missed.tolist() == []
-    assert category_curve([image], 0).objects == 0
-    assert np.isnan(category_curve([image], 0).ap)
+    curve = category_curves([image], 3)[0]
+    assert curve.objects == 0 and np.isnan(curve.ap)
 
 
 def test_lvis_judges_only_what_an_image_says_something_about():
@@ -129,7 +129,7 @@ def test_precision_and_recall_at_a_score():
         [detection(1, (0, 0, 10, 10), 0.9), detection(1, (50, 50, 10, 10), 0.6), detection(1, (20, 20, 9, 9), 0.2)],
         CLASSES,
     )
-    curve = category_curve([image], 0)
+    curve = category_curves([image], 3)[0]
     assert curve.at(0.5) == pytest.approx((1 / 2, 1 / 2))
     assert curve.at(0.1) == pytest.approx((2 / 3, 1))
     precision, recall = curve.at(0.95)

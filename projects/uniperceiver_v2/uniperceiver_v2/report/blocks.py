@@ -18,12 +18,13 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. A cell is a text or a number. A number has ``decimals`` digits after the point; None is "n/a".
+    """Rows of cells. A cell is a text or a number; None and NaN are shown as "n/a".
 
     Attributes:
         columns: names, as many as a row has cells.
         rows: of cells.
         caption: a line below the table.
+        texts: how many of the first columns hold text. The other columns are aligned as numbers.
         decimals: of all numbers that are floats.
         folded: the words by which the reader opens it. Empty for a table that is open.
     """
@@ -31,6 +32,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
     caption: str = ""
+    texts: int = 1
     decimals: int = 1
     folded: str = ""
     template: ClassVar[str] = "table"
@@ -40,10 +42,6 @@ class Table:
         if cell is None or (isinstance(cell, float) and cell != cell):
             return "n/a"
         return f"{cell:.{self.decimals}f}" if isinstance(cell, float) else str(cell)
-
-    def is_number(self, cell: str | float | None) -> bool:
-        """Whether a cell stands at the right of its column."""
-        return not isinstance(cell, str)
 
 
 @dataclass(frozen=True)

@@ -84,5 +84,6 @@ def calibration_blocks(
         f"width. On average the model is {how}: confidence {100 * np.mean(confidences):.1f}%, "
         f"outcome {100 * np.mean(outcomes):.1f}%."
     )
+    uri = reliability_plot(found.confidence, found.outcome, found.count, confidence, outcome)
     alt = f"Reliability: {outcome} by {confidence}"
-    return [Note(text), Plot(reliability_plot(found, confidence, outcome), alt)]
+    return [Note(text), Plot(uri, alt)]

@@ -3,67 +3,75 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
+from ..evaluation import result_cells
 from ..kinds import KINDS
 from .blocks import Block, Note, Plot, Table
 from .plots import bars_plot
 from .run import Run
+from .sections import Part
 from .settings import differing_settings
 
 _MOST_CATEGORIES = 25
+_NO_NUMBER = ("", "n/a")  # as the table of results writes it
 
 
-def comparison_parts(runs: Sequence[Run]) -> list[tuple[str, list[Block]]]:
-    """What differs between runs: settings, figures, AP of categories. Differences are from the first run."""
-    parts: list[tuple[str, list[Block]]] = [
-        ("Settings that differ", [differing_settings(list(runs))]),
-        ("Figures", _figures(runs)),
-    ]
+def comparison_parts(runs: Sequence[Run]) -> Iterator[Part]:
+    """What differs between runs: settings, figures, AP of categories. Changes are from the first run."""
+    yield Part("", lambda: [_introduction(runs)])
+    yield Part("Settings that differ", lambda: [differing_settings(runs)])
+    yield Part("Figures that differ", lambda: _figures(runs))
     for dataset in runs[0].datasets:
-        if blocks := _categories(runs, dataset):
-            parts.append((f"AP of categories, {dataset}", blocks))
-    return parts
+        yield Part(f"AP of categories, {dataset}", lambda dataset=dataset: _categories(runs, dataset))
+
+
+def _introduction(runs: Sequence[Run]) -> Note:
+    return Note(f"The curves of training show all runs. The other sections show {runs[0].name} alone.")
 
 
 def _figures(runs: Sequence[Run]) -> list[Block]:
-    first, others = runs[0], runs[1:]
-    columns = ["dataset", "row", "metric", first.name]
-    for run in others:
-        columns += [run.name, "change"]
-    rows = []
-    for dataset in dict.fromkeys(dataset for run in runs for dataset in run.results):
-        for row in dict.fromkeys(row for run in runs for row in run.results.get(dataset, {})):
-            for metric in _shown_metrics(runs, dataset, row):
-                values = [_value(run, dataset, row, metric) for run in runs]
-                if sum(value is not None for value in values) < 2:
-                    continue
-                cells: list[str | float | None] = [dataset, row.replace("_", " "), metric, values[0]]
-                for value in values[1:]:
-                    cells += [value, _change(values[0], value)]
-                rows.append(cells)
-    if not rows:
+    first, *others = runs
+    by_run = [_cells(run) for run in runs]
+    rows, equal = [], 0
+    for key in dict.fromkeys(key for cells in by_run for key in cells):
+        values = [cells.get(key, "") for cells in by_run]
+        if sum(value not in _NO_NUMBER for value in values) < 2:
+            continue
+        if len(set(values)) == 1:
+            equal += 1
+            continue
+        changes = [cell for value in values[1:] for cell in (value, _change(values[0], value))]
+        rows.append([*key, values[0], *changes])
+    if not rows and not equal:
         return [Note("No figure is in the results of two of the runs.", is_gap=True)]
-    return [Table(columns, rows, f"Changes are from {first.name}. Figures that one run alone has are left out.")]
+    if not rows:
+        return [Note(f"All {equal} figures are the same.")]
+    columns = ["dataset", "task", "figure", first.name]
+    columns += [column for run in others for column in (run.name, "change")]
+    caption = f"Changes are from {first.name}. Left out: figures that one run alone has"
+    caption += f", and {equal} that are the same in all runs." if equal else "."
+    return [Table(columns, rows, caption, texts=3)]
 
 
-def _shown_metrics(runs: Sequence[Run], dataset: str, row: str) -> list[str]:
-    columns = {metric for kind in KINDS.values() for metric in kind.columns}
-    present = dict.fromkeys(metric for run in runs for metric in run.results.get(dataset, {}).get(row, {}))
-    return [metric for metric in present if metric in columns]
+def _cells(run: Run) -> dict[tuple[str, str, str], str]:
+    """The figures of the table of results as it writes them, by dataset, task and name."""
+    return {
+        (dataset, task, name): text
+        for kind in KINDS.values()
+        for header, *rows in result_cells(run.results, kind)
+        for dataset, task, *texts in rows
+        for name, text in zip(header[2:], texts)
+    }
 
 
-def _value(run: Run, dataset: str, row: str, metric: str) -> float | None:
-    value = run.results.get(dataset, {}).get(row, {}).get(metric)
-    # Detectron2's and LVIS's evaluators have NaN or a value below 0 for what cannot be computed.
-    usable = isinstance(value, int | float) and math.isfinite(value) and (metric != "AP" or value >= 0)
-    return float(value) if usable else None
-
-
-def _change(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
+def _change(before: str, after: str) -> str:
+    """The difference of the numbers that the reader sees."""
+    if before in _NO_NUMBER or after in _NO_NUMBER:
         return ""
-    return f"{after - before:+.1f}"
+    change = Decimal(after) - Decimal(before)
+    return f"{change:+}".replace("-", "−") if change else f"{change}"
 
 
 def _categories(runs: Sequence[Run], dataset: str) -> list[Block]:

@@ -6,6 +6,7 @@ with the largest IoU among those left. A detection that only a crowd region cove
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,14 +173,22 @@ class CategoryCurve:
         return right / shown if shown else float("nan"), right / self.objects if self.objects else float("nan")
 
 
-def category_curve(images: Sequence[Detections], category: int) -> CategoryCurve:
-    """Precision and recall of a category over all images."""
-    objects = sum(int(((i.object_classes == category) & ~i.crowd).sum()) for i in images)
-    counted = [(i.classes == category) & (i.found != IGNORED) for i in images]
-    scores = np.concatenate([i.scores[own] for i, own in zip(images, counted)])
-    right = np.concatenate([i.found[own] >= 0 for i, own in zip(images, counted)])
-    order = np.argsort(-scores, kind="stable")
-    scores, right = scores[order], right[order].cumsum()
+def category_curves(images: Sequence[Detections], classes: int) -> list[CategoryCurve]:
+    """Precision and recall of each category over all images, of which there is one at least."""
+    objects = np.bincount(np.concatenate([i.object_classes[~i.crowd] for i in images]), minlength=classes)
+    counted = [i.found != IGNORED for i in images]
+    category = np.concatenate([i.classes[kept] for i, kept in zip(images, counted)])
+    scores = np.concatenate([i.scores[kept] for i, kept in zip(images, counted)])
+    right = np.concatenate([i.found[kept] >= 0 for i, kept in zip(images, counted)])
+    order = np.lexsort((-scores, category))  # all detections of a category together, best first
+    bounds = np.searchsorted(category[order], np.arange(classes + 1))
+    own = [order[start:end] for start, end in itertools.pairwise(bounds)]
+    return [_curve(int(count), scores[k], right[k]) for count, k in zip(objects, own)]
+
+
+def _curve(objects: int, scores: np.ndarray, is_right: np.ndarray) -> CategoryCurve:
+    """A category's curve from its detections, best first."""
+    right = is_right.cumsum()
     recall = right / max(objects, 1)
     precision = np.maximum.accumulate((right / np.arange(1, len(right) + 1))[::-1])[::-1]
     return CategoryCurve(objects, scores, right, precision, recall)

@@ -42,6 +42,9 @@ def write_report(paths: Sequence[str], output: str) -> None:
 
 def render(runs: Sequence[Run]) -> str:
     """The HTML of a report."""
+    if len({run.name for run in runs}) < len(runs):  # folders of the same name
+        for run in runs:
+            run.name = run.path
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,  # captions, names and paths are other people's texts
@@ -51,31 +54,39 @@ def render(runs: Sequence[Run]) -> str:
     )
     return environment.get_template("page.html").render(
         title=" · ".join(run.name for run in runs),
-        lead=_lead(runs[0]),
+        lead=_lead(runs),
         sections=list(_sections(runs)),
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
     )
 
 
-def _lead(run: Run) -> list[tuple[str, str]]:
-    """Pairs of a word and a value that say what run it is."""
-    last = max((row["iteration"] for row in run.rows), default=None)
-    wanted = (run.settings.get("SOLVER") or {}).get("MAX_ITER")
+def _lead(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Pairs of a word and a value that say what runs they are."""
+    run, *others = runs
     pairs = [
         ("folder", run.path),
+        ("compared with", ", ".join(other.path for other in others)),
         ("tasks", ", ".join(f"{name} ({node.get('KIND', '?')})" for name, node in run.tasks.items())),
-        ("iterations", "" if last is None else f"{last + 1} of {wanted}" if wanted and last < wanted else str(last)),
+        ("iterations", _iterations(run)),
         ("tested on", ", ".join(run.datasets)),
     ]
     return [(name, value) for name, value in pairs if value]
 
 
+def _iterations(run: Run) -> str:
+    """How many iterations the run has done, and how many it was to do if these are more."""
+    if not run.rows:
+        return ""
+    done = max(row["iteration"] for row in run.rows) + 1
+    wanted = (run.settings.get("SOLVER") or {}).get("MAX_ITER", done)
+    # The results at the end of a run are in a row of their own, at the iteration after the last.
+    return f"{done} of {wanted}" if done < wanted else f"{wanted}"
+
+
 def _sections(runs: Sequence[Run]) -> Iterable[Section]:
     run = runs[0]
     if len(runs) > 1:
-        section = Section("Comparison", "comparison")
-        section.parts = [*comparison_parts(runs)]
-        yield section
+        yield _section("Comparison", comparison_parts(runs))
     yield _section("Results", [Part("", lambda: _results(run))])
     yield _section("Settings", [Part("", lambda: settings_blocks(run))])
     curves = [Part("The run", lambda: run_curves(runs))]
@@ -101,19 +112,22 @@ def _call(function: Callable[..., list[Block]], *arguments: object) -> Callable[
 
 
 def _section(title: str, parts: Iterable[Part]) -> Section:
-    return Section(title, _anchor(title), [(part.title, part.blocks()) for part in parts])
+    """A section with the parts that have blocks."""
+    shown = [(part.title, blocks) for part in parts if (blocks := part.blocks())]
+    return Section(title, _anchor(title), shown)
 
 
 def _evaluation(runs: Sequence[Run], evaluation: Evaluation, kind: TaskKind | None) -> Section:
     """The section of a dataset: its results in training if there were several, and what its kind shows."""
     parts = [Part("Results during training", lambda: result_curves(runs, evaluation.dataset))]
-    parts = [(part.title, blocks) for part in parts if (blocks := part.blocks())]
     if kind is None:
-        parts.append(("", [Note("It is not known what kind of task evaluates this dataset.", is_gap=True)]))
-    elif kind.name in SECTIONS:
-        parts += [(part.title, part.blocks()) for part in SECTIONS[kind.name](evaluation)]
-    title = evaluation.dataset if kind is None else f"{_title(kind.name)}: {evaluation.dataset}"
-    return Section(title, _anchor(title), parts or [("", [Note("Its figures are among the results above.")])])
+        note = Note("It is not known what kind of task evaluates this dataset.", is_gap=True)
+        return _section(evaluation.dataset, [*parts, Part("", lambda: [note])])
+    if kind.name in SECTIONS:
+        parts += SECTIONS[kind.name](evaluation)
+    else:
+        parts.append(Part("", lambda: [Note("Its figures are among the results above.")]))
+    return _section(f"{kind.name.replace('_', ' ').capitalize()}: {evaluation.dataset}", parts)
 
 
 def _results(run: Run) -> list[Block]:
@@ -122,35 +136,11 @@ def _results(run: Run) -> list[Block]:
     tables: list[Block] = []
     for kind in KINDS.values():
         for header, *rows in result_cells(run.results, kind):
-            cells = [[*row[:2], *(_number(cell) for cell in row[2:])] for row in rows]
-            tables.append(Table(["dataset", "", *header[2:]], cells, decimals=2))
+            tables.append(Table(["dataset", "task", *header[2:]], rows, texts=2))
     lacking = [dataset for dataset in run.datasets if dataset not in run.results]
     if lacking:
         tables.append(Note(f"Without results: {', '.join(lacking)}.", is_gap=True))
     return tables
-
-
-class _Figure(float):
-    """A number that keeps the form that the table of results gives it."""
-
-    def __new__(cls, text: str) -> _Figure:
-        figure = super().__new__(cls, text)
-        figure.text = text
-        return figure
-
-    def __format__(self, _: str) -> str:
-        return self.text
-
-
-def _number(cell: str) -> str | float | None:
-    try:
-        return _Figure(cell)
-    except ValueError:
-        return None if cell == "n/a" else cell
-
-
-def _title(kind: str) -> str:
-    return kind.replace("_", " ").capitalize()
 
 
 def _anchor(title: str) -> str:

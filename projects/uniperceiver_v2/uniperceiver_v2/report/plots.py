@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .calibration import Reliability
-
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK, PALE, GRID = "#1f2933", "#6b7280", "#e3e6ea"
@@ -34,6 +32,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "xtick.color": PALE,
@@ -92,23 +91,27 @@ def precision_recall_plot(panels: Mapping[str, Series], columns: int = 5) -> str
     return _grid(len(panels), columns, (2.0, 1.75), draw)
 
 
-def reliability_plot(found: Reliability, confidence: str, outcome: str) -> str:
-    """The outcome by confidence beside the diagonal, and how many predictions each bin has."""
+def reliability_plot(confidence: np.ndarray, outcome: np.ndarray, count: np.ndarray, x_label: str, y_label: str) -> str:
+    """Outcome by confidence beside the diagonal, and how many predictions each bin has.
+
+    Args:
+        confidence, outcome: [B], means of the bins of equal width. NaN where a bin is empty.
+        count: [B], the predictions of each bin.
+        x_label, y_label: names of confidence and outcome.
+    """
 
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
         ax, counts = axes
-        bins = len(found.count)
+        bins = len(count)
         centres = (np.arange(bins) + 0.5) / bins
-        filled = found.count > 0
+        filled = count > 0
         ax.plot([0, 1], [0, 1], color=PALE, linewidth=1, linestyle="--")
-        ax.bar(centres[filled], found.outcome[filled], 0.9 / bins, color=COLOURS[0], alpha=0.35)
-        ax.plot(found.confidence[filled], found.outcome[filled], "o-", color=COLOURS[0], markersize=4)
-        ax.set(
-            xlim=(0, 1), ylim=(0, 1.02), xlabel=confidence, ylabel=outcome, title="outcome (dashed: as it should be)"
-        )
-        counts.bar(centres, found.count, 0.9 / bins, color=PALE)
-        counts.set(xlim=(0, 1), xlabel=confidence, title="predictions of each bin")
-        if found.count.max() > 20 * max(found.count[filled].min(), 1):
+        ax.bar(centres[filled], outcome[filled], 0.9 / bins, color=COLOURS[0], alpha=0.35)
+        ax.plot(confidence[filled], outcome[filled], "o-", color=COLOURS[0], markersize=4)
+        ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label, title="outcome (dashed: as it should be)")
+        counts.bar(centres, count, 0.9 / bins, color=PALE)
+        counts.set(xlim=(0, 1), xlabel=x_label, title="predictions of each bin")
+        if count.max() > 20 * count[filled].min():
             _scale_logarithmically(counts)
 
     return _grid(2, 2, (3.6, 2.7), draw)

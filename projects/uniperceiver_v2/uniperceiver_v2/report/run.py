@@ -12,7 +12,7 @@ import yaml
 from detectron2.data import MetadataCatalog
 
 from ..data import load_dataset
-from ..errors import UnreadableImage, UserError
+from ..errors import UserError
 from ..evaluation import kind_of_metrics
 from ..kinds import TaskKind, kind_of_dataset
 from ..reading import read_file
@@ -22,10 +22,6 @@ logger = logging.getLogger(__name__)
 
 class Missing(Exception):
     """Something that a part of the page needs is not there. The message says what, as the end of a sentence."""
-
-
-# What reading a file that someone else may have written can raise, and a bug in a part cannot be told from it.
-UNUSABLE = (Missing, UserError, UnreadableImage, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 class Run:
@@ -100,17 +96,18 @@ class Run:
     def results(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """{dataset: {row: {metric: value}}} of the last evaluation: results.json, and for a dataset that is not there
         the file of its evaluator."""
-        try:
-            found = dict(self.json("results.json"))
-        except UNUSABLE:
-            found = {}
+        found = _of_tables(self._json_or_nothing("results.json"))
         for dataset in self._folders():
-            if dataset not in found and os.path.exists(self.file("inference", dataset, "results.json")):
-                try:
-                    found[dataset] = dict(self.json("inference", dataset, "results.json"))
-                except UNUSABLE as error:
-                    logger.warning("%s", error)
+            if dataset not in found and (table := self._json_or_nothing("inference", dataset, "results.json")):
+                found |= _of_tables({dataset: table})
         return found
+
+    def _json_or_nothing(self, *parts: str) -> Any:
+        try:
+            return self.json(*parts)
+        except Missing as error:
+            logger.info("%s", error)
+            return None
 
     @functools.cached_property
     def datasets(self) -> list[str]:
@@ -125,6 +122,16 @@ class Run:
     def evaluation(self, dataset: str) -> Evaluation:
         """The last evaluation of a dataset."""
         return Evaluation(self, dataset)
+
+
+def _of_tables(content: Any) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The entries of a file that are tables of results: {row: {metric: value}}."""
+    entries = content.items() if isinstance(content, dict) else ()
+    return {
+        dataset: table
+        for dataset, table in entries
+        if isinstance(table, dict) and table and all(isinstance(metrics, dict) for metrics in table.values())
+    }
 
 
 class Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -32,16 +32,14 @@ def settings_blocks(run: Run) -> list[Block]:
     ]
     if not rows:
         return [Note("All settings have their defaults.")]
-    table = Table(
-        ["setting", "this run", "default"], rows, folded=f"{len(rows)} settings that differ from their defaults"
-    )
+    title = f"{len(rows)} settings that differ from their defaults"
     return [
-        table,
+        Table(["setting", "this run", "default"], rows, texts=3, folded=title),
         Code(f"All {len(chosen)} settings", yaml.safe_dump(run.settings, sort_keys=True, allow_unicode=True)),
     ]
 
 
-def differing_settings(runs: list[Run]) -> Table | Note:
+def differing_settings(runs: Sequence[Run]) -> Table | Note:
     """The settings that are not the same in all runs."""
     flat = [_flat(run.settings) for run in runs]
     keys = [key for key in sorted(set().union(*flat)) if key != "OUTPUT_DIR"]
@@ -52,7 +50,7 @@ def differing_settings(runs: list[Run]) -> Table | Note:
             rows.append([key, *("" if value is _ABSENT else _shown(value) for value in values)])
     if not rows:
         return Note("The runs have the same settings.")
-    return Table(["setting", *(run.name for run in runs)], rows)
+    return Table(["setting", *(run.name for run in runs)], rows, texts=len(runs) + 1)
 
 
 def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

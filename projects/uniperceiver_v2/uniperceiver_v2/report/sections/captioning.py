@@ -21,28 +21,7 @@ from .part import Part, at_most, extremes
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # They are in any caption and say nothing of an image.
-_SILENT = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "and",
-        "or",
-        "with",
-        "is",
-        "are",
-        "by",
-        "for",
-        "from",
-        "it",
-        "this",
-    )
-)
+_SILENT = re.compile(r"an?|the|of|in|on|at|to|and|or|with|is|are|by|for|from|it|this", re.IGNORECASE)
 _MOST_WORDS = 15
 _FEWEST_MENTIONS = 5  # of a word whose share of false mentions is listed
 _TYPICAL = 12
@@ -109,7 +88,7 @@ def _by_facts(record: dict, verdict: dict) -> _Judged:
 def _by_references(record: dict) -> _Judged:
     text = record["caption"]
     known = {_stem(word) for reference in record["references"] for word in _WORD.findall(reference.lower())}
-    found = [m for m in _WORD.finditer(text) if m[0].lower() not in _SILENT]
+    found = [m for m in _WORD.finditer(text) if not _SILENT.fullmatch(m[0])]
     truths = [_stem(m[0].lower()) in known for m in found]
     marks = [(*m.span(), "" if true else "wrong") for m, true in zip(found, truths)]
     words = tuple((m[0].lower(), true) for m, true in zip(found, truths))
@@ -194,7 +173,7 @@ def _typical(evaluation: Evaluation) -> list[Block]:
 
 def _legend(judged: list[_Judged]) -> Note:
     if _is_by_facts(judged):
-        return Note("Underlined in red: what is not so in the image.")
+        return Note('Underlined in red: what is not so in the image. Where an "a" is underlined, the number is wrong.')
     return Note("Underlined in red: words that no reference of the image has. They need not be false.")
 
 

@@ -71,7 +71,7 @@ def _confusions(evaluation: Evaluation) -> list[Block]:
     errors = most_confused(matrix, names, names)
     if not errors:
         return [Note("No image is confused.")]
-    worst = Table(["class", "taken for", "times"], errors, "The most frequent errors.")
+    worst = Table(["class", "taken for", "times"], errors, "The most frequent errors.", texts=2)
     if len(names) > _MOST_IN_MATRIX:
         return [worst]
     uri = matrix_plot(matrix, names, names, "predicted", "class")
@@ -90,7 +90,10 @@ def _pictures(evaluation: Evaluation) -> list[Block]:
     worst, _ = extremes(records, _quality, _SHOWN)
     surest = {r["label"]: r for r in sorted(records, key=_quality)}  # of each class
     best = [r for r in sorted(surest.values(), key=_quality, reverse=True) if r not in worst][:_SHOWN]
-    note = Note("The worst are wrong and sure of it. The best are right and sure of it, one of a class.")
+    note = Note(
+        "The worst are wrong with the highest scores. If these are few, right ones with the lowest scores follow. The "
+        "best are right with the highest scores, one of each class."
+    )
     titles = ("Worst", "Best")
     return [
         note,

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 
 from ..blocks import Block, Box, Card, Gallery, Line, Note, Plot, Table
 from ..calibration import calibration_blocks
-from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, category_curve, confusion, matched
+from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, category_curves, confusion, matched
 from ..pictures import picture
 from ..plots import matrix_plot, precision_recall_plot
 from ..run import Evaluation, Missing
@@ -26,7 +26,7 @@ _NAMED_ERRORS = 6  # in the text below a picture
 def detection(evaluation: Evaluation) -> list[Part]:
     """The parts of a dataset of detection."""
     images = functools.cache(lambda: _images(evaluation))
-    curves = functools.cache(lambda: [category_curve(images(), c) for c in range(len(evaluation.names))])
+    curves = functools.cache(lambda: category_curves(images(), len(evaluation.names)))
     return [
         Part("Precision and recall of each category", lambda: _categories(evaluation, curves())),
         Part("Confusions", lambda: _confusions(images(), evaluation.names)),
@@ -47,19 +47,22 @@ def _images(evaluation: Evaluation) -> list[Detections]:
     if class_of is None:  # then COCO's evaluator writes classes, and LVIS's ids, which begin with 1
         first = int(name.startswith("lvis"))
         class_of = {index + first: index for index in range(len(names))}
+    if not evaluation.records:
+        raise Missing("the dataset has no images")
     return [matched(record, by_image[image], class_of) for image, record in evaluation.records.items()]
 
 
 def _categories(evaluation: Evaluation, curves: list[CategoryCurve]) -> list[Block]:
-    ap = {row: metrics for row, metrics in evaluation.results.items() if row in ("bbox", "segm")}
-    columns = [f"AP {'boxes' if row == 'bbox' else 'masks'}" for row in ap]
+    # COCO's evaluator has the AP of categories, LVIS's has not.
+    ap = {title: evaluation.results.get(row, {}) for row, title in (("bbox", "AP boxes"), ("segm", "AP masks"))}
+    ap = {title: metrics for title, metrics in ap.items() if any(name.startswith("AP-") for name in metrics)}
     rows = []
     for name, curve in zip(evaluation.names, curves):
         precision, recall = curve.at(SHOWN)
         of_results = [metrics.get(f"AP-{name}") for metrics in ap.values()]
         rows.append([name, curve.objects, *of_results, 100 * curve.ap, 100 * precision, 100 * recall])
     table = Table(
-        ["category", "objects", *columns, "AP50 boxes", f"precision at {SHOWN:g}", f"recall at {SHOWN:g}"],
+        ["category", "objects", *ap, "AP50 boxes", f"precision at {SHOWN:g}", f"recall at {SHOWN:g}"],
         sorted(rows, key=lambda row: (row[-3] if row[-3] == row[-3] else 101, row[0])),
         f"In percent, the lowest AP50 first. Precision and recall are of boxes with a score of at least {SHOWN:g}, at "
         f"an IoU of at least {IOU:g}.",
@@ -82,7 +85,8 @@ def _confusions(images: list[Detections], names: list[str]) -> list[Block]:
         f"Rows are objects, columns what is detected there with a score of at least {SHOWN:g} and an IoU of at least "
         f"{IOU:g}, whatever its category."
     )
-    worst = Table(["object", "detected as", "times"], most_confused(matrix, rows, columns), "The most frequent errors.")
+    errors = most_confused(matrix, rows, columns)
+    worst = Table(["object", "detected as", "times"], errors, "The most frequent errors.", texts=2)
     if len(names) > _MOST_IN_MATRIX:
         return [Note(caption), worst]
     alt = "Confusion matrix of detection"

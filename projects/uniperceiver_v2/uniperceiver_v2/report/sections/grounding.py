@@ -11,7 +11,7 @@ from ..calibration import calibration_blocks
 from ..matching import IOU, ious
 from ..pictures import picture
 from ..run import Evaluation
-from .part import Part, extremes
+from .part import SHOWN, Part, extremes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def grounding(evaluation: Evaluation) -> list[Part]:
     return [
         Part("Calibration of scores", lambda: _calibration(evaluation)),
         Part("Worst and best phrases", lambda: _phrases(evaluation)),
-        Part("Phrases that mean nothing", lambda: _nothing(evaluation)),
+        Part("Phrases for which nothing is there", lambda: _nothing(evaluation)),
     ]
 
 
@@ -63,27 +63,20 @@ def _phrases(evaluation: Evaluation) -> list[Block]:
     answers = [answer for answer in _answers(evaluation) if answer.phrase["boxes"]]
     worst, best = extremes(answers, lambda a: (a.is_right, a.score if a.is_right else -a.score))
     note = Note(
-        f"The best box of each phrase, ordered by its score. Blue: right at an IoU of {IOU:g}. Red: not. Dashed: what "
-        "the phrase means."
+        f"The best box of a phrase. Blue: right at an IoU of {IOU:g}. Red: wrong. Dashed: what the phrase means. The "
+        "worst are wrong with the highest scores, the best right with the highest scores."
     )
-    return [note, *_galleries(evaluation, worst, best)]
+    titles = ("Worst", "Best")
+    return [note, *(Gallery([_card(evaluation, a) for a in of], t) for t, of in zip(titles, (worst, best)) if of)]
 
 
 def _nothing(evaluation: Evaluation) -> list[Block]:
     answers = [answer for answer in _answers(evaluation) if not answer.phrase["boxes"]]
     if not answers:
-        return [Note("Every phrase of this dataset means something.")]
-    worst, _ = extremes(answers, lambda a: -a.score)
-    note = Note("No box is right here. These phrases have the highest scores nevertheless.")
-    return [note, *_galleries(evaluation, worst, [])]
-
-
-def _galleries(evaluation: Evaluation, worst: list[_Answer], best: list[_Answer]) -> list[Block]:
-    return [
-        Gallery([_card(evaluation, answer) for answer in of], title)
-        for title, of in (("Worst", worst), ("Best", best))
-        if of
-    ]
+        return [Note("Every phrase of this dataset means something in its image.")]
+    worst = sorted(answers, key=lambda a: -a.score)[:SHOWN]
+    note = Note("The image shows nothing that the phrase means, so no box is right. The highest scores come first.")
+    return [note, Gallery([_card(evaluation, answer) for answer in worst])]
 
 
 def _card(evaluation: Evaluation, answer: _Answer) -> Card:
@@ -91,5 +84,7 @@ def _card(evaluation: Evaluation, answer: _Answer) -> Card:
     style = "right" if answer.is_right else "wrong"
     boxes.append(Box(tuple(answer.phrase["found"][0]), style, f"{100 * answer.score:.0f}"))
     alt = f"Image {answer.record['image_id']}: {answer.phrase['phrase']}"
-    lines = [Line.of(f"“{answer.phrase['phrase']}”"), Line.of(f"IoU {answer.iou:.2f}", "pale")]
+    lines = [Line.of(f"“{answer.phrase['phrase']}”")]
+    if answer.phrase["boxes"]:
+        lines.append(Line.of(f"IoU {answer.iou:.2f}", "pale"))
     return Card([picture(evaluation.file_name(answer.record), boxes, alt)], lines)

@@ -39,7 +39,7 @@ def _texts(evaluation: Evaluation) -> list[Block]:
     columns = ["text", "masked", "right", "probability"]
     caption = "{} texts, with the geometric mean of the probabilities of their masked tokens."
     return [
-        Table(columns, [_row(evaluation, r) for r in of], caption.format(which), 3)
+        Table(columns, [_row(evaluation, r) for r in of], caption.format(which), decimals=3)
         for which, of in (("The worst", worst), ("The best", best))
         if of
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..blocks import Block, Note
-from ..run import UNUSABLE, Missing
+from ..run import Missing
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -25,17 +25,15 @@ class Part:
     make: Callable[[], list[Block]]
 
     def blocks(self) -> list[Block]:
-        """Its blocks. If something that it needs is not there, a note that says what."""
+        """Its blocks. If it fails, a note that says why: the rest of the page does not depend on it."""
         try:
             return self.make()
         except Missing as error:
             return [Note(f"Not shown: {error}.", is_gap=True)]
-        except UNUSABLE as error:
+        except Exception as error:
             logger.warning("report: %s", self.title, exc_info=True)
-            reason = " ".join(str(error).split())
-            return [
-                Note(f"Not shown: a file of the run has another form ({type(error).__name__}: {reason}).", is_gap=True)
-            ]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return [Note(f"Not shown: a file of the run may have another form ({reason}).", is_gap=True)]
 
 
 def extremes(items: Iterable[Item], key: Callable[[Item], Any], count: int = SHOWN) -> tuple[list[Item], list[Item]]:

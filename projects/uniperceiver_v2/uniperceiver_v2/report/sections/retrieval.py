@@ -70,9 +70,10 @@ def _of_images(evaluation: Evaluation) -> list[Block]:
             )
             for c, s in list(zip(image["best_captions"], image["scores"]))[:_CAPTIONS]
         ]
-        own = next((c["caption"] for c in found["captions"] if c["image_id"] == image["image_id"]), None)
-        if rank is None and own is not None:
-            lines.append(Line.of(own, label="one of its own"))
+        if rank is None or rank >= _CAPTIONS:
+            own = next(c["caption"] for c in found["captions"] if c["image_id"] == image["image_id"])
+            place = _place(rank, len(image["scores"]))
+            lines.append(Line(((own, ""), (f"  {place}", "pale")), "its own"))
         alt = f"Image {image['image_id']}"
         return Card([picture(evaluation.file_name(image), alt=alt)], lines)
 
@@ -87,14 +88,19 @@ def _of_captions(evaluation: Evaluation) -> list[Block]:
 
     def card(item: tuple[dict, int | None]) -> Card:
         caption, rank = item
-        shown = [_framed(evaluation, images[i], i == caption["image_id"]) for i in caption["best_images"][:_IMAGES]]
+        shown = caption["best_images"][:_IMAGES]
         lines = [Line.of(f"“{caption['caption']}”")]
-        if rank is None or rank >= _IMAGES:
-            place = "not among those in the file" if rank is None else f"at place {rank + 1}"
-            lines.append(Line.of(f"its own image is {place}", "pale"))
-        return Card(shown, lines)
+        if caption["image_id"] not in shown:
+            shown = [*shown[:-1], caption["image_id"]]
+            lines.append(Line.of(f"the framed picture is {_place(rank, len(caption['scores']))}", "pale"))
+        return Card([_framed(evaluation, images[i], i == caption["image_id"]) for i in shown], lines)
 
-    return [Note("The framed picture is the caption's own."), *_galleries(worst, best, card, "wide")]
+    note = Note("The pictures that fit a caption best, from left to right. The framed one is the caption's own.")
+    return [note, *_galleries(worst, best, card, "wide")]
+
+
+def _place(rank: int | None, kept: int) -> str:
+    return f"not among the first {kept}" if rank is None else f"at place {rank + 1}"
 
 
 def _framed(evaluation: Evaluation, image: dict, is_right: bool) -> Picture:
