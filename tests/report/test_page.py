@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -288,6 +289,17 @@ def test_a_part_of_ones_own_kind(quick, page_of, run_folder, monkeypatch):
     monkeypatch.setitem(SECTIONS, "grounding", lambda evaluation: [Part("My part", lambda: [table, Note("done")])])
     text = page_of(run_folder).text
     assert "My part count value <tall> 1.25 none n/a done" in text
+
+
+def test_the_part_of_the_document(quick, page_of, run_folder, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs/report.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr("uniperceiver_v2.report.SECTIONS", parts := {})
+    exec(code, {})
+    monkeypatch.setitem(SECTIONS, "grounding", parts["counting"])
+    results = run_folder / "results.json"
+    results.write_text(results.read_text().replace('"grounding"', '"counting"'))
+    assert "Errors of counting figure value Acc@0.5 66.7" in page_of(run_folder).text
 
 
 def test_the_program(quick, run_folder, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 
 from ..evaluation import result_cells
 from ..kinds import KINDS
@@ -22,9 +23,9 @@ def comparison_parts(runs: Sequence[Run]) -> Iterator[Part]:
     """What differs between runs: settings, figures, AP of categories. Changes are from the first run."""
     yield Part("", lambda: [_introduction(runs)])
     yield Part("Settings that differ", lambda: [differing_settings(runs)])
-    yield Part("Figures that differ", lambda: _figures(runs))
+    yield Part("Figures that differ", partial(_figures, runs))
     for dataset in runs[0].datasets:
-        yield Part(f"AP of categories, {dataset}", lambda dataset=dataset: _categories(runs, dataset))
+        yield Part(f"AP of categories, {dataset}", partial(_categories, runs, dataset))
 
 
 def _introduction(runs: Sequence[Run]) -> Note:

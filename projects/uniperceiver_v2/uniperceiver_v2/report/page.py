@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -87,10 +88,10 @@ def _sections(runs: Sequence[Run]) -> Iterable[Section]:
     run = runs[0]
     if len(runs) > 1:
         yield _section("Comparison", comparison_parts(runs))
-    yield _section("Results", [Part("", lambda: _results(run))])
-    yield _section("Settings", [Part("", lambda: settings_blocks(run))])
-    curves = [Part("The run", lambda: run_curves(runs))]
-    curves += [Part(f"Task {name}", _call(task_curves, runs, name)) for name in run.tasks]
+    yield _section("Results", [Part("", partial(_results, run))])
+    yield _section("Settings", [Part("", partial(settings_blocks, run))])
+    curves = [Part("The run", partial(run_curves, runs))]
+    curves += [Part(f"Task {name}", partial(task_curves, runs, name)) for name in run.tasks]
     yield _section("Training", curves)
     evaluations = [run.evaluation(dataset) for dataset in run.datasets]
     for kind in KINDS.values():
@@ -104,11 +105,7 @@ def _sections(runs: Sequence[Run]) -> Iterable[Section]:
     if lacking:
         names = ", ".join(name.replace("_", " ") for name in lacking)
         note = Note(f"This run has no evaluation of these kinds of task: {names}.", is_gap=True)
-        yield Section("Not evaluated", "not-evaluated", [("", [note])])
-
-
-def _call(function: Callable[..., list[Block]], *arguments: object) -> Callable[[], list[Block]]:
-    return lambda: function(*arguments)
+        yield _section("Not evaluated", [Part("", lambda: [note])])
 
 
 def _section(title: str, parts: Iterable[Part]) -> Section:
@@ -119,7 +116,7 @@ def _section(title: str, parts: Iterable[Part]) -> Section:
 
 def _evaluation(runs: Sequence[Run], evaluation: Evaluation, kind: TaskKind | None) -> Section:
     """The section of a dataset: its results in training if there were several, and what its kind shows."""
-    parts = [Part("Results during training", lambda: result_curves(runs, evaluation.dataset))]
+    parts = [Part("Results during training", partial(result_curves, runs, evaluation.dataset))]
     if kind is None:
         note = Note("It is not known what kind of task evaluates this dataset.", is_gap=True)
         return _section(evaluation.dataset, [*parts, Part("", lambda: [note])])
