@@ -181,7 +181,7 @@ FILES = {
     "inference/made_up_corpus/predictions.json": "no file inference/made_up_corpus/predictions.json",
     "inference/made_up_phrases/predictions.json": "no file inference/made_up_phrases/predictions.json",
     "metrics.json": "the run has no metrics.json",
-    "results.json": "The run has no results",
+    "results.json": "There are no results",
 }
 
 

@@ -129,7 +129,7 @@ def _evaluation(runs: Sequence[Run], evaluation: Evaluation, kind: TaskKind | No
 
 def _results(run: Run) -> list[Block]:
     if not run.results:
-        return [Note("The run has no results: it has no results.json and no files of evaluators.", is_gap=True)]
+        return [Note("There are no results: neither results.json nor a file of an evaluator can be read.", is_gap=True)]
     tables: list[Block] = []
     for kind in KINDS.values():
         for header, *rows in result_cells(run.results, kind):

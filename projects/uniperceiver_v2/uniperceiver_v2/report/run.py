@@ -105,8 +105,7 @@ class Run:
     def _json_or_nothing(self, *parts: str) -> Any:
         try:
             return self.json(*parts)
-        except Missing as error:
-            logger.info("%s", error)
+        except Missing:
             return None
 
     @functools.cached_property
