@@ -318,3 +318,11 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys, name):
     assert error.startswith("error: there is no run in ") and len(error.splitlines()) == 1
     with pytest.raises(UserError):
         write_report([], str(tmp_path / "page.html"))
+
+
+def test_a_single_point_is_drawn():
+    def drawing(y):
+        return base64.b64decode(plots.curves_plot({"loss": [(range(len(y)), y)]}).split(",", 1)[1]).decode()
+
+    assert f"fill: {plots.COLOURS[0]}" in drawing([2.0])  # of a dot; a line has a stroke alone
+    assert f"fill: {plots.COLOURS[0]}" not in drawing([2.0, 3.0])

@@ -58,7 +58,8 @@ def curves_plot(panels: Mapping[str, Sequence[Series]], names: Sequence[str] = (
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
         for ax, (title, series) in zip(axes, panels.items()):
             for colour, (x, y) in zip(_repeated(COLOURS, len(series)), series):
-                ax.plot(x, y, color=colour, linewidth=1.2)
+                # A line through one point would not be seen.
+                ax.plot(x, y, color=colour, linewidth=1.2, marker="o" if len(x) == 1 else None, markersize=4)
             values = [v for _, y in series for v in y if math.isfinite(v)]
             is_share = title.endswith("accuracy")
             if values and not is_share and min(values) > 0 and max(values) > 20 * min(values):
