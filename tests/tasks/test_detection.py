@@ -223,6 +223,25 @@ def test_a_mask_ends_at_its_box_where_it_is_learned_so():
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[1.0, 1.0, 3.5, 2.0], [0.0, 2.0, 2.0, 4.0]]))
 
 
+def test_boxes_can_be_those_around_the_masks():
+    """A 32×48 image in a batch of 64×64. Proposal 0's mask covers four logits, that is 16×16 pixels at (16, 8), of
+    which its box leaves the right half. Proposal 1 has no mask and keeps its box."""
+    masks = torch.full((2, 16, 16), -5.0)
+    masks[0, 2:6, 4:8] = 5.0
+    proposals, scores = make_proposals(masks), torch.tensor([[0.9], [0.8]])
+    proposals.boxes[0] = torch.tensor([[28.5 / 48, 0.5, 8 / 48, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    proposals.masks_in_boxes = proposals.boxes_around_masks = True
+    found = best_pairs(scores, proposals, 0, ImageSizes([(32, 48)], (64, 64)), count=2)
+    expected = torch.tensor([[24.0, 8, 32, 24], [12, 8, 36, 24]])
+    for size in ((32, 48), (64, 96)):
+        boxes = found.instances(size).pred_boxes.tensor
+        torch.testing.assert_close(boxes, expected * size[0] / 32)
+        torch.testing.assert_close(found.boxes_at(size).tensor, boxes)
+    proposals.boxes_around_masks = False
+    plain = best_pairs(scores, proposals, 0, ImageSizes([(32, 48)], (64, 64)), count=2)
+    torch.testing.assert_close(plain.boxes_at((32, 48)).tensor[0], torch.tensor([24.5, 0, 32.5, 32]))
+
+
 def test_masks_are_cut_to_the_image_and_scaled():
     """The left third of a 32×48 image that is padded to 64×64, requested at twice its size."""
     logits = torch.full((1, 16, 16), -5.0)

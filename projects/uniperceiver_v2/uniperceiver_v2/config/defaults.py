@@ -82,6 +82,7 @@ def _add_model_config(cfg: CN) -> None:
     node.REGION.NUM_QUERIES = 300  # O, the number of proposals
     node.REGION.ANCHOR_SIZE = 0.05  # side of a token's anchor at the finest scale, as a share of the image
     node.REGION.BOXES_FROM_MASKS = True  # initial boxes of queries: around their masks, not as their tokens predict
+    node.REGION.BOXES_AROUND_MASKS = False  # boxes of results: around their masks, not as the decoder predicts
     node.REGION.MASKS_IN_BOXES = False  # masks end at their boxes, so that they are learned with few images
     node.REGION.DENOISING_QUERIES = 100  # near misses of an image, about
     node.REGION.BOX_NOISE = 0.4

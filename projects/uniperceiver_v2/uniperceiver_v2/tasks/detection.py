@@ -23,6 +23,7 @@ from ..evaluation.lvis_numpy import repair_lvis
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
+from ..modeling.image_encoder.structures import boxes_of_masks
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
 from ..reading import check_instances
@@ -160,7 +161,8 @@ class LabelledProposals:
         used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
         boxes, masks = proposals.boxes[index, used], proposals.masks[index, used]
         size, inside = sizes.images[index], proposals.masks_in_boxes
-        return cls(boxes, masks, which, labels, scores, size, sizes.padded, inside)
+        found = cls(boxes, masks, which, labels, scores, size, sizes.padded, inside)
+        return found._boxed_by_masks() if proposals.boxes_around_masks else found
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -188,9 +190,7 @@ class LabelledProposals:
     def instances(self, size: tuple[int, int]) -> Instances:
         """K instances at this (height, width): pred_boxes, scores, pred_classes, pred_masks."""
         boxes = self._boxes_of_proposals(size)
-        masks = paste_masks(self.masks, self.image_size, self.padded_size, size)
-        if self.masks_in_boxes:
-            masks &= box_interiors(boxes, size)
+        masks = self._masks_of_proposals(size, boxes)
         return Instances(
             size,
             pred_boxes=boxes[self.proposal],
@@ -198,6 +198,16 @@ class LabelledProposals:
             pred_classes=self.labels,
             pred_masks=masks[self.proposal],
         )
+
+    def _boxed_by_masks(self) -> LabelledProposals:
+        """With the boxes around the masks, to a pixel of the encoded image. A proposal without a mask keeps its box."""
+        masks = self._masks_of_proposals(self.image_size, self._boxes_of_proposals(self.image_size))
+        boxes = boxes_of_masks(masks[None], self.boxes.new_ones(1, 2), self.boxes[None])[0]
+        return replace(self, boxes=boxes)
+
+    def _masks_of_proposals(self, size: tuple[int, int], boxes: Boxes) -> Tensor:
+        masks = paste_masks(self.masks, self.image_size, self.padded_size, size)
+        return masks & box_interiors(boxes, size) if self.masks_in_boxes else masks
 
     def _boxes_of_proposals(self, size: tuple[int, int]) -> Boxes:
         boxes = Boxes(cxcywh_to_xyxy(self.boxes.float()))

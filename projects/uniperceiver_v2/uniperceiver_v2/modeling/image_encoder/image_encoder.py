@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
@@ -21,6 +23,7 @@ class ImageEncoder(nn.Module):
         backbone: a Detectron2 backbone with at least two output maps.
         regions: the region proposal network.
         fusion, global_tokens: the modules of equations (2) and (3).
+        boxes_around_masks: see `Proposals`.
     """
 
     @configurable
@@ -31,10 +34,12 @@ class ImageEncoder(nn.Module):
         regions: RegionNetwork,
         fusion: ProposalFusion,
         global_tokens: GlobalTokens,
+        boxes_around_masks: bool = False,
     ):
         super().__init__()
         self.backbone, self.regions = backbone, regions
         self.fusion, self.global_tokens = fusion, global_tokens
+        self.boxes_around_masks = boxes_around_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -73,6 +78,7 @@ class ImageEncoder(nn.Module):
             "global_tokens": GlobalTokens(
                 shapes[-1].channels, node.EMBED_DIM, node.DECODER.HEADS, node.ATTENTION_POOLS
             ),
+            "boxes_around_masks": region.BOXES_AROUND_MASKS,
         }
 
     def forward(
@@ -81,7 +87,7 @@ class ImageEncoder(nn.Module):
         """Encodes a batch. With targets it also returns the region network's losses and matches."""
         maps, valid = self.maps(images), valid_pixels(images)
         output = self.regions(maps, valid, targets, has_padding(images))
-        proposals = output.proposals()
+        proposals = replace(output.proposals(), boxes_around_masks=self.boxes_around_masks)
         global_tokens, global_valid = self._global_tokens(maps, valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)

@@ -53,6 +53,7 @@ class Proposals:
         appearance: [B,O,channels], the backbone's finest map averaged over each mask.
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
         masks_in_boxes: whether masks end at their boxes. Logits outside then mean nothing.
+        boxes_around_masks: whether the boxes of results are those around the masks. ``boxes`` are the predicted ones.
     """
 
     semantics: Tensor
@@ -62,6 +63,7 @@ class Proposals:
     appearance: Tensor
     extent: Tensor | None = None
     masks_in_boxes: bool = False
+    boxes_around_masks: bool = False
 
 
 @dataclass
