@@ -44,18 +44,24 @@ def cfg(tree, catalogs, tmp_path) -> CfgNode:
 
 
 @contextlib.contextmanager
-def numbers_of_the_cpu() -> Iterator[None]:
-    """Random numbers are drawn on the CPU and moved, so that both devices have the same."""
+def float64_with_numbers_of_the_cpu() -> Iterator[None]:
+    """In float64 both devices select the same queries and match them alike, whatever the order of their sums. Random
+    numbers are drawn on the CPU and moved."""
 
     def drawing(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, device=None, **settings: draw(*args, **settings).to(device or "cpu")
+        return lambda *args, device=None, dtype=None, **settings: draw(*args, **settings).to(device or "cpu", dtype)
 
+    torch.set_default_dtype(torch.float64)
     with (
+        mock.patch.object(Tensor, "float", Tensor.double),
         mock.patch.object(torch, "rand", drawing(RANDOM["rand"])),
         mock.patch.object(torch, "randint", drawing(RANDOM["randint"])),
         mock.patch.object(Tensor, "uniform_", lambda x: x.copy_(RANDOM["rand"](x.shape))),
     ):
-        yield
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def outcome(cfg: CfgNode, device: str, batch: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
@@ -64,11 +70,11 @@ def outcome(cfg: CfgNode, device: str, batch: list[dict]) -> tuple[dict[str, Ten
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     torch.manual_seed(0)
-    model = build_model(cfg).train()
+    model = build_model(cfg).double().train()
     torch.manual_seed(1)
-    with EventStorage(), numbers_of_the_cpu():
+    with EventStorage(), float64_with_numbers_of_the_cpu():
         losses = model(batch)
-    sum(losses.values()).backward()
+        sum(losses.values()).backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return {k: x.detach().cpu() for k, x in losses.items()}, torch.cat([g.flatten().cpu() for g in gradients])
 
@@ -77,11 +83,10 @@ def outcome(cfg: CfgNode, device: str, batch: list[dict]) -> tuple[dict[str, Ten
 def test_losses_and_gradients_are_those_of_the_cpu(cfg, task):
     batch = next(iter(build_task_train_loader(cfg, task)))
     expected_losses, expected = outcome(cfg, "cpu", batch)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        losses, found = outcome(cfg, "cuda", batch)
+    losses, found = outcome(cfg, "cuda", batch)
     for name, loss in expected_losses.items():
-        torch.testing.assert_close(losses[name], loss, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-    assert (found - expected).norm() < 1e-2 * expected.norm()
+        torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_a_run_trains_every_task_and_evaluates(cfg):
