@@ -11,6 +11,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.TASKS = CN(new_allowed=True)
     cfg.TASKS.NAMES = []
 
+    # The user's own datasets by name: a format and paths. uniperceiver_v2.data.datasets.custom has the formats.
+    cfg.DATASETS.CUSTOM = CN(new_allowed=True)
+
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
     # "unmixed": one batch of one task in an iteration. "mixed": a batch of each task, with losses weighted by s_k.
     cfg.SOLVER.SAMPLING = "unmixed"

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
+from ..data import register_custom_datasets
 from ..errors import UserError, nearest
 from ..kinds import KINDS
 from .checks import check_config
@@ -33,7 +34,7 @@ def load_config(
     world_size: int = 1,
     datasets: bool = True,
 ) -> CN:
-    """Read, merge and check the settings of a run.
+    """Read, merge and check the settings of a run, and register its ``DATASETS.CUSTOM``.
 
     Args:
         config_file: a YAML file, which may name another one as ``_BASE_``, or its content. Empty for the defaults.
@@ -63,6 +64,7 @@ def load_config(
     ):
         _merge(settings, cfg, (), where)
     refuse_unused(cfg)
+    register_custom_datasets(cfg.DATASETS.CUSTOM)
     _fall_back_to_cpu(cfg)
     check_config(cfg, training=training, world_size=world_size, datasets=datasets)
     cfg.freeze()

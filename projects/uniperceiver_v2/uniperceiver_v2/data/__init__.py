@@ -3,6 +3,7 @@
 from .datasets import builtin  # noqa: F401  (registers the datasets)
 from .datasets.builtin import register_digit_scenes
 from .datasets.captioned import captioned_images
+from .datasets.custom import register_custom_datasets
 from .datasets.formats import register_captions, register_image_folder, register_text_lines
 from .datasets.phrases import register_phrases
 from .datasets.records import load_dataset, same_images
@@ -20,6 +21,7 @@ __all__ = [
     "load_dataset",
     "load_texts",
     "register_captions",
+    "register_custom_datasets",
     "register_digit_scenes",
     "register_image_folder",
     "register_image_text_shards",

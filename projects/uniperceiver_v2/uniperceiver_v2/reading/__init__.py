@@ -6,10 +6,12 @@ data, or says in one sentence which file, and which entry in it, cannot be used.
 
 from .annotations import check_annotations, check_instances, check_json_of
 from .disk import LARGEST_FILE, patiently, read_file
-from .images import READ_ERRORS, decode_image, pixels_of, read_image
+from .documents import read_json, read_lines, read_table, read_text, read_xml, read_yaml
+from .images import FORMATS, READ_ERRORS, decode_image, pixels_of, read_image, read_size
 from .sources import explained, require_source, source_of
 
 __all__ = [
+    "FORMATS",
     "LARGEST_FILE",
     "READ_ERRORS",
     "check_annotations",
@@ -21,6 +23,13 @@ __all__ = [
     "pixels_of",
     "read_file",
     "read_image",
+    "read_json",
+    "read_lines",
+    "read_size",
+    "read_table",
+    "read_text",
+    "read_xml",
+    "read_yaml",
     "require_source",
     "source_of",
 ]

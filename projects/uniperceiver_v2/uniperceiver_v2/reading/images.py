@@ -88,3 +88,23 @@ def _of_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
             "its pixels are numbers of 32 bits; save it with 8 or 16 bits, so that it is known what is white"
         )
     return image
+
+
+def read_size(path: str) -> tuple[int, int]:
+    """(height, width) in pixels of an image, turned as EXIF says. Only the file's header is decoded.
+
+    Raises:
+        UnreadableImage: the file is missing or not an image.
+        UserError: the disk is at fault.
+    """
+    try:
+        with Image.open(io.BytesIO(read_file(path)), formats=FORMATS) as image:
+            width, height = image.size
+            try:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            except Exception:  # as in decode_image
+                turned = False
+    except READ_ERRORS as error:
+        known = "cannot identify the image's format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableImage(f"{os.path.abspath(path)}: {' '.join(known.split())}") from error
+    return (width, height) if turned else (height, width)

@@ -28,7 +28,8 @@ def explained(name: str) -> Iterator[None]:
     """A context that turns errors about the files of dataset ``name`` into a :class:`UserError`.
 
     Its message has the path and a remedy: the command that prepares the dataset, if its metadata has one as
-    "prepare_command", or the place where the expected files are described.
+    "prepare_command"; or the form of its files, if its metadata has it as "expected_form"; or the place where the
+    expected files are described.
     """
     source, remedy = source_of(name), _remedy(name)
     try:
@@ -73,5 +74,9 @@ def require_source(name: str) -> None:
 
 
 def _remedy(name: str) -> str:
-    command = MetadataCatalog.get(name).get("prepare_command")
-    return f"; prepare it with: {command}" if command else "; datasets/README.md shows the expected files"
+    metadata = MetadataCatalog.get(name)
+    if command := metadata.get("prepare_command"):
+        return f"; prepare it with: {command}"
+    if form := metadata.get("expected_form"):
+        return f"; expected: {form}"
+    return "; datasets/README.md shows the expected files"

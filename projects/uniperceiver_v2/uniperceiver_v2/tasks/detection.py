@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, LVISEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from ..data.datasets.records import Records, candidate_names, load_detection_tra
 from ..data.mappers.images import DetectionMapper
 from ..data.samples import DetectionSample
 from ..evaluation.lvis_numpy import repair_lvis
+from ..evaluation.own_ids import OwnIdsEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
@@ -260,15 +261,19 @@ def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[R
     return records, DetectionMapper(cfg, task.name, candidate_names(dataset_name), is_train=False)
 
 
-def _coco_evaluator(name: str, folder: str) -> COCOEvaluator:
+def _coco_evaluator(name: str, folder: str) -> DatasetEvaluator:
+    if MetadataCatalog.get(name).get("own_format"):
+        return OwnIdsEvaluator(name, load_dataset(name), folder, COCOEvaluator)
     evaluator = COCOEvaluator(name, output_dir=folder)
     # Checked here, as the evaluator would rasterise the file's masks only after inference.
     check_instances(MetadataCatalog.get(name).json_file, evaluator._coco_api.dataset)
     return evaluator
 
 
-def _lvis_evaluator(name: str, folder: str) -> LVISEvaluator:
+def _lvis_evaluator(name: str, folder: str) -> DatasetEvaluator:
     repair_lvis()
+    if MetadataCatalog.get(name).get("own_format"):
+        return OwnIdsEvaluator(name, load_dataset(name), folder, LVISEvaluator)
     evaluator = LVISEvaluator(name, output_dir=folder)
     check_instances(MetadataCatalog.get(name).json_file, evaluator._lvis_api.dataset)
     return evaluator

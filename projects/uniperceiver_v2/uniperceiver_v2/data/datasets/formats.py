@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from ...errors import UserError
 from .records import Records, register_dataset
 
-_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 def register_image_folder(
@@ -63,7 +63,7 @@ def load_image_folder(
     records = []
     for label, folder in enumerate(classes):
         with os.scandir(os.path.join(root, folder)) as entries:
-            paths = sorted(entry.path for entry in entries if entry.name.lower().endswith(_IMAGE_SUFFIXES))
+            paths = sorted(entry.path for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES))
         for path in paths:
             records.append({"file_name": path, "image_id": len(records), "label": label})
     if dataset_name is not None:

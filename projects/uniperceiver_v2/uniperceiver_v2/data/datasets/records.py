@@ -80,7 +80,8 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
         if with_masks and not all(a.get("segmentation") for a in annotations):
             raise UserError(
                 f"dataset '{names[0]}': image {record['file_name']} has an annotation without segmentation; "
-                "every object needs a polygon or RLE, as boxes and masks are learned together"
+                "every object needs a polygon or RLE, as boxes and masks are learned together; MODEL.MASK_ON False "
+                "learns boxes alone"
             )
         seen.update(a["category_id"] for a in annotations)
         if annotations or not filter_empty:

@@ -1,0 +1,112 @@
+"""Reads small structured files of users: JSON, YAML, XML, CSV, lists of lines.
+
+Each reader returns the content, or raises a :class:`UserError` with the file and the reason in one sentence. A missing
+file stays a ``FileNotFoundError``, for which :func:`~uniperceiver_v2.reading.sources.explained` has the remedy.
+"""
+
+import csv
+import io
+import json
+import os
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from ..errors import UserError
+from .disk import read_file
+
+
+def read_text(path: str) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it is not in UTF-8, or not a regular file.
+    """
+    try:
+        return read_file(path).decode("utf-8-sig")
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise _unusable(path, "a text in UTF-8", error) from error
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _unusable(path, "a whole JSON file", error) from error
+
+
+def read_yaml(path: str) -> dict:
+    """The content of a YAML file with keys. Tags that would run code are refused.
+
+    Raises:
+        UserError: it is not YAML, or has no keys.
+    """
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _unusable(path, "a YAML file", error) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{os.path.abspath(path)} is not a YAML file with KEY: VALUE pairs")
+    return content
+
+
+def read_xml(path: str) -> ElementTree.Element:
+    """The root of an XML file. A file that declares entities is refused, as they might fill the memory.
+
+    Raises:
+        UserError: it is not XML, or declares entities.
+    """
+    content = read_file(path)
+    try:
+        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+            raise ValueError("it declares entities, which might fill the memory")
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise _unusable(path, "an XML file", error) from error
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file without white space around them. Empty lines are left out."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_table(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file by the names in its first line. Fields are separated by commas, semicolons or tabs,
+    whichever the first line has.
+
+    Raises:
+        UserError: a column is missing, or a row is too short for one.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)  # the comma where there is none of them
+    try:
+        rows = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
+        names = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = names
+        absent = [column for column in columns if column not in names]
+        if absent:
+            raise ValueError(
+                f"its first line has no column {absent[0]!r}, only {', '.join(map(repr, names)) or 'none'}"
+            )
+        table = []
+        for row in rows:
+            short = [column for column in columns if row[column] is None]
+            if short:
+                raise ValueError(f"line {rows.line_num} has no {short[0]!r}")
+            table.append({column: row[column].strip() for column in columns})
+    except (csv.Error, ValueError) as error:
+        raise _unusable(path, "a CSV file", error) from error
+    return table
+
+
+def _unusable(path: str, what: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{os.path.abspath(path)} cannot be read as {what}: {' '.join(str(error).split())}")
