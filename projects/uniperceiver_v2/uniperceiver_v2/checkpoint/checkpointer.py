@@ -30,12 +30,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
     - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code. Weights may also
       be a ``.safetensors`` file, in half precision too.
     - Weights must fit the model key by key. Otherwise a part would keep its random weights, and only bad results would
-      show it.
+      show it. With ``weights_may_differ``, the weights that training starts from may fit in part.
 
     Args:
         model, save_dir, save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
         averaging: the trainer's :class:`~uniperceiver_v2.engine.WeightAveraging`. Its averages are saved as "model".
             The weights in training are in its own state, which is part of the trainer's.
+        weights_may_differ: whether weights without a trainer's state, as fine-tuning starts from, may fit in part. What
+            fits is loaded, and the log lists the rest. It never applies to ``--resume``.
     """
 
     def __init__(
@@ -45,10 +47,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         averaging: Any = None,
+        weights_may_differ: bool = False,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._averaging = averaging
+        self._weights_may_differ = weights_may_differ
+        self._in_part = False  # while a file is loaded: whether its weights may fit in part
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write model, checkpointables and ``kwargs`` to ``<save_dir>/<name>.pth``, and make it the last checkpoint.
@@ -66,6 +71,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self.logger.info("Saving checkpoint to %s", path)
             self._write(path, lambda file: torch.save(data, file))
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Write the model alone, with ``kwargs``, to ``<save_dir>/<name>.pth``. The last checkpoint stays what it is.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
+            data = {"model": self.model.state_dict(), **kwargs}
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            self.logger.info("Saving weights to %s", path)
+            self._write(path, lambda file: torch.save(data, file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the checkpoint that ``--resume`` uses."""
@@ -138,6 +157,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if path and "://" not in path and not os.path.isfile(path):
             raise UserError(f"checkpoint not found: {path}")
+        self._in_part = self._weights_may_differ and checkpointables == []
         try:
             return super().load(path, checkpointables=checkpointables)
         except UserError as error:
@@ -154,8 +174,26 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise UserError("the checkpoint's 'model' is not a dict of tensors")
         torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
-        require_fit(state, self.model)
+        if self._in_part:
+            checkpoint["model"] = self._what_fits(state)
+        else:
+            require_fit(state, self.model)
         return super()._load_model(checkpoint)
+
+    def _what_fits(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's state with the weights of the checkpoint that fit. The log lists the others."""
+        own = self.model.state_dict()
+        fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        if not fitting:
+            raise UserError(f"none of the {len(state)} weights of the checkpoint fits the model")
+        if differences := state_differences(state, own):
+            self.logger.warning(
+                "%d of the model's %d weights are loaded. These differ, and start as without a checkpoint:\n  %s",
+                len(fitting),
+                len(own),
+                "\n  ".join(differences),
+            )
+        return {**own, **fitting}
 
 
 def require_fit(state: dict[str, Tensor], model: nn.Module) -> None:

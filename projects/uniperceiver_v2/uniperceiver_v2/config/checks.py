@@ -98,6 +98,25 @@ def _check_evaluation(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if kind_of_dataset(name) is not None:  # a subclass of the trainer may evaluate the others
             evaluating_task(cfg, name)
+    _check_best(cfg)
+
+
+def _check_best(cfg: CfgNode) -> None:
+    metric, patience, kept = cfg.TEST.BEST_METRIC, cfg.SOLVER.EARLY_STOPPING, cfg.SOLVER.CHECKPOINTS_KEPT
+    for key, value in (("EARLY_STOPPING", patience), ("CHECKPOINTS_KEPT", kept)):
+        if value < 0:
+            raise UserError(f"SOLVER.{key} is a number, 0 to turn it off, not {value}")
+    if patience and not (metric and cfg.TEST.EVAL_PERIOD > 0):
+        raise UserError("SOLVER.EARLY_STOPPING needs a TEST.BEST_METRIC, and a TEST.EVAL_PERIOD above 0")
+    if not metric:
+        return
+    _check_choice("TEST.BEST_MODE", cfg.TEST.BEST_MODE, ("max", "min"))
+    if metric.count("/") < 2 or not any(metric.startswith(f"{name}/") for name in cfg.DATASETS.TEST):
+        names = ", ".join(cfg.DATASETS.TEST) or "no dataset"
+        raise UserError(
+            f"TEST.BEST_METRIC is DATASET/ROW/COLUMN, such as 'boats_test/bbox/AP', with a dataset of DATASETS.TEST "
+            f"({names}), not '{metric}'"
+        )
 
 
 def _check_training(cfg: CfgNode) -> None:

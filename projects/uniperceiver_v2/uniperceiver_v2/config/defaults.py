@@ -38,6 +38,15 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # Decay of the weights' exponential average, which is evaluated and saved as "model"; 0 turns averaging off.
     cfg.SOLVER.WEIGHT_AVERAGING = 0.0
 
+    # The number of model_<iteration>.pth that are kept, the newest ones; 0 keeps all.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # Training ends after so many evaluations in a row without a better TEST.BEST_METRIC; 0 for never.
+    cfg.SOLVER.EARLY_STOPPING = 0
+
+    # The weights with the best value of this metric are kept in model_best.pth. It is named as in metrics.json, such as
+    # "boats_test/bbox/AP". "" keeps none. BEST_MODE is "max" or "min".
+    cfg.TEST.BEST_METRIC = ""
+    cfg.TEST.BEST_MODE = "max"
     # Images (or texts) of a batch in evaluation, over all ranks. The images of a batch have the same size, so that a
     # result does not depend on the other images of its batch.
     cfg.TEST.IMS_PER_BATCH = 8
@@ -49,6 +58,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 def _add_model_config(cfg: CN) -> None:
     """Keys below ``MODEL.UNIPERCEIVER_V2``. The default sizes are those of the paper and of Mask DINO."""
     cfg.MODEL.UNIPERCEIVER_V2 = node = CN()
+    # Training may start from a MODEL.WEIGHTS that fits the model in part only. The log lists what does not fit.
+    node.WEIGHTS_MAY_DIFFER = False
     node.EMBED_DIM = 768  # d, the width of the unified decoder and of all its inputs
     node.ATTENTION_POOLS = 8  # M' of equation (3)
     node.TEMPERATURE = 0.07  # τ at the start

@@ -24,6 +24,7 @@ from ..evaluation import build_evaluator
 from ..kinds import KINDS, kind_of_dataset
 from ..modeling.decoder import expert_routes, routes_table
 from ..solver import build_optimizer
+from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
@@ -78,7 +79,11 @@ class UniPerceiverTrainer(DefaultTrainer):
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.checkpointer = AtomicCheckpointer(
-            model, cfg.OUTPUT_DIR, averaging=self.averaging, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            averaging=self.averaging,
+            weights_may_differ=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_DIFFER,
+            trainer=weakref.proxy(self),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -88,7 +93,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any] | None:
-        """Train to ``SOLVER.MAX_ITER``.
+        """Train to ``SOLVER.MAX_ITER``, or until ``SOLVER.EARLY_STOPPING`` ends training.
 
         Returns:
             the results of the last evaluation by dataset. None without ``DATASETS.TEST`` and on all processes but the
@@ -103,6 +108,9 @@ class UniPerceiverTrainer(DefaultTrainer):
             for name in self.cfg.DATASETS.TEST:
                 self.build_test_loader(self.cfg, name)  # finds bad test data before training, not after days of it
             super().train()
+        except StoppedEarly:
+            if self.last_results is None:  # resumed after its end
+                self.evaluate()
         finally:
             self._graceful_stop.uninstall()
         return self.last_results
@@ -150,6 +158,8 @@ class UniPerceiverTrainer(DefaultTrainer):
         if is_main:
             chain.append(RunScalars(self.model, WRITE_PERIOD))
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+            if cfg.SOLVER.CHECKPOINTS_KEPT:
+                chain.append(KeptCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINTS_KEPT))
         chain.append(self._graceful_stop)
         if cfg.DATASETS.TEST:
             chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
@@ -159,7 +169,19 @@ class UniPerceiverTrainer(DefaultTrainer):
             chain.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
             chain.append(TensorBoardEvents(cfg.OUTPUT_DIR, WRITE_PERIOD))
         eval_period = cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0
-        chain.append(MetricsFile(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), WRITE_PERIOD, eval_period))
+        metrics = os.path.join(cfg.OUTPUT_DIR, "metrics.json")
+        chain.append(MetricsFile(metrics, WRITE_PERIOD, eval_period))
+        if cfg.TEST.BEST_METRIC:
+            chain.append(
+                BestCheckpoint(
+                    self.checkpointer,
+                    metrics,
+                    cfg.TEST.BEST_METRIC,
+                    mode=cfg.TEST.BEST_MODE,
+                    eval_period=eval_period,
+                    patience=cfg.SOLVER.EARLY_STOPPING,
+                )
+            )
         return chain
 
     def build_writers(self) -> list[EventWriter]:

@@ -1,0 +1,198 @@
+"""The best checkpoint of a run by a metric, early stopping, and a limit on the number of checkpoints."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import math
+import os
+import re
+from typing import TYPE_CHECKING
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..checkpoint import read_tensors
+from ..errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ..checkpoint import AtomicCheckpointer
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+_PERIODIC = re.compile(r"model_(\d{7})\.pth")
+
+
+class StoppedEarly(BaseException):
+    """Training ends early, as the metric has stopped improving. Not an ``Exception``, as nothing is wrong."""
+
+
+class BestCheckpoint(HookBase):
+    """Keeps the weights with the best value of a metric in ``model_best.pth``, and may end training.
+
+    The file has the weights that were evaluated, so the averaged ones if weights are averaged, and the iteration of the
+    evaluation. The last evaluation, after training, has the iteration ``SOLVER.MAX_ITER``. A value that is not finite
+    never counts as better.
+
+    The hook has no state of its own. A resumed run reads the earlier values from metrics.json, which
+    :class:`~uniperceiver_v2.engine.metrics.MetricsFile` restores to the checkpoint's iteration. So an interrupted and
+    resumed run keeps the same weights, and ends at the same iteration, as an uninterrupted one.
+
+    Register this hook on all ranks, after ``MetricsFile``.
+
+    Args:
+        checkpointer: writes on the main process only.
+        metrics_path: the file of metrics.
+        metric: its name in that file, such as "boats_test/bbox/AP".
+        mode: "max" if larger values are better, "min" if smaller ones are.
+        eval_period: iterations between two evaluations.
+        patience: training ends after so many evaluations in a row without a better value; 0 for never.
+    """
+
+    def __init__(
+        self,
+        checkpointer: AtomicCheckpointer,
+        metrics_path: str,
+        metric: str,
+        *,
+        mode: str = "max",
+        eval_period: int,
+        patience: int = 0,
+    ):
+        self._checkpointer = checkpointer
+        self._metrics_path = metrics_path
+        self._metric = metric
+        self._sign = {"max": 1.0, "min": -1.0}[mode]
+        self._eval_period = eval_period
+        self._patience = patience
+        self._best: tuple[float, int] | None = None  # value and iteration
+        self._since = 0  # evaluations since the best one
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if comm.is_main_process():
+            if start == 0:
+                self._move_earlier_file()
+            else:
+                self._restore(start)
+        self._end_if_over(start - 1, resumed=True)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._eval_period <= 0 or done % self._eval_period or done == self.trainer.max_iter:
+            return
+        if comm.is_main_process() and self._count(self._evaluated(), self.trainer.iter):
+            self._save(self.trainer.iter)
+        self._end_if_over(self.trainer.iter, resumed=False)
+
+    def after_train(self) -> None:
+        last = self.trainer.max_iter
+        if comm.is_main_process() and self.trainer.iter >= last:
+            value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
+            if iteration == self.trainer.iter and self._count(value, last):
+                self._save(last)
+            if self._best is not None:
+                logger.info("the best %s is %.4g, of iteration %d, in %s.pth", self._metric, *self._best, BEST)
+
+    def _evaluated(self) -> float:
+        """The value of this iteration's evaluation.
+
+        Raises:
+            UserError: the evaluation has no such metric.
+        """
+        latest = self.trainer.storage.latest()
+        value, iteration = latest.get(self._metric, (math.nan, -1))
+        if iteration == self.trainer.iter:
+            return value
+        names = [name for name, (_, when) in latest.items() if when == self.trainer.iter and name.count("/") >= 2]
+        raise UserError(f"TEST.BEST_METRIC: no evaluation gives '{self._metric}'{nearest(self._metric, names)}")
+
+    def _count(self, value: float, iteration: int) -> bool:
+        """Take note of an evaluation. Whether it is the best so far."""
+        better = math.isfinite(value) and (self._best is None or self._sign * value > self._sign * self._best[0])
+        if better:
+            self._best, self._since = (value, iteration), 0
+        else:
+            self._since += 1
+        return better
+
+    def _save(self, iteration: int) -> None:
+        self._checkpointer.save_weights(BEST, iteration=iteration)
+
+    def _restore(self, start: int) -> None:
+        for iteration, value in self._earlier_values():
+            if iteration < start:
+                self._count(value, iteration)
+        # The run may have ended between the row and the file.
+        if self._best is not None and self._best[1] == start - 1 and self._saved_iteration() != start - 1:
+            self._save(start - 1)
+
+    def _earlier_values(self) -> list[tuple[int, float]]:
+        if not os.path.exists(self._metrics_path):
+            return []
+        with open(self._metrics_path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+        return [(row["iteration"], row[self._metric]) for row in rows if self._metric in row]
+
+    def _saved_iteration(self) -> int | None:
+        path = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
+        return read_tensors(path).get("iteration") if os.path.exists(path) else None
+
+    def _move_earlier_file(self) -> None:
+        path = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
+        if os.path.exists(path):
+            os.replace(path, os.path.join(self._checkpointer.save_dir, f"{BEST}.previous.pth"))
+
+    def _end_if_over(self, iteration: int, resumed: bool) -> None:
+        """End training after ``iteration`` if the metric has not improved for long enough."""
+        over = self._patience > 0 and self._since >= self._patience and iteration + 1 < self.trainer.max_iter
+        if not comm.all_gather(over)[0]:  # only the main process knows the results
+            return
+        self.trainer.iter = iteration  # the checkpoint's
+        if comm.is_main_process():
+            logger.warning(
+                "%s has not improved in %d evaluations: training ends after iteration %d. Its best value is %s",
+                self._metric,
+                self._since,
+                iteration,
+                "not finite" if self._best is None else f"{self._best[0]:.4g}, of iteration {self._best[1]}",
+            )
+            # A run that is resumed after its end has this checkpoint, unless it was interrupted just here.
+            if not (resumed and os.path.basename(self._checkpointer.get_checkpoint_file()) == "model_final.pth"):
+                self._checkpointer.save("model_final", iteration=iteration)
+        comm.synchronize()
+        raise StoppedEarly
+
+
+class KeptCheckpoints(HookBase):
+    """Deletes the oldest of the run's periodic checkpoints, ``model_<iteration>.pth``, when there are more than
+    ``count``.
+
+    Others are never deleted: neither ``model_final.pth``, ``model_best.pth`` and the last checkpoint, nor those of
+    later iterations, which an earlier run has left. Register this hook on the main process, after the one that writes
+    checkpoints.
+
+    Args:
+        checkpointer: whose folder to look at.
+        count: at least 1.
+    """
+
+    def __init__(self, checkpointer: AtomicCheckpointer, count: int):
+        self._checkpointer = checkpointer
+        self._count = count
+
+    def after_step(self) -> None:
+        folder = self._checkpointer.save_dir
+        found = {}
+        for path in glob.glob(os.path.join(glob.escape(folder), "model_*.pth")):
+            match = _PERIODIC.fullmatch(os.path.basename(path))
+            if match and int(match.group(1)) <= self.trainer.iter:
+                found[int(match.group(1))] = path
+        if len(found) <= self._count:
+            return
+        last = os.path.basename(self._checkpointer.get_checkpoint_file())
+        for iteration in sorted(found)[: -self._count]:
+            if os.path.basename(found[iteration]) != last:
+                os.unlink(found[iteration])
