@@ -1,0 +1,100 @@
+"""docs/own_data.md word by word, with fewer iterations and a smaller model, and its tables against the code."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+import train_net
+from uniperceiver_v2 import new
+from uniperceiver_v2.config import add_uniperceiver_v2_config
+from uniperceiver_v2.data.datasets.custom import FORMATS, SHARED
+from uniperceiver_v2.files import REPOSITORY
+
+DOCUMENT = (REPOSITORY / "docs/own_data.md").read_text(encoding="utf-8")
+# The tutorial's run has 400 iterations and the tiny model.
+SMALL = {
+    "SOLVER.MAX_ITER": "4",
+    "SOLVER.WARMUP_ITERS": "0",
+    "SOLVER.STEPS": "(3,)",
+    "SOLVER.DECODER_DELAY": "0",
+    "SOLVER.CHECKPOINT_PERIOD": "2",
+    "TEST.EVAL_PERIOD": "2",
+    "VIS_PERIOD": "0",
+    "TASKS.objects.IMS_PER_BATCH": "2",
+    "MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG.hidden_sizes": "[8, 12, 16, 24]",
+    "MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG.embedding_size": "8",
+    "MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG.depths": "[1, 1, 1, 1]",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def loggers():
+    import logging
+
+    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
+    yield
+    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("catalogs", "loggers")
+def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_shapes, ask = blocks("python")
+    Path("make_shapes.py").write_text(make_shapes)
+    Path("ask.py").write_text(ask)
+    commands = [shlex.split(block) for block in blocks("sh")]
+    assert [command[:3] for command in commands] == [
+        ["python", "make_shapes.py"],
+        ["python", "-m", "uniperceiver_v2.new"],
+        ["python", "projects/uniperceiver_v2/train_net.py", "--config-file"],
+        ["python", "ask.py"],
+    ]
+    runpy.run_path(commands[0][1], run_name="__main__")
+
+    assert new.main(commands[1][3:]) == 0
+    said = capsys.readouterr().out
+    assert "40 pictures of 96 to 96 x 96 to 96 pixels" in said and "0 broken files" in said
+    assert re.search(r"2 categories: (circle|square) \d+, (circle|square) \d+", said)
+
+    small = [part for pair in SMALL.items() for part in pair]
+    monkeypatch.setattr(sys, "argv", [*commands[2][1:], *small])
+    assert train_net.run() == 0, capsys.readouterr().err
+    results = json.loads(Path("output/shapes/results.json").read_text())["shapes_objects_test"]
+    assert set(results) == {"bbox"}
+    detections = Path("output/shapes/inference/shapes_objects_test/coco_instances_results.json").read_text()
+    assert {d["category_id"] for d in json.loads(detections)} <= {10, 25} and len(json.loads(detections)) > 0
+    assert torch.load("output/shapes/model_best.pth", weights_only=True)["iteration"] in (1, 4)
+
+    runpy.run_path(commands[3][1], run_name="__main__")
+    assert Path("new.png").is_file()
+    for line in filter(None, capsys.readouterr().out.splitlines()):
+        assert re.match(r"(circle|square) [01]\.\d+ ", line), line
+
+
+def test_the_tables_are_those_of_the_code():
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", DOCUMENT, re.MULTILINE))
+    documented = {name: set(re.findall(r"`(\w+)`", keys)) for name, keys in rows.items()}
+    assert documented == {name: set(its.keys) - set(SHARED) for name, its in FORMATS.items()}
+    cfg = get_cfg()
+    add_uniperceiver_v2_config(cfg)
+    settings = re.findall(r"^\| `((?:TEST|SOLVER)\.\w+)` \| (.+?) \|", DOCUMENT, re.MULTILINE)
+    assert len(settings) == 5
+    for key, default in settings:
+        section, name = key.split(".")
+        assert repr(cfg[section][name]).replace("'", '"') == default.strip("`"), key
