@@ -26,7 +26,10 @@ DOCUMENTS = sorted(
 # A path in a document starts at one of these or at the document's own folder.
 ROOTS = (ROOT, PROJECT, PROJECT / "uniperceiver_v2", ROOT / "configs")
 # Files that a reader or a run writes.
-NOT_OURS = {"configs/boats.yaml", "train_boats.py", "configs/count_digits.yaml", "count_digits.py", "config.yaml"}
+NOT_OURS = {
+    *("configs/boats.yaml", "train_boats.py", "configs/count_digits.yaml", "count_digits.py", "config.yaml"),
+    *("make_shapes.py", "shapes.yaml", "ask.py", "output/shapes/config.yaml"),
+}
 # These documents describe an earlier state.
 DATED = ("CHANGELOG.md", "docs/reports/")
 
