@@ -65,6 +65,7 @@ def tiny_config():
     add_uniperceiver_v2_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "UniPerceiverV2"
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.MASK_ON = True
     cfg.MODEL.BACKBONE.NAME = "build_huggingface_backbone"
     cfg.INPUT.FORMAT = "RGB"
     node = cfg.MODEL.UNIPERCEIVER_V2

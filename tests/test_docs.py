@@ -28,7 +28,7 @@ ROOTS = (ROOT, PROJECT, PROJECT / "uniperceiver_v2", ROOT / "configs")
 # Files that a reader or a run writes.
 NOT_OURS = {
     *("configs/boats.yaml", "train_boats.py", "configs/count_digits.yaml", "count_digits.py", "config.yaml"),
-    *("make_shapes.py", "shapes.yaml", "ask.py", "output/shapes/config.yaml"),
+    *("make_shapes.py", "shapes.yaml", "tuned.yaml", "ask.py", "output/shapes/config.yaml"),
 }
 # These documents describe an earlier state.
 DATED = ("CHANGELOG.md", "docs/reports/")

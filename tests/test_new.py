@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from detectron2.modeling import build_model
 from PIL import Image
+from safetensors.torch import load_file
 
-from uniperceiver_v2 import new
+from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import load_dataset
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.kinds import KINDS
+from uniperceiver_v2.new import choosing, program
+from uniperceiver_v2.new.looking import TASKS
 
 pytestmark = pytest.mark.usefixtures("catalogs")
 
@@ -46,7 +52,7 @@ def coco(folder: Path, name: str, images: list[str], outlined: bool = True) -> N
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = new.main(arguments)
+    code = program.main(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -66,12 +72,14 @@ def test_coco_in_one_piece_is_split_and_everything_is_chosen_from_it(folder, cap
     assert code == 0, err
     for expected in (
         "my_data_objects: objects in COCO's format (my data/annotations/all.json)",
-        "10 pictures of 160 to 160 x 100 to 100 pixels",
+        "10 pictures of 160 x 100 pixels",
         "2 categories: boat 10, buoy 10",
-        "2 broken files:",
+        "broken files: 2\n",
         "3 ä.png",
         "broken.json cannot be read as a whole JSON file",
-        "train_net.py --config-file my data.yaml",
+        "my_data_objects_test: 1 picture to test on",
+        "objects: 8 pictures to train on",
+        "train_net.py --config-file 'my data.yaml'",
     ):
         assert expected in out
     settings = written()
@@ -86,11 +94,10 @@ def test_coco_in_one_piece_is_split_and_everything_is_chosen_from_it(folder, cap
     assert settings["INPUT"]["MIN_SIZE_TEST"] == 96 and settings["INPUT"]["MAX_SIZE_TEST"] == 160
     assert settings["MODEL"]["MASK_ON"] is True
     assert settings["MODEL"]["UNIPERCEIVER_V2"]["REGION"]["ANCHOR_SIZE"] == 0.25  # sqrt(40 * 25 / (100 * 160))
-    assert settings["SOLVER"]["MAX_ITER"] == new.FEWEST
-    assert settings["DATALOADER"]["MAX_CORRUPT_SHARE"] == 0.21
+    assert settings["SOLVER"]["MAX_ITER"] == choosing.FEWEST
+    assert [node["LEFT_OUT"] for node in custom.values()] == [["my data/images/3 ä.png"]] * 2
     cfg = load_config("my data.yaml")
-    assert {r["image_id"] for n in custom for r in load_dataset(n)} == set(range(10))
-    assert len(load_dataset("my_data_objects_test")) == 2
+    assert {r["image_id"] for n in custom for r in load_dataset(n)} == set(range(10)) - {3}
     assert cfg.TASKS.objects.KIND == "detection"
 
 
@@ -108,7 +115,7 @@ def test_more_data_gets_more_iterations_and_a_checkpoint_a_smaller_rate(folder, 
     assert settings["OUTPUT_DIR"] == "output/run"
     load_config("run.yaml")
     sizes = [len(load_dataset(name)) for name in settings["DATASETS"]["CUSTOM"]]
-    assert sizes == [320, 80]
+    assert sum(sizes) == 400 and 60 < sizes[1] < 100
 
 
 def test_splits_that_exist_are_kept(folder, capsys):
@@ -122,10 +129,10 @@ def test_splits_that_exist_are_kept(folder, capsys):
     nodes = settings["DATASETS"]["CUSTOM"]
     assert {name: node["IMAGES"] for name, node in nodes.items()} == {
         "my_data_objects_train": "my data/train",
-        "my_data_objects_test": "my data/val",
+        "my_data_objects_val": "my data/val",
     }
     assert settings["TASKS"]["objects"]["DATASETS"] == ["my_data_objects_train"]
-    assert settings["DATASETS"]["TEST"] == ["my_data_objects_test"]
+    assert settings["DATASETS"]["TEST"] == ["my_data_objects_val"]
     assert settings["MODEL"]["MASK_ON"] is False
 
 
@@ -153,11 +160,76 @@ def test_yolo_and_voc(folder, capsys):
         "my_data_objects_train": "yolo",
         "my_data_objects_val": "yolo",
         "my_data_objects_train_2": "voc",
-        "my_data_objects_test": "voc",
+        "my_data_objects_val_2": "voc",
     }
     assert settings["TASKS"]["objects"]["DATASETS"] == ["my_data_objects_train", "my_data_objects_train_2"]
-    assert settings["DATASETS"]["TEST"] == ["my_data_objects_val", "my_data_objects_test"]
-    assert "1 categories: boat 3" in out and "0 broken files" in out
+    assert settings["DATASETS"]["TEST"] == ["my_data_objects_val", "my_data_objects_val_2"]
+    assert "1 category: boat 3" in out and "broken files: 0" in out
+
+
+def test_pictures_that_cannot_be_read_and_those_of_no_dataset_are_told(folder, capsys):
+    for n in range(4):
+        picture(folder / f"images/train/{n}.png")
+        text = folder / f"labels/train/{n}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("0 0.5 0.5 0.2 0.2\n")
+    (folder / "images/train/1.png").write_bytes(b"nothing")  # not even a size
+    (folder / "images/train/2.png").write_bytes((folder / "images/train/2.png").read_bytes()[:60])  # a size alone
+    picture(folder / "another.jpg")
+    (folder / "data.yaml").write_text("names: [boat]\ntrain: images/train\n")
+    code, out, err = run(capsys, "my data")
+    assert code == 0, err
+    assert "broken files: 2\n" in out and "1.png: cannot identify" in out and "2.png: image file is truncated" in out
+    assert "pictures that belong to none of these: 1\n" in out
+    assert "objects: 1 picture to train on" in out and "_test: 1 picture to test on" in out
+
+
+def test_a_picture_of_another_size_than_its_annotation_says_is_left_out(folder, capsys):
+    names = [f"{n}.png" for n in range(5)]
+    for name in names:
+        picture(folder / name, *((WIDTH, HEIGHT) if name == "2.png" else (HEIGHT, WIDTH)))  # turned by a phone
+    coco(folder, "all.json", names)
+    code, out, err = run(capsys, "my data")
+    assert code == 0, err
+    assert "2.png: it has 100 x 160 pixels, its annotation 160 x 100" in out
+    assert written()["DATASETS"]["CUSTOM"]["my_data_objects_train"]["LEFT_OUT"] == ["my data/2.png"]
+
+
+def test_the_best_checkpoint_is_chosen_on_the_validation_set(folder, capsys):
+    for split in ("test", "train", "val"):
+        for name in ("cat", "dog"):
+            picture(folder / split / name / "1.jpg")
+    assert run(capsys, "my data")[0] == 0
+    settings = written()
+    assert settings["DATASETS"]["TEST"] == ["my_data_classes_val", "my_data_classes_test"]
+    assert settings["TEST"]["BEST_METRIC"] == "my_data_classes_val/classification/top1"
+
+
+def test_data_that_do_not_fit_together_are_told_after_writing(folder, capsys):
+    for name, species in (("one", "cat"), ("two", "dog")):
+        picture(folder / f"{name}1.png")
+        picture(folder / f"{name}2.png")
+        (folder / f"{name}.csv").write_text(f"image,class\n{name}1.png,{species}\n{name}2.png,{species}\n")
+    code, out, err = run(capsys, "my data")
+    assert code == 1 and "my data.yaml is written" in out
+    assert err.startswith("error: datasets ") and "of one task have different classes" in err
+
+
+@pytest.mark.parametrize("outlined", [True, False])
+def test_fine_tuning_begins_with_the_zoos_model(folder, capsys, outlined):
+    names = [f"{n}.png" for n in range(4)]
+    for name in names:
+        picture(folder / name)
+    coco(folder, "all.json", names, outlined)
+    assert run(capsys, "my data", "--weights", "digit_scenes/small")[0] == 0
+    settings = written()
+    assert settings["SOLVER"]["BASE_LR"] == 0.0002
+    cfg = load_config("my data.yaml")
+    assert cfg.MODEL.WEIGHTS.endswith("model.safetensors") and cfg.MODEL.MASK_ON is outlined
+    model = build_model(cfg)
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)  # all of it fits
+    state = load_file(cfg.MODEL.WEIGHTS)
+    assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in model.state_dict().items())
 
 
 def test_captions_phrases_and_tables(folder, capsys):
@@ -193,10 +265,10 @@ def test_texts_alone_are_a_corpus(folder, capsys):
 
 
 def test_every_metric_to_choose_by_is_a_column_of_its_kind():
-    for evaluator_type, (_, kind, metric) in new._TASKS.items():
+    for evaluator_type, (_, kind, metric) in TASKS.items():
         assert evaluator_type in KINDS[kind].evaluators
         assert metric.rpartition("/")[2] in KINDS[kind].columns
-        settings = set(new._SETTINGS[kind])
+        settings = set(choosing._SETTINGS[kind])
         assert settings <= set(KINDS[kind].settings.defaults(kind))
 
 
@@ -205,6 +277,10 @@ def test_mistakes_are_one_sentence(folder, capsys):
         (("nowhere",), "error: there is no folder nowhere"),
         (("my data",), "error: my data has no data that can be used. It knows a JSON with"),
         (("my data", "--base", "nowhere.yaml"), "error: --base: there is no configuration nowhere.yaml"),
+        (
+            ("my data", "--weights", "digit_scene/smal"),
+            "error: --weights: there is no checkpoint digit_scene/smal; the",
+        ),
     ):
         code, _, err = run(capsys, *arguments)
         assert code == 1 and err.startswith(expected) and err.count("\n") == 1
@@ -223,7 +299,7 @@ def test_a_configuration_in_the_working_folder_names_its_base_from_there(folder,
         picture(folder / "a" / f"{n}.png")
         picture(folder / "b" / f"{n}.png")
     Path("configs").mkdir()
-    shutil.copytree(new.TINY_CONFIG.parents[1], "configs", dirs_exist_ok=True)
+    shutil.copytree(TINY_CONFIG.parents[1], "configs", dirs_exist_ok=True)
     base = "configs/digit_scenes/uniperceiver_v2_tiny.yaml"
     assert run(capsys, "my data", "--base", base, "--output", "configs/own.yaml")[0] == 0
     assert written("configs/own.yaml")["_BASE_"] == "digit_scenes/uniperceiver_v2_tiny.yaml"

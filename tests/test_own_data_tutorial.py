@@ -12,10 +12,11 @@ import torch
 from detectron2.config import get_cfg
 
 import train_net
-from uniperceiver_v2 import new
-from uniperceiver_v2.config import add_uniperceiver_v2_config
+from uniperceiver_v2 import Predictor
+from uniperceiver_v2.config import add_uniperceiver_v2_config, load_config
 from uniperceiver_v2.data.datasets.custom import FORMATS, SHARED
 from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.new import program
 
 DOCUMENT = (REPOSITORY / "docs/own_data.md").read_text(encoding="utf-8")
 # The tutorial's run has 400 iterations and the tiny model.
@@ -60,20 +61,22 @@ def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
     Path("ask.py").write_text(ask)
     commands = [shlex.split(block) for block in blocks("sh")]
     assert [command[:3] for command in commands] == [
+        ["source", ".venv/bin/activate"],
         ["python", "make_shapes.py"],
         ["python", "-m", "uniperceiver_v2.new"],
         ["python", "projects/uniperceiver_v2/train_net.py", "--config-file"],
         ["python", "ask.py"],
+        ["python", "-m", "uniperceiver_v2.new"],
     ]
-    runpy.run_path(commands[0][1], run_name="__main__")
+    _, made, begun, trained, asked, tuned = commands
+    runpy.run_path(made[1], run_name="__main__")
 
-    assert new.main(commands[1][3:]) == 0
-    said = capsys.readouterr().out
-    assert "40 pictures of 96 to 96 x 96 to 96 pixels" in said and "0 broken files" in said
-    assert re.search(r"2 categories: (circle|square) \d+, (circle|square) \d+", said)
+    assert program.main(begun[3:]) == 0
+    (shown,) = blocks("text")
+    assert shown in capsys.readouterr().out
 
     small = [part for pair in SMALL.items() for part in pair]
-    monkeypatch.setattr(sys, "argv", [*commands[2][1:], *small])
+    monkeypatch.setattr(sys, "argv", [*trained[1:], *small])
     assert train_net.run() == 0, capsys.readouterr().err
     results = json.loads(Path("output/shapes/results.json").read_text())["shapes_objects_test"]
     assert set(results) == {"bbox"}
@@ -81,10 +84,19 @@ def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
     assert {d["category_id"] for d in json.loads(detections)} <= {10, 25} and len(json.loads(detections)) > 0
     assert torch.load("output/shapes/model_best.pth", weights_only=True)["iteration"] in (1, 4)
 
-    asked = runpy.run_path(commands[3][1], run_name="__main__")
-    assert Path("new.png").is_file()
-    found = list(asked["predictor"].detect("new.png", threshold=0))  # so few iterations may leave none above 0.3
-    assert found and {label for label, _, _ in found} <= {"circle", "square"}
+    predictor = runpy.run_path(asked[1], run_name="__main__")["predictor"]
+    assert Path("new.png").is_file() and Path("answer.png").is_file()
+    found = predictor.detect("new.png", threshold=0)  # so few iterations may leave none above 0.3
+    assert len(found) > 0 and {box.label for box in found} <= {"circle", "square"}
+    predictor.save_pretrained("saved")
+    again = Predictor.from_pretrained("saved").detect("new.png", threshold=0)
+    id_of = {"circle": 10, "square": 25}
+    for answer in (found, again):
+        assert [row["category_id"] for row in answer.to_coco()] == [id_of[box.label] for box in answer]
+    assert "shapes.json" not in Path("saved/config.json").read_text()  # a path of this machine
+
+    assert program.main(tuned[3:]) == 0
+    assert load_config("tuned.yaml").MODEL.WEIGHTS.endswith("digit_scenes_small/model.safetensors")
 
 
 def test_the_tables_are_those_of_the_code():

@@ -8,10 +8,12 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as mask_api
 
+from uniperceiver_v2 import Predictor
 from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.data.mappers.captions import RetrievalMapper
 from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper
@@ -138,8 +140,6 @@ def test_a_text_with_a_mask_is_read_as_the_tokenizer_reads_it(predictor):
 
 
 def test_an_answer_depends_on_no_other_image(predictor, files):
-    from uniperceiver_v2 import Predictor
-
     together = predictor.detect(files, threshold=0)
     small = Predictor.from_model(predictor.model, predictor.cfg, batch_size=1).detect(files[::-1], threshold=0)[::-1]
     features = predictor.embed_images(files)
@@ -179,10 +179,6 @@ def test_one_encoding_answers_all_questions(predictor, files, monkeypatch):
 
 
 def test_an_encoding_of_another_model_is_refused(predictor, files, tiny_config):
-    from detectron2.modeling import build_model
-
-    from uniperceiver_v2 import Predictor
-
     other = Predictor.from_model(build_model(tiny_config), tiny_config)
     with pytest.raises(UserError, match="another model"):
         other.detect(predictor.encode(files), LABELS)
@@ -190,8 +186,6 @@ def test_an_encoding_of_another_model_is_refused(predictor, files, tiny_config):
 
 def test_channels_are_in_the_order_of_the_settings(predictor, files):
     predictor.cfg.INPUT.FORMAT = "BGR"
-    from uniperceiver_v2 import Predictor
-
     turned = Predictor.from_model(predictor.model, predictor.cfg)
     mapper = DetectionMapper(predictor.cfg, "detection", LABELS, is_train=False)
     expected = evaluated(turned, mapper, files[:1])[0]["instances"]
@@ -200,8 +194,6 @@ def test_channels_are_in_the_order_of_the_settings(predictor, files):
 
 
 def test_autocast_is_a_setting(predictor, files):
-    from uniperceiver_v2 import Predictor
-
     half = Predictor.from_model(predictor.model, predictor.cfg, autocast="bfloat16")
     precise, rough = predictor.embed_images(files[0]), half.embed_images(files[0])
     assert 0 < (precise - rough).abs().max() < 0.1
@@ -210,8 +202,6 @@ def test_autocast_is_a_setting(predictor, files):
 
 
 def test_a_named_task_answers_for_its_kind(predictor, files):
-    from uniperceiver_v2 import Predictor
-
     tasks = predictor.model.tasks
     tasks["digits"] = type(tasks["digits"])(tasks["digits"].settings.__class__(prompt="a photo of a {}", image_size=48))
     named = Predictor.from_model(predictor.model, predictor.cfg, tasks=["digits"])
@@ -245,6 +235,34 @@ def test_results_are_frozen_and_have_every_form(predictor, files):
     assert 3 <= len(few) < len(found) and np.array_equal(few.boxes, found.boxes[: len(few)])
     assert np.array_equal(few.instances.pred_masks, found.instances.pred_masks[: len(few)])
     assert predictor.caption(files[0], beams=1).to_coco(3)["image_id"] == 3
+
+
+def test_results_have_the_ids_of_the_users_own_categories(predictor, files, tmp_path):
+    ids = (30, "B-2", 10)
+    predictor.model.tasks["detection"].category_ids = ids
+    predictor.save_pretrained(tmp_path / "saved")
+    for asked in (predictor, Predictor.from_pretrained(tmp_path / "saved")):
+        found = asked.detect(files[0], threshold=0)
+        assert [row["category_id"] for row in found.to_coco()] == [ids[i] for i in found.class_ids]
+        assert {row["category_id"] for row in asked.detect(files[0], ["a boat"], threshold=0).to_coco()} == {0}
+    asked.model.tasks["detection"].labels = ["other", "names", "altogether"]
+    found = asked.detect(files[0], threshold=0)
+    assert [row["category_id"] for row in found.to_coco()] == found.class_ids.tolist()
+
+
+def test_a_model_of_boxes_alone_answers_without_masks(tiny_config, files, demo_module):
+    tiny_config.MODEL.MASK_ON = False
+    model = build_model(tiny_config)
+    model.tasks["detection"].labels = LABELS
+    predictor = Predictor.from_model(model, tiny_config)
+    objects, grounded = predictor.detect(files[0], threshold=0), predictor.ground(files[0], "a boat", threshold=0)
+    for found in (objects, grounded):
+        assert len(found) > 0 and not found.instances.has("pred_masks")
+        assert all("segmentation" not in row for row in found.to_coco())
+        assert found.draw().size == (60 * 8, 48 * 8)
+    answer = demo_module("answers").Answer(detect=objects, ground=grounded)
+    assert all("segmentation" not in row for row in answer.to_json()["objects"])
+    assert answer.card(np.zeros((48, 60, 3), dtype=np.uint8)).width > 2 * 384
 
 
 def test_masks_of_large_images_are_made_in_parts(predictor, files, monkeypatch):
@@ -312,10 +330,6 @@ def test_one_label_may_be_a_text(predictor, files):
 
 
 def test_labels_are_those_of_the_training_or_asked_for(predictor, files, tiny_config):
-    from detectron2.modeling import build_model
-
-    from uniperceiver_v2 import Predictor
-
     tiny_config.TASKS.scenes.DATASETS = ["digit_scenes_train"]
     trained = Predictor.from_model(build_model(tiny_config), tiny_config)
     assert trained.labels()[:2] == ("zero", "one") and trained.detect(files[0]).labels == trained.labels()
@@ -340,9 +354,6 @@ def test_no_images_have_no_answers(predictor):
 def test_upstreams_predictor_takes_labels_from_the_metadata(tiny_config, tmp_path, pixels):
     """DefaultPredictor gives neither a task nor candidates."""
     from detectron2.engine import DefaultPredictor
-    from detectron2.modeling import build_model
-
-    from uniperceiver_v2 import Predictor
 
     tiny_config.TASKS.scenes.DATASETS = ["digit_scenes_train"]
     tiny_config.INPUT.MIN_SIZE_TEST = 64

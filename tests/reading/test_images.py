@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image
 from uniperceiver_v2.data.loading.train import TrainingBatches
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
-from uniperceiver_v2.reading import disk, read_image
+from uniperceiver_v2.reading import disk, read_image, read_size
 from uniperceiver_v2.visualization import scene_picture
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 9\n%%EndComments\nshowpage\n%%EOF\n"
@@ -76,6 +76,29 @@ def test_what_is_no_file_is_unreadable_and_does_not_hang(tmp_path):
     for name, reason in (("pipe.jpg", "a pipe"), ("folder.jpg", "a folder"), ("none.jpg", "No such file")):
         with pytest.raises(UnreadableImage, match=f"{name}: .*{reason}"):
             read_image({"file_name": str(tmp_path / name)}, "RGB")
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6])
+def test_the_size_is_that_of_the_pixels(tmp_path, orientation):
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    if orientation is not None:
+        exif[274] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert read_size(str(tmp_path / "a.jpg")) == read_image({"file_name": str(tmp_path / "a.jpg")}, "RGB").shape[:2]
+
+
+def test_a_size_needs_the_header_alone(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((200, 100), 50).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    assert read_size(str(path)) == (100, 200)
+    for content in (b"", b"no image"):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableImage, match=r"a\.png: cannot identify"):
+            read_size(str(path))
+    with pytest.raises(UnreadableImage, match=r"b\.png"):
+        read_size(str(tmp_path / "b.png"))
 
 
 class BrokenDisk:

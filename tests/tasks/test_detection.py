@@ -127,6 +127,18 @@ def test_predictions_are_in_the_original_size(tiny_model, scenes):
         check_instances(prediction["instances"], item, labels=5)
 
 
+@pytest.mark.parametrize("kind", ["detection", "grounding"])
+def test_masks_that_are_not_learned_are_not_predicted(tiny_config, scenes, kind):
+    tiny_config.MODEL.MASK_ON = False
+    tiny_config.MODEL.UNIPERCEIVER_V2.REGION.BOXES_FROM_MASKS = True  # there is nothing to take them from
+    model = build_model(tiny_config).eval()
+    assert not model.image_encoder.regions.boxes_from_masks
+    inputs = [{**item, "phrases": ("a boat",)} for item in scenes]
+    for prediction in model.tasks[kind].predict(model, inputs):
+        instances = prediction["instances"]
+        assert len(instances) > 0 and instances.has("pred_boxes") and not instances.has("pred_masks")
+
+
 def test_without_a_size_the_images_own_is_meant(tiny_model, scenes):
     item = {key: scenes[1][key] for key in ("image", "candidates")}
     instances = tiny_model([item])[0]["instances"]

@@ -81,9 +81,9 @@ class Answer:
 def _rows(found: Detections) -> list[dict[str, Any]]:
     """Rows of COCO's results without the image's id, which the file has once."""
     rows = found.to_coco(image_id=0)
-    for row in rows:
+    for row, box in zip(rows, found, strict=True):
         del row["image_id"]
-        row["label"] = found.labels[row["category_id"]]
+        row["label"] = box.label
     return rows
 
 
@@ -91,11 +91,12 @@ def _marks(found: Detections, picture: np.ndarray) -> Iterator[Mark]:
     """The objects at the size of a picture. One mask exists at a time."""
     for place, box in enumerate(found):
         scaled = found.found[place : place + 1].instances(picture.shape[:2])
+        mask = scaled.pred_masks[0].numpy() if scaled.has("pred_masks") else None
         yield Mark(
             f"{box.label} {100 * box.score:.0f}",
             int(found.class_ids[place]),
             tuple(scaled.pred_boxes.tensor[0].tolist()),
-            scaled.pred_masks[0].numpy(),
+            mask,
         )
 
 

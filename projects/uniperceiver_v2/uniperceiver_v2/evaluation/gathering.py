@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..files import write_json
+from ..reading import id_order
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class GatheringEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._records)
         if not comm.is_main_process():
             return {}
-        records = sorted(itertools.chain.from_iterable(gathered), key=lambda record: record[self._ORDER])
+        records = sorted(itertools.chain.from_iterable(gathered), key=lambda record: id_order(record[self._ORDER]))
         if not records:
             logger.warning("no predictions for %s", self._dataset_name)
             return {}

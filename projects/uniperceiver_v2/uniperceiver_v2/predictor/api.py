@@ -235,13 +235,14 @@ class Predictor(
         """
         task = self._tasks["detection"]
         names = task.labels if labels is None else names_of(labels, "labels")
+        ids = task.category_ids if labels is None else None
         texts = task.texts_of(names)
 
         def answer(batch: Batch) -> Iterator[Detections]:
             found = task.find(self.model, batch.encoding, batch.sizes, texts)
             for picture, pairs in zip(batch.pictures, found, strict=True):
                 kept = pairs[pairs.scores >= threshold].to("cpu")
-                yield Detections(picture.source.name, picture.size, picture.source, names, kept)
+                yield Detections(picture.source.name, picture.size, picture.source, names, kept, ids)
 
         return self._asker.ask(images, "whole", answer, on_error)
 

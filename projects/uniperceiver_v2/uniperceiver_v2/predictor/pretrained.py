@@ -1,6 +1,6 @@
 """Models as directories in Hugging Face's form, and the zoo.
 
-    config.json          the settings of the run, and the names of its classes
+    config.json          the settings of the run, the names of its classes, and their ids if it trained on own data
     model.safetensors    all weights
     text_encoder/        configuration and tokenizer of the text encoder
     backbone/            configuration of the backbone, if the settings name a directory for it
@@ -103,6 +103,7 @@ def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
     """
     settings = yaml.safe_load(cfg.dump())
     settings["MODEL"]["WEIGHTS"] = ""
+    settings["DATASETS"]["CUSTOM"] = {}  # paths of this machine
     node = settings["MODEL"]["UNIPERCEIVER_V2"]
     node["TEXT_ENCODER"]["PATH"] = _TEXT_ENCODER
     try:
@@ -120,6 +121,8 @@ def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         content = {"model_type": MODEL_TYPE, "settings": settings, "labels": labels_of(model)}
+        if ids := model.tasks["detection"].category_ids:
+            content["category_ids"] = list(ids)
         write_json(str(directory / CONFIG), content)
     except (OSError, AssertionError, SafetensorError) as error:  # transformers asserts that a path is a folder
         raise UserError(f"the model cannot be written to {directory}: {error}") from error
@@ -142,6 +145,8 @@ def load_files(directory: Path, device: str | None) -> tuple[CfgNode, nn.Module]
     for kind, names in content.get("labels", {}).items():
         for task in _naming_tasks(model, kind):
             task.labels = tuple(names)
+    if "category_ids" in content:
+        model.tasks["detection"].category_ids = tuple(content["category_ids"])
     return cfg, model
 
 

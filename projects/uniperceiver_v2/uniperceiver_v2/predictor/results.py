@@ -72,10 +72,12 @@ class Detections(_OfImage):
     Attributes:
         labels: the names that were asked for.
         found: the objects without a size of their masks; :attr:`instances` has them at the size of the image.
+        category_ids: the ids of ``labels`` in the user's own dataset, if they are its categories.
     """
 
     labels: tuple[str, ...]
     found: LabelledProposals = field(repr=False)
+    category_ids: tuple[int | str, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.found)
@@ -104,7 +106,7 @@ class Detections(_OfImage):
 
     @cached_property
     def instances(self) -> Instances:
-        """Detectron2's: pred_boxes, scores, pred_classes and pred_masks, at the size of the image.
+        """Detectron2's: pred_boxes, scores, pred_classes and, if masks are learned, pred_masks, at the image's size.
 
         Masks are made when this is asked for the first time. They have K · H · W bytes: filter the objects of a large
         photograph first (:meth:`above`).
@@ -121,13 +123,15 @@ class Detections(_OfImage):
         """Those with at least this score."""
         return replace(self, found=self.found[self.found.scores >= threshold])
 
-    def to_coco(self, image_id: Any = None, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: Any = None, category_ids: Sequence[int | str] | None = None) -> list[dict[str, Any]]:
         """In COCO's format of results: "image_id", "category_id", "bbox" (XYWH), "score", "segmentation" (RLE).
 
         Args:
             image_id: by default the image's name.
-            category_ids: the id of each label, by default its place in ``labels``.
+            category_ids: the id of each label, by default that of the user's own dataset, or else the label's place in
+                ``labels``.
         """
+        category_ids = self.category_ids if category_ids is None else category_ids
         image_id = self.name if image_id is None else image_id
         rows = [row for part in self._parts() for row in instances_to_coco_json(part.instances(self.size), image_id)]
         if category_ids is not None:
@@ -142,9 +146,10 @@ class Detections(_OfImage):
             UserError: the package supervision is not installed.
         """
         names = np.array([self.labels[index] for index in self.class_ids], dtype=str)
+        masks = self.instances.pred_masks.numpy() if self.found.masks is not None else None
         return _supervision().Detections(
             xyxy=self.boxes,
-            mask=self.instances.pred_masks.numpy(),
+            mask=masks,
             confidence=self.scores,
             class_id=self.class_ids,
             data={"class_name": names},

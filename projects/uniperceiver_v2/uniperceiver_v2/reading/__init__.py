@@ -7,18 +7,21 @@ data, or says in one sentence which file, and which entry in it, cannot be used.
 from .annotations import check_annotations, check_instances, check_json_of
 from .disk import LARGEST_FILE, patiently, read_file
 from .documents import read_json, read_lines, read_table, read_text, read_xml, read_yaml
-from .images import FORMATS, READ_ERRORS, decode_image, pixels_of, read_image, read_size
+from .ids import Id, id_order, is_id, sorted_ids
+from .images import READ_ERRORS, decode_image, pixels_of, read_image, read_size
 from .sources import explained, require_source, source_of
 
 __all__ = [
-    "FORMATS",
     "LARGEST_FILE",
     "READ_ERRORS",
+    "Id",
     "check_annotations",
     "check_instances",
     "check_json_of",
     "decode_image",
     "explained",
+    "id_order",
+    "is_id",
     "patiently",
     "pixels_of",
     "read_file",
@@ -31,5 +34,6 @@ __all__ = [
     "read_xml",
     "read_yaml",
     "require_source",
+    "sorted_ids",
     "source_of",
 ]

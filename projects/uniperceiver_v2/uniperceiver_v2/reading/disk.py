@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from detectron2.utils.file_io import PathManager
 
@@ -85,13 +85,23 @@ def read_file(path: str) -> bytes:
 
 
 def _read(path: str) -> bytes:
+    with open_file(path) as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"has more than {LARGEST_FILE} bytes")
+    return content
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A regular file, open for reading, by a path or anything else that ``PathManager`` opens.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a regular file, and might never end.
+    """
     with contextlib.suppress(FileNotFoundError):  # only PathManager knows this path
         # Checked before opening, as opening a named pipe waits for a writer.
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
-    with PathManager.open(path, "rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ValueError(f"has more than {LARGEST_FILE} bytes")
-    return content
+    return PathManager.open(path, "rb")

@@ -10,7 +10,7 @@ from detectron2.data import detection_utils
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UnreadableImage
-from .disk import read_file
+from .disk import open_file, patiently, read_file
 
 # Formats are recognised by content, not by suffix. Pillow's other formats are not allowed, as for EPS it starts another
 # program, Ghostscript.
@@ -91,20 +91,24 @@ def _of_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
 
 
 def read_size(path: str) -> tuple[int, int]:
-    """(height, width) in pixels of an image, turned as EXIF says. Only the file's header is decoded.
+    """(height, width) in pixels of an image, turned as EXIF says. Only the file's header is read.
 
     Raises:
         UnreadableImage: the file is missing or not an image.
         UserError: the disk is at fault.
     """
     try:
-        with Image.open(io.BytesIO(read_file(path)), formats=FORMATS) as image:
-            width, height = image.size
-            try:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            except Exception:  # as in decode_image
-                turned = False
+        return patiently(lambda: _size(path), path)
     except READ_ERRORS as error:
         known = "cannot identify the image's format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"{os.path.abspath(path)}: {' '.join(known.split())}") from error
+
+
+def _size(path: str) -> tuple[int, int]:
+    with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception:  # as in decode_image
+            turned = False
     return (width, height) if turned else (height, width)

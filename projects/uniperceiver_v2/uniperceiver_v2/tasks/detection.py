@@ -45,21 +45,30 @@ class DetectionTask(NamingTask):
     """Object detection and instance segmentation.
 
     Inputs: :class:`~uniperceiver_v2.data.samples.DetectionSample`. Predictions: "instances" (pred_boxes, scores,
-    pred_classes, pred_masks) at the size "height" x "width" of the input, as in Detectron2.
+    pred_classes, and pred_masks if masks are learned) at the size "height" x "width" of the input, as in Detectron2.
 
     Args:
         settings: the task's settings.
         detections_per_image: the number of (proposal, category) pairs that are returned for an image.
         named_by: datasets that name the categories if an input does not.
+        with_masks: whether masks are learned, ``MODEL.MASK_ON``. Otherwise they mean nothing and are not returned.
     """
 
-    def __init__(self, settings: DetectionSettings, detections_per_image: int = 100, named_by: Sequence[str] = ()):
+    def __init__(
+        self,
+        settings: DetectionSettings,
+        detections_per_image: int = 100,
+        named_by: Sequence[str] = (),
+        with_masks: bool = True,
+    ):
         super().__init__(settings, named_by)
         self._detections_per_image = detections_per_image
+        self._with_masks = with_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, settings: DetectionSettings) -> DetectionTask:
-        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, naming_datasets(cfg, "detection", settings))
+        named_by = naming_datasets(cfg, "detection", settings)
+        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, named_by, cfg.MODEL.MASK_ON)
 
     def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
@@ -112,7 +121,7 @@ class DetectionTask(NamingTask):
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
         return [
-            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image)
+            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image, self._with_masks)
             for index, of_image in enumerate(scores)
         ]
 
@@ -137,7 +146,7 @@ class LabelledProposals:
 
     Attributes:
         boxes: [U,4], (cx, cy, w, h) in 0..1.
-        masks: [U,h,w] logits, which cover the padded batch.
+        masks: [U,h,w] logits, which cover the padded batch. None if masks are not learned.
         proposal: [K], indices of the U proposals.
         labels: [K], indices of categories or phrases.
         scores: [K].
@@ -146,7 +155,7 @@ class LabelledProposals:
     """
 
     boxes: Tensor
-    masks: Tensor
+    masks: Tensor | None
     proposal: Tensor
     labels: Tensor
     scores: Tensor
@@ -156,14 +165,21 @@ class LabelledProposals:
 
     @classmethod
     def choose(
-        cls, proposal: Tensor, labels: Tensor, scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes
+        cls,
+        proposal: Tensor,
+        labels: Tensor,
+        scores: Tensor,
+        proposals: Proposals,
+        index: int,
+        sizes: ImageSizes,
+        with_masks: bool = True,
     ) -> LabelledProposals:
         """K pairs of proposal and label of image ``index``, with their scores, all [K]."""
         used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
-        boxes, masks = proposals.boxes[index, used], proposals.masks[index, used]
+        boxes, masks = proposals.boxes[index, used], proposals.masks[index, used] if with_masks else None
         size, inside = sizes.images[index], proposals.masks_in_boxes
         found = cls(boxes, masks, which, labels, scores, size, sizes.padded, inside)
-        return found._boxed_by_masks() if proposals.boxes_around_masks else found
+        return found._boxed_by_masks(masks) if with_masks and proposals.boxes_around_masks else found
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,7 +190,7 @@ class LabelledProposals:
         return replace(
             self,
             boxes=self.boxes[used],
-            masks=self.masks[used],
+            masks=None if self.masks is None else self.masks[used],
             proposal=which,
             labels=self.labels[chosen],
             scores=self.scores[chosen],
@@ -189,25 +205,21 @@ class LabelledProposals:
         return self._boxes_of_proposals(size)[self.proposal]
 
     def instances(self, size: tuple[int, int]) -> Instances:
-        """K instances at this (height, width): pred_boxes, scores, pred_classes, pred_masks."""
+        """K instances at this (height, width): pred_boxes, scores, pred_classes, and pred_masks if they are learned."""
         boxes = self._boxes_of_proposals(size)
-        masks = self._masks_of_proposals(size, boxes)
-        return Instances(
-            size,
-            pred_boxes=boxes[self.proposal],
-            scores=self.scores,
-            pred_classes=self.labels,
-            pred_masks=masks[self.proposal],
-        )
+        found = Instances(size, pred_boxes=boxes[self.proposal], scores=self.scores, pred_classes=self.labels)
+        if self.masks is not None:
+            found.pred_masks = self._masks_of_proposals(self.masks, size, boxes)[self.proposal]
+        return found
 
-    def _boxed_by_masks(self) -> LabelledProposals:
+    def _boxed_by_masks(self, logits: Tensor) -> LabelledProposals:
         """With the boxes around the masks, to a pixel of the encoded image. A proposal without a mask keeps its box."""
-        masks = self._masks_of_proposals(self.image_size, self._boxes_of_proposals(self.image_size))
+        masks = self._masks_of_proposals(logits, self.image_size, self._boxes_of_proposals(self.image_size))
         boxes = boxes_of_masks(masks[None], self.boxes.new_ones(1, 2), self.boxes[None])[0]
         return replace(self, boxes=boxes)
 
-    def _masks_of_proposals(self, size: tuple[int, int], boxes: Boxes) -> Tensor:
-        masks = paste_masks(self.masks, self.image_size, self.padded_size, size)
+    def _masks_of_proposals(self, logits: Tensor, size: tuple[int, int], boxes: Boxes) -> Tensor:
+        masks = paste_masks(logits, self.image_size, self.padded_size, size)
         return masks & box_interiors(boxes, size) if self.masks_in_boxes else masks
 
     def _boxes_of_proposals(self, size: tuple[int, int]) -> Boxes:
@@ -217,11 +229,13 @@ class LabelledProposals:
         return boxes
 
 
-def best_pairs(scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int) -> LabelledProposals:
+def best_pairs(
+    scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int, with_masks: bool = True
+) -> LabelledProposals:
     """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C]."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes)
+    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes, with_masks)
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:

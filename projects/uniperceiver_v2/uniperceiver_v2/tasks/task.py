@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..data import load_dataset
-from ..data.datasets.records import candidate_names
+from ..data.datasets.records import candidate_names, own_category_ids
 from ..errors import UserError
 from ..kinds import kind_of_dataset
 from ..modeling.model import UniPerceiver
@@ -72,6 +72,8 @@ class NamingTask(Task):
         super().__init__(settings)
         self._named_by = tuple(named_by)
         self._labels: tuple[str, ...] | None = None
+        # The ids of the labels in the files that they come from, if these are a user's own dataset. May be set.
+        self.category_ids: tuple[int | str, ...] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -83,12 +85,12 @@ class NamingTask(Task):
             UserError: no dataset of the task has names here.
         """
         if self._labels is None:
-            self._labels = _names_of(self._named_by)
+            self._labels, self.category_ids = _names_of(self._named_by)
         return self._labels
 
     @labels.setter
     def labels(self, names: Sequence[str]) -> None:
-        self._labels = tuple(names)
+        self._labels, self.category_ids = tuple(names), None
 
     def texts_of(self, names: Sequence[str]) -> tuple[str, ...]:
         """The candidate texts: each name, put into the prompt."""
@@ -110,15 +112,16 @@ def naming_datasets(cfg: CfgNode, kind: str, settings: Any) -> tuple[str, ...]:
     return tuple(x for x in registered if x in own or getattr(kind_of_dataset(x), "name", None) == kind)
 
 
-def _names_of(datasets: Sequence[str]) -> tuple[str, ...]:
+def _names_of(datasets: Sequence[str]) -> tuple[tuple[str, ...], tuple[int | str, ...] | None]:
+    """The names of the first dataset that has some, and the ids of the user's own categories."""
     for name in datasets:
         try:
-            return candidate_names(name)
+            return candidate_names(name), own_category_ids(name)
         except UserError:  # no names without its files
             continue
     for name in datasets:
         load_dataset(name)
-        return candidate_names(name)
+        return candidate_names(name), own_category_ids(name)
     raise UserError("no labels are known: give the names to choose from")
 
 

@@ -54,13 +54,13 @@ class Mark:
         text: its name and score.
         colour: any whole number; marks of the same number have the same colour.
         box: absolute XYXY.
-        mask: bool [H,W].
+        mask: bool [H,W], or None.
     """
 
     text: str
     colour: int
     box: Box
-    mask: np.ndarray
+    mask: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def draw_marks(image: np.ndarray, marks: Iterable[Mark]) -> Image.Image:
     pixels = np.ascontiguousarray(image).copy()
     named = []
     for mark in marks:
-        _fill(pixels, mark.mask, _PALETTE[mark.colour % len(_PALETTE)])
+        if mark.mask is not None:
+            _fill(pixels, mark.mask, _PALETTE[mark.colour % len(_PALETTE)])
         named.append((mark.text, mark.box, _PALETTE[mark.colour % len(_PALETTE)]))
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)

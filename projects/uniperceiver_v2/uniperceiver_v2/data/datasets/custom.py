@@ -28,7 +28,7 @@ from .records import Records, register_dataset
 from .tables import read_caption_table, read_class_table, read_text_table
 
 # Keys that every format has, with their defaults.
-SHARED = {"FORMAT": "", "PART": "", "TEST_SHARE": 0.2}
+SHARED: dict[str, Any] = {"FORMAT": "", "PART": "", "TEST_SHARE": 0.2, "LEFT_OUT": []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,9 @@ def _register(name: str, node: dict[str, Any], where: str) -> None:
         if isinstance(found, Objects):
             _set_categories(name, found)
             found = found.records
-        return part_of(found, node["PART"], node["TEST_SHARE"])
+        left_out = {os.path.abspath(os.path.expanduser(path)) for path in node["LEFT_OUT"]}
+        used = [r for r in found if "file_name" not in r or os.path.abspath(r["file_name"]) not in left_out]
+        return part_of(used, node["PART"], node["TEST_SHARE"])
 
     images = {"image_root": node["IMAGES"]} if node.get("IMAGES") else {}
     register_dataset(

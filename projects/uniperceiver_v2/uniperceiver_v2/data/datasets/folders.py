@@ -44,7 +44,8 @@ def read_yolo(yaml_file: str, split: str) -> Objects:
         raise UserError(f"{path} has no split '{split}'{nearest(split, (k for k in content if k != 'names'))}")
     root = Path(path).parent / str(content.get("path") or ".")
     sources = content[split] if isinstance(content[split], list) else [content[split]]
-    images = [found for source in sources for found in _yolo_images(root / str(source))]
+    images = [found for source in sources for found in _yolo_images(_source(root, str(source)))]
+    with_keypoints = "kpt_shape" in content  # they follow the box
     records, labelled = [], 0
     for image, image_id in images:
         size = _size_of(image)
@@ -52,7 +53,7 @@ def read_yolo(yaml_file: str, split: str) -> Objects:
             continue
         text = yolo_text_of(image)
         labelled += text.is_file()
-        annotations = [] if not text.is_file() else _yolo_objects(text, index_of, *size)
+        annotations = [] if not text.is_file() else _yolo_objects(text, index_of, *size, with_keypoints)
         records.append(_record(str(image), image_id, size, annotations))
     if records and not labelled:
         raise UserError(f"{path}: none of the {len(records)} images of '{split}' has a text, such as {text}")
@@ -73,6 +74,12 @@ def _yolo_names(names: Any, path: str) -> dict[int, str]:
     if isinstance(names, dict) and names and all(type(number) is int and number >= 0 for number in names):
         return names
     raise UserError(f'{path} needs "names": a list of names or NUMBER: NAME pairs, not {names!r}')
+
+
+def _source(root: Path, name: str) -> Path:
+    """A path of the YAML. Some programs write "../train/images" for "train/images"."""
+    path = root / name
+    return root / name.removeprefix("../") if not path.exists() and name.startswith("../") else path
 
 
 def _yolo_images(source: Path) -> Iterator[tuple[Path, str]]:
@@ -96,7 +103,7 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _yolo_objects(text: Path, index_of: Mapping[int, int], height: int, width: int) -> list[dict]:
+def _yolo_objects(text: Path, index_of: Mapping[int, int], height: int, width: int, with_keypoints: bool) -> list[dict]:
     annotations = []
     for number, line in enumerate(read_lines(str(text)), 1):
         where = f"{os.path.abspath(text)}: line {number}, '{line[:60]}'"
@@ -104,6 +111,7 @@ def _yolo_objects(text: Path, index_of: Mapping[int, int], height: int, width: i
             category, *values = (float(word) for word in line.split())
         except ValueError as error:
             raise UserError(f"{where}, is not {YOLO_LINE}") from error
+        values = values[:4] if with_keypoints else values
         is_polygon = len(values) >= 6 and len(values) % 2 == 0
         if not (len(values) == 4 or is_polygon) or not all(map(math.isfinite, (category, *values))):
             raise UserError(f"{where}, is not {YOLO_LINE}")

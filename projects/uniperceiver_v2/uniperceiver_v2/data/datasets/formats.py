@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from detectron2.data import MetadataCatalog
 
 from ...errors import UserError
+from ...reading import id_order
 from .records import Records, register_dataset
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def register_image_folder(
@@ -112,6 +113,8 @@ def register_captions(
 def load_caption_json(json_file: str, image_root: str) -> Records:
     """Records of COCO's captions format, in the order of image ids.
 
+    Images may lack their sizes, and annotations their ids. These are then in the order of the file.
+
     Returns:
         {"file_name", "height", "width", "image_id", "captions": list[str] in the order of their ids}.
 
@@ -122,20 +125,17 @@ def load_caption_json(json_file: str, image_root: str) -> Records:
     records = {
         image["id"]: {
             "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
+            **{key: image[key] for key in ("height", "width") if key in image},
             "image_id": image["id"],
             "captions": [],
         }
-        for image in sorted(content["images"], key=lambda image: image["id"])
+        for image in sorted(content["images"], key=lambda image: id_order(image["id"]))
     }
-    for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
+    for annotation in sorted(content["annotations"], key=lambda annotation: id_order(annotation.get("id", 0))):
+        what = f"{json_file}: annotation {annotation.get('id', '')}".rstrip()
         if annotation["image_id"] not in records:
-            raise UserError(
-                f"{json_file}: annotation {annotation['id']} is of image {annotation['image_id']}, "
-                'which is not among "images"'
-            )
-        caption = _string(annotation["caption"], f"{json_file}: the caption of annotation {annotation['id']}")
+            raise UserError(f'{what} is of image {annotation["image_id"]}, which is not among "images"')
+        caption = _string(annotation["caption"], f"{what} of image {annotation['image_id']}: its caption")
         records[annotation["image_id"]]["captions"].append(caption)
     return list(records.values())
 

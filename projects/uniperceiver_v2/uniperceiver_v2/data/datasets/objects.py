@@ -14,12 +14,10 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_api
 
 from ...errors import UserError
-from ...reading import read_json, read_size
+from ...reading import Id, is_id, read_json, read_size, sorted_ids
 from .records import Records
 
 logger = logging.getLogger(__name__)
-
-Id = int | str
 
 
 class Category(NamedTuple):
@@ -35,11 +33,6 @@ class Objects(NamedTuple):
 
     records: Records
     categories: tuple[Category, ...]
-
-
-def sorted_ids(ids) -> list:
-    """Numbers by size, then strings by the alphabet."""
-    return sorted(ids, key=lambda i: (isinstance(i, str), i))
 
 
 def named(ids_and_names: Mapping[Id, str], path: str) -> tuple[Category, ...]:
@@ -91,11 +84,6 @@ def read_objects_json(json_file: str, image_root: str, *, lvis: bool = False) ->
         records[record["image_id"]] = record
     _add_annotations(records, content.get("annotations") or [], index_of, path)
     return Objects([records[image_id] for image_id in sorted_ids(records)], categories)
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value can be an id: a whole number or a string."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _categories(entries: list, path: str, lvis: bool) -> tuple[Category, ...]:

@@ -14,6 +14,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
+from ...reading import id_order
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
 
@@ -108,7 +109,7 @@ def load_phrase_json(json_file: str, image_root: str, instances_json: str | None
         records = _records_of_images(content["images"], image_root)
     else:
         records = objects_by_image(instances_json, image_root)
-    for entry in sorted(content["annotations"], key=lambda entry: entry["id"]):
+    for entry in sorted(content["annotations"], key=lambda entry: id_order(entry["id"])):
         what = f"{json_file}: annotation {entry['id']}"
         record = record_of(records, entry["image_id"], what)
         phrase = string(entry["phrase"], f"{what}: its phrase")
@@ -130,7 +131,7 @@ def _records_of_images(images: Iterable[dict], image_root: str) -> dict[Any, dic
             "annotations": [],
             "phrases": [],
         }
-        for image in sorted(images, key=lambda image: image["id"])
+        for image in sorted(images, key=lambda image: id_order(image["id"]))
     }
 
 

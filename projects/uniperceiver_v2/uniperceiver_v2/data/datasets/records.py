@@ -1,5 +1,6 @@
 """Datasets as lists of records: loads them, or says clearly why one cannot be used."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,8 @@ from ...errors import UserError, nearest
 from ...reading import check_annotations, check_json_of, explained, source_of
 
 Records = list[dict]
+
+logger = logging.getLogger(__name__)
 
 
 def load_dataset(name: str) -> Records:
@@ -118,10 +121,14 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
     absent = [name for index, name in enumerate(candidate_names(names[0])) if index not in seen]
     if absent:
         listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-        raise UserError(
+        message = (
             f"no training image shows these categories of {', '.join(names)}: {listed}; "
             "remove them from the annotations, or add images"
         )
+        # Files of users often have such categories: a program's list of all names, a heading of the others.
+        if not all(MetadataCatalog.get(name).get("own_format") for name in names):
+            raise UserError(message)
+        logger.warning("%s", message)
 
 
 def candidate_names(name: str) -> tuple[str, ...]:
@@ -130,6 +137,14 @@ def candidate_names(name: str) -> tuple[str, ...]:
     if not classes:
         raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
     return tuple(classes)
+
+
+def own_category_ids(name: str) -> tuple[int | str, ...] | None:
+    """The ids of a loaded dataset's classes in the user's files, in the order of its labels. None if the dataset is not
+    one of a configuration, or its classes have names only."""
+    metadata = MetadataCatalog.get(name)
+    index_of = metadata.get("thing_dataset_id_to_contiguous_id") if metadata.get("own_format") else None
+    return None if index_of is None else tuple(index_of)
 
 
 def same_images(name: str, other: str) -> bool:

@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module):
             anchor_size=region.ANCHOR_SIZE,
             denoising_queries=region.DENOISING_QUERIES,
             box_noise=region.BOX_NOISE,
-            boxes_from_masks=region.BOXES_FROM_MASKS,
+            boxes_from_masks=region.BOXES_FROM_MASKS and cfg.MODEL.MASK_ON,
             criterion=RegionCriterion(
                 weights={name.lower(): value for name, value in criterion.WEIGHTS.items()},
                 costs=MatchCosts(**{name.lower(): value for name, value in criterion.COSTS.items()}),

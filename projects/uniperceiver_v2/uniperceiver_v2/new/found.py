@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import UserError
-from ...reading import read_json, read_table, read_text, read_xml, read_yaml
-from .folders import images_below
-from .formats import IMAGE_SUFFIXES
+from ..data.datasets.folders import images_below
+from ..data.datasets.formats import IMAGE_SUFFIXES
+from ..errors import UserError
+from ..reading import read_json, read_table, read_text, read_xml, read_yaml
 
-SPLITS = {"train": "train", "training": "train", "val": "test", "valid": "test", "validation": "test", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "path", "image_path")
 _CLASS_COLUMNS = ("class", "label", "category", "species", "kind", "name")
 _TEXT_COLUMNS = ("text", "sentence", "caption", "title", "description")
 
 
 class Found(NamedTuple):
-    """A dataset of a folder: its node of ``DATASETS.CUSTOM``, its split, "train", "test" or "" for all in one, and the
-    path that it was recognised by."""
+    """A dataset of a folder: its node of ``DATASETS.CUSTOM``, its split, "train", "val", "test" or "" for all in one,
+    and the path that it was recognised by."""
 
     node: dict[str, Any]
     split: str

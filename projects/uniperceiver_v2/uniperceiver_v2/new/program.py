@@ -1,0 +1,84 @@
+"""The command line of this package."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import load_config
+from ..data import load_dataset
+from ..errors import UserError
+from ..files import TINY_CONFIG, write_atomically
+from ..kinds import configured_task
+from ..predictor.pretrained import MODEL_ZOO, WEIGHTS, zoo_directory
+from . import __doc__ as meaning
+from .choosing import configuration, shown_path
+from .looking import counted, look_at, summary
+
+
+def trained_and_tested(config_file: str) -> str:
+    """How many records each task and each test of a configuration has, for the user.
+
+    Raises:
+        UserError: the data cannot be trained on as the configuration says.
+    """
+    cfg = load_config(config_file)
+    tasks = [configured_task(cfg, name) for name in cfg.TASKS.NAMES]
+    trained = [(task.name, task.kind.training_data(cfg, task)[0], "to train on") for task in tasks]
+    tested = [(name, load_dataset(name), "to test on") for name in cfg.DATASETS.TEST]
+    return "\n".join(
+        f"  {name}: {counted(len(records), 'text' if 'text' in records[0] else 'picture')} {use}"
+        for name, records, use in trained + tested
+    )
+
+
+def _model(base: Path | None, weights: str) -> tuple[Path, str]:
+    """The configuration that gives the model, and the checkpoint to start from.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    if weights in MODEL_ZOO:
+        directory = zoo_directory(weights)
+        base = base or directory / "config.yaml"
+        weights = shown_path(directory / WEIGHTS, Path.cwd())
+    if weights and not os.path.isfile(weights):
+        raise UserError(f"--weights: there is no checkpoint {weights}; the zoo has {', '.join(sorted(MODEL_ZOO))}")
+    base = base or TINY_CONFIG
+    if not base.is_file():
+        raise UserError(f"--base: there is no configuration {base}")
+    return base, weights
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m uniperceiver_v2.new", description=(meaning or "").partition("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="the folder of your data")
+    parser.add_argument("--output", type=Path, help="the configuration to write; by default FOLDER's name with .yaml")
+    parser.add_argument("--base", type=Path, help="the configuration that gives the model; by default the tiny one")
+    parser.add_argument(
+        "--weights",
+        default="",
+        help="a checkpoint of that model to start from, or a model of the zoo with its own base",
+    )
+    args = parser.parse_args(arguments)
+    output = args.output or Path(f"{args.folder.resolve().name}.yaml")
+    try:
+        if output.exists():
+            raise UserError(f"{output} exists already: remove it, or give another name by --output")
+        base, weights = _model(args.base, args.weights)
+        seen, problems, unused = look_at(args.folder)
+        print(summary(seen, problems, unused))
+        text = configuration(seen, base, weights, output)
+        write_atomically(str(output), lambda file: file.write(text.encode()))
+        print(f"\n{output} is written.")
+        print(trained_and_tested(str(output)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\nTrain by: python projects/uniperceiver_v2/train_net.py --config-file {shlex.quote(str(output))}")
+    return 0
