@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import train_net
 from uniperceiver_v2 import Predictor
@@ -17,6 +18,7 @@ from uniperceiver_v2.config import add_uniperceiver_v2_config, load_config
 from uniperceiver_v2.data.datasets.custom import FORMATS, SHARED
 from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.new import program
+from uniperceiver_v2.report import write_report
 
 DOCUMENT = (REPOSITORY / "docs/own_data.md").read_text(encoding="utf-8")
 # The tutorial's run has 400 iterations and the tiny model.
@@ -94,6 +96,12 @@ def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
     for answer in (found, again):
         assert [row["category_id"] for row in answer.to_coco()] == [id_of[box.label] for box in answer]
     assert "shapes.json" not in Path("saved/config.json").read_text()  # a path of this machine
+
+    DatasetCatalog.remove("shapes_objects_test")  # as in another process
+    MetadataCatalog.remove("shapes_objects_test")
+    write_report(["output/shapes"], "page.html")
+    for page in (Path("page.html").read_text(), Path("output/shapes/report.html").read_text()):
+        assert "Worst and best images" in page and "cannot be read" not in page and ">circle<" in page
 
     assert program.main(tuned[3:]) == 0
     assert load_config("tuned.yaml").MODEL.WEIGHTS.endswith("digit_scenes_small/model.safetensors")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from detectron2.data import MetadataCatalog
 
-from ..data import load_dataset
+from ..data import load_dataset, register_custom_datasets
 from ..errors import UserError
 from ..evaluation import kind_of_metrics
 from ..kinds import TaskKind, kind_of_dataset
@@ -150,8 +150,18 @@ class Evaluation:
     @functools.cached_property
     def kind(self) -> TaskKind | None:
         """By the dataset's registration. Without one, by its metrics. None if neither tells."""
+        self._register()
         kinds = [kind_of_metrics(metrics) for metrics in self.results.values()]
         return kind_of_dataset(self.dataset) or next((kind for kind in kinds if kind is not None), None)
+
+    def _register(self) -> None:
+        """Register the dataset as the run's settings describe it. Another run may have another one of its name."""
+        node = ((self.run.settings.get("DATASETS") or {}).get("CUSTOM") or {}).get(self.dataset)
+        if node is not None:
+            try:
+                register_custom_datasets({self.dataset: node})
+            except UserError as error:
+                logger.warning("%s: %s", self.run.file("config.yaml"), error)
 
     def json(self, file_name: str) -> Any:
         """A file of the evaluator, which is read once.
@@ -174,6 +184,7 @@ class Evaluation:
         Raises:
             Missing: the dataset cannot be read on this machine.
         """
+        self._register()
         try:
             records = load_dataset(self.dataset)
         except UserError as error:
