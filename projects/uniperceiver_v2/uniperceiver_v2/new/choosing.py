@@ -3,11 +3,10 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from detectron2.config import CfgNode
 
 from ..config import load_config
 from ..data.datasets.custom import FORMATS
@@ -30,23 +29,24 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _STEPS = {"detection": 11.0, "grounding": 12.0, "classification": 4.0, "captioning": 4.0, "language_modelling": 4.0}
 
 
-def configuration(seen: Sequence[Seen], base: Path, weights: str, output: Path) -> str:
-    """The text of a configuration for these datasets.
+class Start(NamedTuple):
+    """What training starts from: the configuration that gives the model, a checkpoint of it, and the directory of its
+    text encoder; "" for random weights, and for the configuration's own text encoder."""
 
-    Args:
-        seen: the datasets.
-        base: the configuration that gives the model.
-        weights: a checkpoint to start from, or "" for random weights.
-        output: where the text is to be written.
-    """
+    base: Path
+    weights: str = ""
+    text_encoder: str = ""
+
+
+def configuration(seen: Sequence[Seen], start: Start, output: Path) -> str:
+    """The text of a configuration for these datasets, which is to be written to ``output``."""
     custom, tasks, tested = _tasks_of(seen)
-    settings: dict[str, Any] = {"_BASE_": shown_path(base, output.parent)}
+    settings: dict[str, Any] = {"_BASE_": shown_path(start.base, output.parent)}
     reasons: dict[str, str] = {}
     settings["DATASETS"] = {"CUSTOM": custom, "TEST": tested}
     settings["TASKS"] = {"NAMES": list(tasks), **tasks}
-    base_cfg = load_config(str(base), training=False, datasets=False)
-    _choose_model(seen, base_cfg, weights, settings, reasons)
-    _choose_iterations(seen, tasks, weights, settings, reasons)
+    _choose_model(seen, start, settings, reasons)
+    _choose_iterations(seen, tasks, bool(start.weights), settings, reasons)
     settings["OUTPUT_DIR"] = f"output/{output.stem}"
     return _as_yaml(settings, reasons)
 
@@ -85,23 +85,25 @@ def _tasks_of(seen: Sequence[Seen]) -> tuple[dict, dict, list[str]]:
     return custom, tasks, tested
 
 
-def _choose_model(seen: Sequence[Seen], base: CfgNode, weights: str, settings: dict, reasons: dict[str, str]) -> None:
+def _choose_model(seen: Sequence[Seen], start: Start, settings: dict, reasons: dict[str, str]) -> None:
+    node = load_config(str(start.base), training=False, datasets=False).MODEL.UNIPERCEIVER_V2
     sizes = np.array([size for dataset in seen for size in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     with_objects = [d for d in seen if d.evaluator_type in ("coco", "lvis", "grounding")]
     annotations = [(a, r) for d in with_objects for r in d.records for a in r["annotations"]]
-    model: dict[str, Any] = {}
-    if weights:
-        model["WEIGHTS"] = weights
+    model: dict[str, Any] = {"WEIGHTS": start.weights} if start.weights else {}
+    own: dict[str, Any] = {"TEXT_ENCODER": {"PATH": start.text_encoder}} if start.text_encoder else {}
     if with_objects:
         model["MASK_ON"] = all(a.get("segmentation") for a, _ in annotations if not a.get("iscrowd", 0))
         reasons["MASK_ON"] = "whether every object has an outline"
         region = {"ANCHOR_SIZE": _anchor(annotations)}
         reasons["ANCHOR_SIZE"] = "side of the smaller objects, as a share of their picture"
         most = max(len(r["annotations"]) for d in with_objects for r in d.records)
-        if most * 1.25 > base.MODEL.UNIPERCEIVER_V2.REGION.NUM_QUERIES:
+        if most * 1.25 > node.REGION.NUM_QUERIES:
             region["NUM_QUERIES"] = int(np.ceil(most * 1.25 / 10) * 10)
             reasons["NUM_QUERIES"] = f"the fullest picture has {most} objects"
-        model["UNIPERCEIVER_V2"] = {"REGION": region}
+        own["REGION"] = region
+    if own:
+        model["UNIPERCEIVER_V2"] = own
     if model:
         settings["MODEL"] = model
     if len(sizes):
@@ -116,10 +118,10 @@ def _choose_model(seen: Sequence[Seen], base: CfgNode, weights: str, settings: d
         settings["INPUT"]["MAX_SIZE_TEST"] = settings["INPUT"]["MAX_SIZE_TRAIN"]
         reasons["MIN_SIZE_TRAIN"] = f"the median picture has a shorter side of {np.median(short):.0f} pixels"
         reasons["RANDOM_FLIP"] = '"none" where left and right matter, as for digits and letters'
-    for node in settings["TASKS"].values():
-        if isinstance(node, dict) and node["KIND"] == "classification":
-            own = [size for d in seen if d.evaluator_type == "imagenet" for size in d.sizes]
-            node["IMAGE_SIZE"] = _side(np.median(np.array(own).min(1)), 224) if own else 224
+    for task in settings["TASKS"].values():
+        if isinstance(task, dict) and task["KIND"] == "classification":
+            shown = [size for d in seen if d.evaluator_type == "imagenet" for size in d.sizes]
+            task["IMAGE_SIZE"] = _side(np.median(np.array(shown).min(1)), 224) if shown else 224
 
 
 def _anchor(annotations: Sequence[tuple[dict, dict]]) -> float:
@@ -132,7 +134,7 @@ def _side(pixels: float, most: int) -> int:
 
 
 def _choose_iterations(
-    seen: Sequence[Seen], tasks: dict, weights: str, settings: dict, reasons: dict[str, str]
+    seen: Sequence[Seen], tasks: dict, is_tuned: bool, settings: dict, reasons: dict[str, str]
 ) -> None:
     batches = sum(
         len(d.records) * (1 - TEST_SHARE) / tasks[TASKS[d.evaluator_type][0]]["IMS_PER_BATCH"]
@@ -151,7 +153,7 @@ def _choose_iterations(
     }
     reasons["MAX_ITER"] = f"about {EPOCHS} times through the data, at least {FEWEST} and at most {MOST} iterations"
     reasons["EARLY_STOPPING"] = "evaluations in a row without a better one"
-    if weights:
+    if is_tuned:
         settings["SOLVER"] |= {"BASE_LR": 0.0002, "DECODER_DELAY": 0}
         reasons["BASE_LR"] = "lower than from random weights"
     else:

@@ -12,9 +12,9 @@ from ..data import load_dataset
 from ..errors import UserError
 from ..files import TINY_CONFIG, write_atomically
 from ..kinds import configured_task
-from ..predictor.pretrained import MODEL_ZOO, WEIGHTS, zoo_directory
+from ..predictor.pretrained import MODEL_ZOO, TEXT_ENCODER, WEIGHTS, zoo_directory
 from . import __doc__ as meaning
-from .choosing import configuration, shown_path
+from .choosing import Start, configuration, shown_path
 from .looking import counted, look_at, summary
 
 
@@ -34,22 +34,22 @@ def trained_and_tested(config_file: str) -> str:
     )
 
 
-def _model(base: Path | None, weights: str) -> tuple[Path, str]:
-    """The configuration that gives the model, and the checkpoint to start from.
+def _start(base: Path | None, weights: str) -> Start:
+    """What training starts from.
 
     Raises:
-        UserError: one of them is not there.
+        UserError: it is not there.
     """
-    if weights in MODEL_ZOO:
+    if weights in MODEL_ZOO and base is None:
         directory = zoo_directory(weights)
-        base = base or directory / "config.yaml"
-        weights = shown_path(directory / WEIGHTS, Path.cwd())
+        parts = (shown_path(directory / name, Path.cwd()) for name in (WEIGHTS, TEXT_ENCODER))
+        return Start(directory / "config.yaml", *parts)
     if weights and not os.path.isfile(weights):
         raise UserError(f"--weights: there is no checkpoint {weights}; the zoo has {', '.join(sorted(MODEL_ZOO))}")
     base = base or TINY_CONFIG
     if not base.is_file():
         raise UserError(f"--base: there is no configuration {base}")
-    return base, weights
+    return Start(base, weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,17 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights",
         default="",
-        help="a checkpoint of that model to start from, or a model of the zoo with its own base",
+        help="a checkpoint of that model to start from, "
+        "or without --base a model of the zoo, such as digit_scenes/small",
     )
     args = parser.parse_args(arguments)
     output = args.output or Path(f"{args.folder.resolve().name}.yaml")
     try:
         if output.exists():
             raise UserError(f"{output} exists already: remove it, or give another name by --output")
-        base, weights = _model(args.base, args.weights)
+        start = _start(args.base, args.weights)
         seen, problems, unused = look_at(args.folder)
         print(summary(seen, problems, unused))
-        text = configuration(seen, base, weights, output)
+        text = configuration(seen, start, output)
         write_atomically(str(output), lambda file: file.write(text.encode()))
         print(f"\n{output} is written.")
         print(trained_and_tested(str(output)))

@@ -36,7 +36,7 @@ MODEL_ZOO: dict[str, str] = {"digit_scenes/small": "zoo/digit_scenes_small"}
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "uniperceiver_v2"
-_TEXT_ENCODER, _BACKBONE = "text_encoder", "backbone"
+TEXT_ENCODER, _BACKBONE = "text_encoder", "backbone"
 
 CARD = """---
 {{ card_data }}
@@ -105,10 +105,10 @@ def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
     settings["MODEL"]["WEIGHTS"] = ""
     settings["DATASETS"]["CUSTOM"] = {}  # paths of this machine
     node = settings["MODEL"]["UNIPERCEIVER_V2"]
-    node["TEXT_ENCODER"]["PATH"] = _TEXT_ENCODER
+    node["TEXT_ENCODER"]["PATH"] = TEXT_ENCODER
     try:
-        model.text_encoder.model.config.save_pretrained(directory / _TEXT_ENCODER)
-        model.text_encoder.tokenizer.save_pretrained(directory / _TEXT_ENCODER)
+        model.text_encoder.model.config.save_pretrained(directory / TEXT_ENCODER)
+        model.text_encoder.tokenizer.save_pretrained(directory / TEXT_ENCODER)
         if node["BACKBONE"]["PATH"]:
             node["BACKBONE"]["PATH"] = _BACKBONE
             model.image_encoder.backbone.model.config.save_pretrained(directory / _BACKBONE)
@@ -135,7 +135,7 @@ def load_files(directory: Path, device: str | None) -> tuple[CfgNode, nn.Module]
         UserError: a file is missing, is damaged, or does not fit the others.
     """
     content = read_description(directory)
-    overrides = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(directory / _TEXT_ENCODER)]
+    overrides = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(directory / TEXT_ENCODER)]
     if content["settings"].get("MODEL", {}).get("UNIPERCEIVER_V2", {}).get("BACKBONE", {}).get("PATH"):
         overrides += ["MODEL.UNIPERCEIVER_V2.BACKBONE.PATH", str(directory / _BACKBONE)]
     overrides += ["MODEL.DEVICE", device] if device else []
