@@ -16,7 +16,7 @@ import train_net
 from uniperceiver_v2 import Predictor
 from uniperceiver_v2.config import add_uniperceiver_v2_config, load_config
 from uniperceiver_v2.data.datasets.custom import FORMATS, SHARED
-from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 from uniperceiver_v2.new import program
 from uniperceiver_v2.report import write_report
 
@@ -105,6 +105,15 @@ def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
 
     assert program.main(tuned[3:]) == 0
     assert load_config("tuned.yaml").MODEL.WEIGHTS.endswith("digit_scenes_small/model.safetensors")
+
+
+@pytest.mark.usefixtures("catalogs")
+def test_the_example_is_a_configuration(tmp_path):
+    (example,) = blocks("yaml")
+    (tmp_path / "boats.yaml").write_text(f"_BASE_: {TINY_CONFIG}\n{example}")
+    cfg = load_config(str(tmp_path / "boats.yaml"))
+    assert cfg.TASKS.NAMES == ["boats"] and list(cfg.DATASETS.TEST) == ["boats_test"]
+    assert MetadataCatalog.get("boats_train").own_format == "coco"
 
 
 def test_the_tables_are_those_of_the_code():
