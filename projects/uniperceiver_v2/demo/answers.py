@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from uniperceiver_v2.predictor import (
     Predictor,
     trained_kinds,
 )
-from uniperceiver_v2.visualization import Answers, Mark, Panel, draw_card, draw_marks, fitted
+from uniperceiver_v2.visualization import Answers, Panel, draw_card, draw_marks, fitted
 
 # {name of the option --tasks: kind of task}
 TASKS = {"detect": "detection", "ground": "grounding", "caption": "captioning", "classify": "classification"}
@@ -69,10 +69,10 @@ class Answer:
         panels = []
         if self.detect is not None:
             heading = "objects" if self.ground is not None else ""
-            panels.append(Panel(draw_marks(picture, _marks(self.detect, picture)), heading))
+            panels.append(Panel(draw_marks(picture, self.detect.marks(picture)), heading))
         if self.ground is not None:
             heading = "phrases: " + ", ".join(self.ground.labels)
-            panels.append(Panel(draw_marks(picture, _marks(self.ground, picture)), heading))
+            panels.append(Panel(draw_marks(picture, self.ground.marks(picture)), heading))
         caption = None if self.caption is None else (self.caption.text, self.caption.log_likelihood)
         classes = None if self.classify is None else self.classify.top(CLASSES_WRITTEN)
         return draw_card(panels or [Panel(Image.fromarray(picture))], Answers(caption, classes), title, side)
@@ -85,19 +85,6 @@ def _rows(found: Detections) -> list[dict[str, Any]]:
         del row["image_id"]
         row["label"] = box.label
     return rows
-
-
-def _marks(found: Detections, picture: np.ndarray) -> Iterator[Mark]:
-    """The objects at the size of a picture. One mask exists at a time."""
-    for place, box in enumerate(found):
-        scaled = found.found[place : place + 1].instances(picture.shape[:2])
-        mask = scaled.pred_masks[0].numpy() if scaled.has("pred_masks") else None
-        yield Mark(
-            f"{box.label} {100 * box.score:.0f}",
-            int(found.class_ids[place]),
-            tuple(scaled.pred_boxes.tensor[0].tolist()),
-            mask,
-        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.files import write_atomically, write_json
 from uniperceiver_v2.predictor import BadImages, Predictor, learned
 from uniperceiver_v2.predictor.inputs import path_of
-from uniperceiver_v2.reading.images import FORMATS
+from uniperceiver_v2.reading.images import picture_endings
 from uniperceiver_v2.visualization import draw_sheet
 
 DEFAULT_MODEL = "digit_scenes/small"
@@ -137,7 +137,7 @@ def expand(given: Iterable[str]) -> list[str]:
     Raises:
         UserError: nothing is left.
     """
-    pictures = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+    pictures = picture_endings()
     paths: list[str] = []
     for text in given:
         path = path_of(text)

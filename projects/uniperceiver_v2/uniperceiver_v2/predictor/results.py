@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..tasks import LabelledProposals
-from ..visualization import draw_detections, text_block
+from ..visualization import Mark, draw_detections, text_block
 from ..visualization.draw import enlarged
 from .inputs import Source
 
@@ -154,6 +154,19 @@ class Detections(_OfImage):
             class_id=self.class_ids,
             data={"class_name": names},
         )
+
+    def marks(self, picture: np.ndarray) -> Iterator[Mark]:
+        """The objects for ``visualization.draw_marks``, best first. One mask exists at a time.
+
+        Args:
+            picture: the image in the size in which it is drawn, uint8 [H,W,3].
+        """
+        for place, box in enumerate(self):
+            scaled = self.found[place : place + 1].instances((picture.shape[0], picture.shape[1]))
+            xyxy = tuple(scaled.pred_boxes.tensor[0].tolist())
+            text = f"{box.label} {100 * box.score:.0f}"
+            mask = scaled.pred_masks[0].numpy() if scaled.has("pred_masks") else None
+            yield Mark(text, int(self.class_ids[place]), xyxy, mask)
 
     def draw(self, threshold: float = 0.0) -> Image.Image:
         """The image with the masks, boxes, labels and scores of objects with at least this score.

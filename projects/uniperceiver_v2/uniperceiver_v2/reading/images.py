@@ -20,6 +20,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
 
 
+def picture_endings() -> tuple[str, ...]:
+    """Endings of the names of files that are looked for in a folder, lower-case, such as ".jpg"."""
+    return tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
 def read_image(record: dict, image_format: str) -> np.ndarray:
     """The record's image as uint8 [H, W, 3], from "image_bytes" if the record has them, otherwise from the file
     "file_name".
