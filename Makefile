@@ -9,6 +9,7 @@ ARGS ?=
 DATA := $(or $(DETECTRON2_DATASETS),datasets)/digit_scenes
 
 INSTALLED := $(VENV)/.uniperceiver_v2_installed
+WEB := $(VENV)/.uniperceiver_v2_web
 PREPARED := $(DATA)/.prepared
 
 # Everything that the two commands use is on disk after the set-up; nothing may wait for a network.
@@ -23,7 +24,10 @@ INPUT ?=
 ZOO ?= digit_scenes/small
 SCENES := $(DATA)/images/test
 
-.PHONY: setup train demo test test-slow test-faults bench lint
+# The folder that the web page searches.
+SEARCH ?= $(SCENES)
+
+.PHONY: setup train demo web test test-slow test-faults test-web bench lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -36,6 +40,16 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt $(wildcard projects/detect
 	    packages="-e .[dev]"; \
 	else \
 	    packages="-c constraints.txt -e projects/detectron2_core -e .[dev]"; \
+	fi; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
+	touch $@
+
+# The web page's packages, which training does not need. Upstream's environment keeps its versions here, too.
+$(WEB): $(INSTALLED)
+	if $(PY) -c 'import detectron2, sys; sys.exit("detectron2_core" in detectron2.__file__)' 2>/dev/null; then \
+	    packages="-e .[web]"; \
+	else \
+	    packages="-c constraints.txt -e .[web]"; \
 	fi; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
 	touch $@
@@ -53,17 +67,34 @@ demo: setup
 	    --input $(if $(INPUT),'$(subst ','\'',$(INPUT))') '$(SCENES)/00000100000[1-9].png' '$(SCENES)/00000100001[0-2].png' \
 	    --output output/demo --sheet output/demo/sheet.png $(ARGS)
 
+# On this machine alone; ARGS="--port 8000" and the like are options of the program. Ctrl-C ends it, which is no error.
+web: setup $(WEB)
+	$(OFFLINE) $(PY) -m uniperceiver_v2.web --zoo $(ZOO) --examples '$(SCENES)' \
+	    --search '$(subst ','\'',$(SEARCH))' $(ARGS)
+
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
-test: setup
+test: setup $(WEB)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
 
 # What `make test` leaves out for its time, but for the campaign below: compiled kernels, mostly.
 test-slow: setup
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults --ignore tests/web/browser $(ARGS)
 
 # The long campaign of kills and full disks, some ten minutes on two quiet cores.
 test-faults: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -n 0 -m slow tests/faults $(ARGS)
+
+CHROMIUM := { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+
+# The web page in a headless Chromium, Debian's if there is none. Pictures of all tabs go to output/web.
+test-web: setup $(WEB)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .[browser]
+	$(CHROMIUM) || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || true
+	if $(CHROMIUM); then \
+	    $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 0 tests/web/browser $(ARGS); \
+	else \
+	    echo "skipped: there is no Chromium, and apt-get could not install it (as root: apt-get install chromium)"; \
+	fi
 
 # Times of ours beside its peers', half an hour on two quiet cores; ARGS=--quick for a first look.
 bench: setup

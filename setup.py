@@ -41,6 +41,8 @@ setup(
     ],
     extras_require={
         "supervision": ["supervision>=0.25"],
+        "web": ["gradio>=6.10,<7"],
+        "browser": ["playwright"],
         "dev": [
             "pytest",
             "pytest-xdist",

@@ -85,10 +85,10 @@ def test_the_program_serves_until_ctrl_c(directory, folder):
     try:
         assert server.stdout.readline().startswith("The model has learned")
         address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline()).group()
-        assert "Uni-Perceiver v2" in httpx.get(address, timeout=60).text
+        assert "Uni-Perceiver v2" in httpx.get(address, timeout=180).text
         held = [name for name in os.listdir("/tmp") if name.startswith("uniperceiver_v2_web_")]
         server.send_signal(signal.SIGINT)
-        assert server.wait(60) in (0, 130)
+        assert server.wait(180) in (0, 130)
         assert "Traceback" not in server.stderr.read()
         left = set(os.listdir("/tmp"))
         assert len([name for name in held if name not in left]) >= 1

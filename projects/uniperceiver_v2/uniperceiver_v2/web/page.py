@@ -212,6 +212,7 @@ class Page:
                 info="Pictures are shown best first, with the cosine of their features and the text's (or the picture's).",
                 placeholder="a red seven to the left of a blue two",
                 interactive=able,
+                elem_id="search-text",
             )
             with gr.Row():
                 by_text = gr.Button("Search by text", variant="primary", interactive=able)
