@@ -42,7 +42,7 @@ def test_directories_and_runs_are_loaded(directory, predictor, tmp_path):
 
 def test_limits_are_options():
     args = program.parser().parse_args(
-        "--max-upload 5 --max-megapixels 2 --max-search 7 --max-waiting 3 --time-limit 9".split()
+        ["--max-upload=5", "--max-megapixels=2", "--max-search=7", "--max-waiting=3", "--time-limit=9"]
     )
     assert program.limits_of(args) == Limits(
         upload_bytes=5 * 2**20, pixels=2_000_000, searched=7, waiting=3, seconds=9.0

@@ -81,7 +81,7 @@ def test_every_tab_answers(serve, answers, folder, files, tmp_path):
     client = client_of(serve(index, files), tmp_path)
     picture = handle_file(files[0])
     drawn, table, said = client.predict(picture, "cat, dog", 0.02, api_name="/detect")
-    assert Image.open(drawn).width == 640
+    assert Image.open(drawn).width == 480
     assert table["headers"] == ["name", "score", "left", "top", "right", "bottom"]
     assert {row[0] for row in table["data"]} <= {"cat", "dog"}
     assert said == f"{len(table['data'])} objects."
@@ -91,7 +91,10 @@ def test_every_tab_answers(serve, answers, folder, files, tmp_path):
     assert {row["label"] for row in classes["confidences"]} == {"zero", "a red seven", "two"}
     text, likelihood = client.predict(picture, api_name="/caption")
     assert (text, likelihood) == answers.caption(files[0])
-    for inputs, name in ((["a red seven"], "/search_by_text"), ([handle_file(folder / "03.png")], "/search_by_picture")):
+    for inputs, name in (
+        (["a red seven"], "/search_by_text"),
+        ([handle_file(folder / "03.png")], "/search_by_picture"),
+    ):
         gallery, said = client.predict(*inputs, api_name=name)
         assert len(gallery) == 11
         assert "11 pictures" in said
@@ -132,7 +135,12 @@ def test_only_uploads_are_read_and_no_address_is_fetched(serve, files, tmp_path)
     client = client_of(address, tmp_path)
     kind = {"_type": "gradio.FileData"}
     try:
-        for path in (files[0], "/etc/passwd", f"http://127.0.0.1:{site.server_port}/x.png", "https://example.com/x.png"):
+        for path in (
+            files[0],
+            "/etc/passwd",
+            f"http://127.0.0.1:{site.server_port}/x.png",
+            "https://example.com/x.png",
+        ):
             for more in ({}, {"url": path}):
                 body = {"data": [{"path": path, "meta": kind, **more}, "", 0.3]}
                 with httpx.Client(base_url=address, timeout=WAIT) as http_client:

@@ -71,7 +71,7 @@ def page(browser, address):
 
 
 def upload(page, path=None):
-    page.locator("#picture input[type=file]").set_input_files(path or DATA / "000001000003.png")
+    page.locator("#picture input[type=file]").set_input_files(path or DATA / "000001000002.png")
     page.locator("#picture img").first.wait_for()
 
 
@@ -114,9 +114,9 @@ def test_pick_an_example(page):
 def test_ground_phrases(page):
     upload(page)
     tab(page, "Ground")
-    page.get_by_label("Phrases to look for").fill("an orange digit, the red digit on the left")
+    page.get_by_label("Phrases to look for").fill("a yellow two, the red eight, a purple nine")
     press(page, "Find")
-    page.get_by_text(re.compile(r"^\d+ objects?\.")).wait_for()
+    page.get_by_text(re.compile(r"^\d+ objects?\. Nothing for: a purple nine")).wait_for()
     picture_of(page, "ground")
 
 
@@ -137,8 +137,8 @@ def test_search_by_text_and_by_picture(page):
     upload(page)
     picture_of(page, "search")
     press(page, "Search by the picture")
-    page.get_by_text("1.00 · 000001000003.png").first.wait_for()
-    assert first != "1.00 · 000001000003.png"
+    page.get_by_text("1.00 · 000001000002.png").first.wait_for()
+    assert first != "1.00 · 000001000002.png"
 
 
 def test_what_cannot_be_answered_is_said(page, tmp_path):
@@ -146,7 +146,7 @@ def test_what_cannot_be_answered_is_said(page, tmp_path):
     page.get_by_text("Choose a picture first").wait_for()
     picture_of(page, "error")
     broken = tmp_path / "broken.png"
-    broken.write_bytes((DATA / "000001000003.png").read_bytes()[:300])
+    broken.write_bytes((DATA / "000001000002.png").read_bytes()[:300])
     page.locator("#picture input[type=file]").set_input_files(broken)
     page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.wait_for()
     press(page, "Detect")

@@ -37,7 +37,9 @@ def parser() -> ArgumentParser:
     model.add_argument("--config-file", metavar="FILE", help="settings of a run")
     options.add_argument("--weights", metavar="FILE", help="goes with --config-file, by default its MODEL.WEIGHTS")
     options.add_argument("--device", metavar="NAME", help='"cpu", "cuda", ...; by default MODEL.DEVICE')
-    options.add_argument("--examples", metavar="FOLDER", help=f"its first {EXAMPLES} pictures can be picked on the page")
+    options.add_argument(
+        "--examples", metavar="FOLDER", help=f"its first {EXAMPLES} pictures can be picked on the page"
+    )
     options.add_argument("--search", metavar="FOLDER", help="its pictures can be searched on the page")
     options.add_argument("--host", default="127.0.0.1", help='by default this machine alone; "0.0.0.0" for its network')
     options.add_argument("--port", type=int, help="by default the first free one from 7860 on")

@@ -23,7 +23,7 @@ from ..visualization import draw_marks, fitted
 from .limits import Limits, megabytes
 from .worker import Deadline, Worker
 
-SMALLEST, LARGEST = 640, 1600  # pixels of the longer side of a drawn picture
+SMALLEST, LARGEST = 480, 1600  # pixels of the longer side of a drawn picture
 CLASSES_SHOWN = 5
 Answer = TypeVar("Answer")
 

@@ -35,6 +35,7 @@ python -m uniperceiver_v2.web --config-file output/RUN/config.yaml --weights out
 # Small pictures fill their frame.
 STYLE = """
 #picture img, #detect-picture img, #ground-picture img { width: 100%; height: 100%; object-fit: contain; }
+#search-gallery .grid-wrap { max-height: none; }
 #search-gallery .caption-label { left: 0; right: 0; max-width: none; text-align: center; font-size: 0.75em; }
 footer .divider { display: none; }
 .about p { margin: 0.2em 0; }
@@ -124,8 +125,8 @@ class Page:
                 with gr.Column(scale=2, min_width=300):
                     picture = _upload(limits.upload_bytes)
                     gr.Markdown(
-                        f"Up to {megabytes(limits.upload_bytes)} and {limits.pixels / 1e6:.3g} megapixels. The picture is "
-                        "encoded once and kept in memory for a while, for the questions of all tabs.",
+                        f"Up to {megabytes(limits.upload_bytes)} and {limits.pixels / 1e6:.3g} megapixels. The picture "
+                        "is encoded once and kept in memory for a while, for the questions of all tabs.",
                         elem_classes="said",
                     )
                     if self.examples:
@@ -177,6 +178,8 @@ class Page:
             label="In pixels of the picture",
             interactive=False,
             type="array",
+            column_widths=["30%", "14%", "14%", "14%", "14%", "14%"],
+            wrap=True,
             elem_id=f"{question.__name__}-table",
         )
         self._ask(question, [button.click, texts.submit], [picture, texts, threshold], [drawn, table, said])
@@ -209,7 +212,7 @@ class Page:
             able = self.index is not None
             text = gr.Textbox(
                 label="Text",
-                info="Pictures are shown best first, with the cosine of their features and the text's (or the picture's).",
+                info="Pictures are shown best first, with the cosine of their features and those asked for.",
                 placeholder="a red seven to the left of a blue two",
                 interactive=able,
                 elem_id="search-text",
