@@ -4,6 +4,7 @@ import http.server
 import re
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,16 @@ def test_every_tab_answers(serve, answers, folder, files, tmp_path):
         assert "11 pictures" in said
     assert gallery[0]["caption"] == "1.00 · 03.png"
     assert str(folder) not in str(gallery)
+
+
+def test_the_documents_program_runs(serve, files, tmp_path, monkeypatch, capsys):
+    document = (Path(__file__).parents[2] / "docs" / "web.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    usual = ("http://127.0.0.1:7860/", "datasets/digit_scenes/images/test/000001000001.png")
+    assert all(text in code for text in usual)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace(usual[0], serve()).replace(usual[1], files[0]), {})
+    assert "likelihood" in capsys.readouterr().out
 
 
 def test_bad_questions_get_sentences(serve, answers, files, tmp_path, monkeypatch, capfd):
