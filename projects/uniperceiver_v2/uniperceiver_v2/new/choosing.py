@@ -146,6 +146,7 @@ def _choose_iterations(
     settings["SOLVER"] = {
         "MAX_ITER": most,
         "STEPS": [int(most * 0.8)],
+        "GAMMA": 0.1,
         "WARMUP_ITERS": min(100, most // 10),
         "CHECKPOINT_PERIOD": period,
         "CHECKPOINTS_KEPT": 2,
