@@ -25,7 +25,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
-from uniperceiver_v2.config import load_config
+from uniperceiver_v2.config import find_config, load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer, add_process_arguments, run_in_processes, world_size
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
@@ -96,6 +96,7 @@ def write_page(output_dir: str) -> None:
 def run() -> int:
     """Run the program and return its exit code."""
     args = add_process_arguments(default_argument_parser()).parse_args()
+    args.config_file = find_config(args.config_file)
     try:
         cfg = configuration(args)  # reports a wrong setting before any process is started
     except UserError as error:

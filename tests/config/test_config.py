@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from uniperceiver_v2.config import load_config, sampling_ratios
 from uniperceiver_v2.errors import UserError, nearest
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
+from uniperceiver_v2.files import REPOSITORY
 
 if "ConfigTestModel" not in META_ARCH_REGISTRY:
 

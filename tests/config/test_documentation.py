@@ -3,8 +3,8 @@
 import pytest
 
 from uniperceiver_v2.config.documentation import task_settings_tables, with_tables
+from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.kinds import KINDS
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
 
 DOCUMENT = REPOSITORY / "projects/uniperceiver_v2/README.md"
 

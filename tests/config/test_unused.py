@@ -6,7 +6,7 @@ from detectron2.config import CfgNode, get_cfg
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.config.unused import UNUSED
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
+from uniperceiver_v2.files import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs/digit_scenes/uniperceiver_v2_tiny.yaml")
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.data import register_digit_scenes
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer
 
 
 @pytest.fixture(scope="session")

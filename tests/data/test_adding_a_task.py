@@ -8,8 +8,8 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog
 
+from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.kinds import KINDS
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
 
 DOCUMENT = (REPOSITORY / "docs/adding_a_task.md").read_text(encoding="utf-8")
 SHORT = [

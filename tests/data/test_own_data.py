@@ -11,7 +11,7 @@ import sys
 import pytest
 from detectron2.data import MetadataCatalog
 
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
+from uniperceiver_v2.files import REPOSITORY
 
 README = (REPOSITORY / "datasets/README.md").read_text(encoding="utf-8")
 ONE_ITERATION = ["SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "TASKS.boats.IMS_PER_BATCH", "2"]

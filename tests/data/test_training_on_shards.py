@@ -14,7 +14,7 @@ from PIL import Image
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import register_image_text_shards
 from uniperceiver_v2.engine import UniPerceiverTrainer
-from uniperceiver_v2.modeling.pretrained import REPOSITORY
+from uniperceiver_v2.files import REPOSITORY
 
 TASK = {"DATASETS": "['web_run_train']", "IMS_PER_BATCH": 4}
 TASKS = {"captions": {**TASK, "KIND": "captioning"}, "pairs": {**TASK, "KIND": "retrieval"}}

@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer
 from uniperceiver_v2.modeling.text_encoder.text_encoder import load_text_model
 
 CODE = """

@@ -9,9 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-# The checkout of this code, so that its files are found from any working directory.
-REPOSITORY = Path(__file__).resolve().parents[3]
-TINY_CONFIG = REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"  # the small generalist's
+_PACKAGE = Path(__file__).resolve().parent
+# The checkout of this code, for programs that are not in the package: studies, benchmarks and tests.
+REPOSITORY = _PACKAGE.parents[2]
+_SHIPPED = _PACKAGE / "shipped"  # of an installed package: setup.py copies files of the repository there
+# How to start training, for messages.
+TRAIN = "uniperceiver-v2 train" if _SHIPPED.is_dir() else "python projects/uniperceiver_v2/train_net.py"
+
+
+def shipped(path: str) -> Path:
+    """The place of a file or folder that comes with this code, so that it is found from any working directory.
+
+    Args:
+        path: its place in the repository, such as "configs/digit_scenes/text_encoder".
+    """
+    return (_SHIPPED if _SHIPPED.is_dir() else REPOSITORY) / path
+
+
+TINY_CONFIG = shipped("configs/digit_scenes/uniperceiver_v2_tiny.yaml")  # the small generalist's
 
 
 def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:

@@ -12,7 +12,8 @@ from uniperceiver_v2.data import load_dataset, register_captions, register_text_
 from uniperceiver_v2.data.datasets.formats import load_karpathy_json
 from uniperceiver_v2.data.datasets.texts import build_tokenizer, encode, load_captions, load_texts
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer
 
 # Read once, as hypothesis does not allow fixtures that are made again for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")

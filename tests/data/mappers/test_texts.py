@@ -14,7 +14,8 @@ from uniperceiver_v2.data.mappers.images import DetectionMapper
 from uniperceiver_v2.data.mappers.texts import EachTokenOnceMapper, TextMapper, each_token_once
 from uniperceiver_v2.data.order import numpy_draws_from
 from uniperceiver_v2.errors import UnreadableImage
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer
 
 # Read once, as hypothesis does not allow fixtures that are made again for each test.
 TOKENIZER = load_tokenizer(REPOSITORY / "configs/digit_scenes/text_encoder")

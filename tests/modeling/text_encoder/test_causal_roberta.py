@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer
 from uniperceiver_v2.modeling.text_encoder import TextEncoder
 
 TOKENIZER = REPOSITORY / "configs/digit_scenes/text_encoder"

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, RobertaConfig, Ro
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.modeling.pretrained import REPOSITORY, load_tokenizer, resolve_directory
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.pretrained import load_tokenizer, resolve_directory
 from uniperceiver_v2.modeling.text_encoder import TextEncoder
 
 TOKENIZER = REPOSITORY / "configs/digit_scenes/text_encoder"

@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import register_custom_datasets
 from ..errors import UserError, nearest
+from ..files import shipped
 from ..kinds import KINDS
 from .checks import check_config
 from .defaults import add_uniperceiver_v2_config
@@ -82,7 +83,17 @@ def task_defaults(name: str, kind: str) -> dict[str, Any]:
     return KINDS[kind].settings.defaults(kind)
 
 
+def find_config(path: str) -> str:
+    """The file that a path of a configuration means: in the working folder, else among those that come with this code.
+
+    A path that is in neither place stays as it is.
+    """
+    known = str(shipped(path)) if path else path
+    return known if not PathManager.isfile(path) and PathManager.isfile(known) else path
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
+    path = find_config(path)
     if not PathManager.isfile(path):
         raise UserError(f"configuration file not found: {path}")
     try:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..files import REPOSITORY
+from ..files import shipped
 
 # The exceptions of transformers for bad fields or files. For example, a list with too few stages raises IndexError,
 # sizes that do not fit together raise RuntimeError, and a truncated weight file raises SafetensorError.
@@ -29,7 +29,7 @@ LOADING_ERRORS = (
 
 
 def resolve_directory(path: str, key: str) -> Path:
-    """Finds a directory: in the working folder, else in the repository.
+    """Finds a directory: in the working folder, else among the files that come with this code.
 
     The second place lets the committed configurations work from any folder.
 
@@ -39,10 +39,10 @@ def resolve_directory(path: str, key: str) -> Path:
     Raises:
         UserError: the directory is in neither place.
     """
-    for candidate in (Path(path).expanduser(), REPOSITORY / path):
+    for candidate in (Path(path).expanduser(), shipped(path)):
         if candidate.is_dir():
             return candidate
-    raise UserError(f"{key}: no directory {path!r} (looked in {Path.cwd()} and {REPOSITORY})")
+    raise UserError(f"{key}: no directory {path!r} (looked in {Path.cwd()} and {shipped('')})")
 
 
 def load_config(directory: Path, **fields: Any) -> PretrainedConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import load_config
 from ..data import load_dataset
 from ..errors import UserError
-from ..files import TINY_CONFIG, write_atomically
+from ..files import TINY_CONFIG, TRAIN, write_atomically
 from ..kinds import configured_task
 from ..predictor.pretrained import MODEL_ZOO, TEXT_ENCODER, WEIGHTS, zoo_directory
 from . import __doc__ as meaning
@@ -81,5 +81,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\nTrain by: python projects/uniperceiver_v2/train_net.py --config-file {shlex.quote(str(output))}")
+    print(f"\nTrain by: {TRAIN} --config-file {shlex.quote(str(output))}")
     return 0

@@ -28,7 +28,7 @@ from torch import nn
 from ..checkpoint import AtomicCheckpointer
 from ..config import load_config
 from ..errors import UserError, nearest
-from ..files import REPOSITORY, write_json
+from ..files import shipped, write_json
 from ..tasks import NamingTask
 
 # {name: directory in Hugging Face's form, below the repository}
@@ -74,7 +74,7 @@ def zoo_directory(name: str) -> Path:
         known = nearest(name, MODEL_ZOO) or "; the zoo has no models yet"
         listed = f" (the zoo has {', '.join(sorted(MODEL_ZOO))})" if MODEL_ZOO and "valid" not in known else ""
         raise UserError(f"there is no model {name!r} in the zoo{known}{listed}")
-    return REPOSITORY / MODEL_ZOO[name]
+    return shipped(MODEL_ZOO[name])
 
 
 def settings_for_prediction(config: str | os.PathLike[str] | Mapping[str, Any], device: str | None) -> CfgNode:
