@@ -27,7 +27,7 @@ SCENES := $(DATA)/images/test
 # The folder that the web page searches.
 SEARCH ?= $(SCENES)
 
-.PHONY: setup train demo web test test-slow test-faults test-web bench lint
+.PHONY: setup train demo web packages test test-slow test-faults test-web bench lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -71,6 +71,11 @@ demo: setup
 web: setup $(WEB)
 	$(OFFLINE) $(PY) -m uniperceiver_v2.web --zoo $(ZOO) --examples '$(SCENES)' \
 	    --search '$(subst ','\'',$(SEARCH))' $(ARGS)
+
+# Two wheels and their source distributions in dist/, built with what is installed: no network.
+packages: $(INSTALLED)
+	$(PY) -m build --no-isolation --outdir dist projects/detectron2_core
+	$(PY) -m build --no-isolation --outdir dist .
 
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
 test: setup $(WEB)

@@ -74,6 +74,7 @@ setup(
         "web": ["gradio>=6.10,<7"],
         "browser": ["playwright"],
         "dev": [
+            "build",
             "pytest",
             "pytest-xdist",
             "hypothesis",

@@ -69,13 +69,21 @@ def usage() -> str:
 
 
 def _run_file(command: Command) -> int:
-    from uniperceiver_v2.files import shipped
-
-    path: Path = shipped(command.file)
+    path = _shipped(command.file)
     # The file is imported by its name, so that the processes that it starts find its functions again.
     sys.path.insert(0, str(path.parent))
     program = getattr(importlib.import_module(path.stem), command.function)
     return int(program() or 0)
+
+
+def _shipped(path: str) -> Path:
+    """``uniperceiver_v2.files.shipped`` without the import of its package: not every program needs PyTorch."""
+    spec = importlib.util.spec_from_file_location("_files", Path(__file__).with_name("uniperceiver_v2") / "files.py")
+    assert spec is not None and spec.loader is not None
+    files = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(files)
+    found: Path = files.shipped(path)
+    return found
 
 
 def _run_module(name: str, module: str) -> int:
