@@ -75,6 +75,7 @@ setup(
         "browser": ["playwright"],
         "dev": [
             "build",
+            "setuptools>=70.1",  # builds without isolation
             "pytest",
             "pytest-xdist",
             "hypothesis",
