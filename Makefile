@@ -9,7 +9,7 @@ ARGS ?=
 DATA := $(or $(DETECTRON2_DATASETS),datasets)/digit_scenes
 
 INSTALLED := $(VENV)/.uniperceiver_v2_installed
-WEB := $(VENV)/.uniperceiver_v2_web
+EXTRAS := $(VENV)/.uniperceiver_v2_extras
 PREPARED := $(DATA)/.prepared
 
 # Everything that the two commands use is on disk after the set-up; nothing may wait for a network.
@@ -44,12 +44,12 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt $(wildcard projects/detect
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
 	touch $@
 
-# The web page's packages, which training does not need. Upstream's environment keeps its versions here, too.
-$(WEB): $(INSTALLED)
+# Packages of the web page and of ONNX, which training does not need. Upstream's environment keeps its versions here, too.
+$(EXTRAS): $(INSTALLED)
 	if $(PY) -c 'import detectron2, sys; sys.exit("detectron2_core" in detectron2.__file__)' 2>/dev/null; then \
-	    packages="-e .[web]"; \
+	    packages="-e .[web,export]"; \
 	else \
-	    packages="-c constraints.txt -e .[web]"; \
+	    packages="-c constraints.txt -e .[web,export]"; \
 	fi; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
 	touch $@
@@ -68,7 +68,7 @@ demo: setup
 	    --output output/demo --sheet output/demo/sheet.png $(ARGS)
 
 # On this machine alone; ARGS="--port 8000" and the like are options of the program. Ctrl-C ends it, which is no error.
-web: setup $(WEB)
+web: setup $(EXTRAS)
 	$(OFFLINE) $(PY) -m uniperceiver_v2.web --zoo $(ZOO) --examples '$(SCENES)' \
 	    --search '$(subst ','\'',$(SEARCH))' $(ARGS)
 
@@ -78,11 +78,11 @@ packages: $(INSTALLED)
 	$(PY) -m build --no-isolation --outdir dist .
 
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
-test: setup $(WEB)
+test: setup $(EXTRAS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
 
 # What `make test` leaves out for its time, but for the campaign below: compiled kernels, mostly.
-test-slow: setup
+test-slow: setup $(EXTRAS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults --ignore tests/web/browser $(ARGS)
 
 # The long campaign of kills and full disks, some ten minutes on two quiet cores.
@@ -92,7 +92,7 @@ test-faults: setup
 CHROMIUM := { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
 
 # The web page in a headless Chromium, Debian's if there is none. Pictures of all tabs go to output/web.
-test-web: setup $(WEB)
+test-web: setup $(EXTRAS)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .[browser]
 	$(CHROMIUM) || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || true
 	if $(CHROMIUM); then \

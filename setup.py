@@ -73,6 +73,7 @@ setup(
         "supervision": ["supervision>=0.25"],
         "web": ["gradio>=6.10,<7"],
         "browser": ["playwright"],
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "dev": [
             "build",
             "setuptools>=70.1",  # builds without isolation

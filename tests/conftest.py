@@ -10,11 +10,15 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 torch.set_num_threads(1)
 
@@ -57,6 +61,16 @@ def catalogs():
 @pytest.fixture
 def tiny_config():
     """Settings of the smallest whole model, with a task of each kind: a forward pass takes some 50 ms."""
+    return _tiny_config()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config() -> Callable[[], "CfgNode"]:
+    """For fixtures of a whole session: a function that makes ``tiny_config``."""
+    return _tiny_config
+
+
+def _tiny_config() -> "CfgNode":
     from detectron2.config import CfgNode, get_cfg
 
     from uniperceiver_v2.config import add_uniperceiver_v2_config, task_defaults

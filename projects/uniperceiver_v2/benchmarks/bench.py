@@ -32,6 +32,7 @@ PROGRAMS = (
     "training_iteration",
     "data_loading",
     "predictor",
+    "export",
 )
 
 

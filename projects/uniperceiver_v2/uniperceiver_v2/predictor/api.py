@@ -190,6 +190,10 @@ class Predictor(
         names: tuple[str, ...] = self._tasks[kind].labels
         return names
 
+    def task(self, kind: str) -> Any:
+        """The task that answers for a kind, such as "captioning". It has the task's ``settings``."""
+        return self._tasks[kind]
+
     def encode(self, images: ImageLike | ImagesLike, *, on_error: OnError = "raise") -> EncodedImages:
         """Encodes images once, for several questions.
 

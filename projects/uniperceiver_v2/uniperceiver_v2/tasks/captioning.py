@@ -26,6 +26,7 @@ from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
+from ..modeling.text_encoder import TextEncoder
 from ..ranks import mean_divisor, sum_over_ranks
 from ..visualization import draw_caption_sheet
 from .caption_baselines import caption_baselines
@@ -119,6 +120,11 @@ def decode_captions(
     return model.decoder.read_last([*segments, Segment(tokens, valid, CAPTION)])
 
 
+def never_next(text_encoder: TextEncoder) -> list[int]:
+    """The ids of special tokens that no caption contains: all but </s>, which ends it."""
+    return sorted(set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id})
+
+
 def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
     """A step of generation for captions of B images: log P [N,V] of all words that may come next.
 
@@ -128,8 +134,7 @@ def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
     text_encoder, decoder = model.text_encoder, model.decoder
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
     likelihoods = model.likelihood.against(words)
-    special = set(text_encoder.tokenizer.all_special_ids) - {text_encoder.eos_id}
-    forbidden = torch.tensor(sorted(special), device=words.device)
+    forbidden = torch.tensor(never_next(text_encoder), device=words.device)
     image = model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)
     text_cache, cache = text_encoder.begin(), decoder.begin(image)
     standing = torch.arange(len(image[0].tokens), device=words.device)

@@ -222,6 +222,16 @@ class UnifiedDecoder(nn.Module):
         Raises:
             ValueError: a segment is causal.
         """
+        prefix, valid = self.prefix(segments)
+        return DecoderCache(prefix, self.layers[0].attention.heads, valid)
+
+    def prefix(self, segments: Sequence[Segment]) -> tuple[list[KeyValues], Tensor | None]:
+        """The keys and values of <SPE> and these segments in each layer, and `valid` [B,P] of the P tokens, None if
+        there is no padding.
+
+        Raises:
+            ValueError: a segment is causal.
+        """
         if any(s.attributes.causal for s in segments):
             raise ValueError("generation begins with segments that are not causal")
         hidden, layout, valid = self._open(segments, segments[0])
@@ -230,7 +240,7 @@ class UnifiedDecoder(nn.Module):
             hidden, keys_values = layer(hidden, mask, layout)
             prefix.append(keys_values)
         prefix.append(self.layers[-1].keys_values(hidden))  # nothing reads the last layer's outputs
-        return DecoderCache(prefix, self.layers[0].attention.heads, valid)
+        return prefix, valid
 
     @torch.no_grad()
     def extend(self, cache: DecoderCache, tokens: Tensor, attributes: Attributes) -> Tensor:

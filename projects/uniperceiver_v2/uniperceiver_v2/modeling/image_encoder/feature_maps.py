@@ -35,7 +35,7 @@ class FeatureProjection(nn.Module):
             valid: [B,H,W] bool of the batch of images.
             has_padding: False if `valid` is all True. Positions are then computed once for all images.
         """
-        batch = len(valid)
+        batch = valid.shape[0]  # torch.export would make a constant of len(valid)
         valid = valid if has_padding else valid[:1]
         scales = [project(x) for project, x in zip(self.projections, [*maps, maps[-1]], strict=True)]
         shapes = [tuple(x.shape[-2:]) for x in scales]

@@ -85,8 +85,20 @@ class ImageEncoder(nn.Module):
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
         """Encodes a batch. With targets it also returns the region network's losses and matches."""
-        maps, valid = self.maps(images), valid_pixels(images)
-        output = self.regions(maps, valid, targets, has_padding(images))
+        return self.encode_maps(self.maps(images), valid_pixels(images), has_padding(images), targets)
+
+    def encode_maps(
+        self, maps: list[Tensor], valid: Tensor, has_padding: bool = True, targets: RegionTargets | None = None
+    ) -> tuple[ImageEncoding, RegionSupervision | None]:
+        """`forward` behind the backbone.
+
+        Args:
+            maps: the backbone's maps, see :meth:`maps`.
+            valid: [B,H,W] bool of the batch of images, False at padding.
+            has_padding: False if `valid` is all True, which spares some work.
+            targets: as in `forward`.
+        """
+        output = self.regions(maps, valid, targets, has_padding)
         proposals = replace(output.proposals(), boxes_around_masks=self.boxes_around_masks)
         global_tokens, global_valid = self._global_tokens(maps, valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)

@@ -93,7 +93,7 @@ class QuerySelection(nn.Module):
         )
         anchors = torch.cat((centres, sizes.expand_as(centres)), dim=-1)
         objectness = self.objectness(tokens).squeeze(-1).float().masked_fill(~features.valid, -1e4)
-        count = min(self.num_queries, tokens.shape[1])
+        count = torch.sym_min(self.num_queries, tokens.shape[1])  # under torch.export, the number of tokens is a symbol
         best = objectness.detach().topk(count, dim=1).indices.unsqueeze(-1)
         chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
         selected = self.content(chosen), objectness.gather(1, best.squeeze(-1))

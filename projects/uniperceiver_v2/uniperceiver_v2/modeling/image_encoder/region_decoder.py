@@ -15,8 +15,7 @@ from .structures import FeatureMaps
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)), both clamped to at least eps."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 class RegionDecoderLayer(nn.Module):
@@ -71,8 +70,10 @@ def covered_by_better(boxes: Tensor, objectness: Tensor) -> Tensor:
         boxes: [B,Q,4].
         objectness: [B,Q] logits.
     """
-    order = objectness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    better = order.unsqueeze(1) < order.unsqueeze(2)
+    # By comparisons and not by a stable sort, which ONNX does not have.
+    other, own = objectness.unsqueeze(1), objectness.unsqueeze(2)
+    places = torch.arange(objectness.shape[1], device=objectness.device)
+    better = (other > own) | ((other == own) & (places < places.unsqueeze(1)))  # [B,Q,Q]
     boxes = boxes.float()
     return (box_overlaps(boxes.unsqueeze(2), boxes.unsqueeze(1))[0] * better).amax(-1)
 

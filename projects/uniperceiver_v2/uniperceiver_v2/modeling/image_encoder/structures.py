@@ -195,7 +195,7 @@ def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
     """Converts boxes [B,...,4] from 0..1 of the image's own size to 0..1 of the padded map."""
     if extent is None:
         return boxes
-    return boxes * extent.repeat(1, 2).view(len(boxes), *[1] * (boxes.dim() - 2), 4)
+    return boxes * extent.repeat(1, 2).view(boxes.shape[0], *[1] * (boxes.dim() - 2), 4)
 
 
 def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor) -> Tensor:

@@ -79,6 +79,12 @@ def _pixel_sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device
         return torch.tensor([(1 / w, 1 / h) for h, w in shapes], dtype=dtype, device=device)[:, None]
 
 
+def _symbolic_pixel_sizes(shapes: SpatialShapes, like: Tensor) -> Tensor:
+    """`_pixel_sizes` under torch.export, where heights and widths are symbols that no cache can keep."""
+    sizes = [torch.stack((like.new_full((), w), like.new_full((), h))) for h, w in shapes]
+    return 1 / torch.stack(sizes)[:, None]
+
+
 def _may_have_padding(valid: Tensor) -> bool:
     """False if there is certainly no padding. On a GPU the question would cost a wait, and torch.compile cannot ask it,
     so the answer there is True."""
@@ -148,7 +154,10 @@ class DeformableAttention(nn.Module):
         attention = self.attention_weights(queries).view(B, Q, self.heads, -1).softmax(-1)
 
         if references.shape[-1] == 2:  # offsets in pixels of each scale
-            unit = _pixel_sizes(tuple(spatial_shapes), references.dtype, references.device)
+            if isinstance(spatial_shapes[0][0], torch.SymInt):
+                unit = _symbolic_pixel_sizes(spatial_shapes, references)
+            else:
+                unit = _pixel_sizes(tuple(spatial_shapes), references.dtype, references.device)
         else:  # offsets in units of half a box, divided by the number of points
             unit = references[:, :, None, :, None, 2:] * (0.5 / self.points)
         locations = torch.addcmul(references[:, :, None, :, None, :2], offsets, unit)

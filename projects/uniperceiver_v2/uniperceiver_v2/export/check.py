@@ -1,0 +1,146 @@
+"""Exported files beside the model that they come from: the largest differences, and AP."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.evaluation import inference_on_dataset
+from torch import Tensor
+
+from ..data import build_test_loader
+from ..errors import UserError
+from ..evaluation import build_evaluator
+from ..kinds import evaluated_kind
+from ..modeling.decoder import IMAGE_TO_TEXT
+from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
+from ..modeling.likelihood import directions
+from ..modeling.model import UniPerceiver
+from ..predictor import Predictor
+from ..tasks.captioning import next_words
+from .session import Arrays, Detector, Exported
+
+TOLERANCE = 1e-3  # boxes in pixels, everything else in its own unit
+WORDS = 4  # of each caption
+
+Differences = dict[str, float]
+
+
+def random_images(random: np.random.Generator, smallest: int, largest: int) -> Tensor:
+    """One to four smooth pictures of one random size, uint8 [B,3,H,W]."""
+    batch = int(random.integers(1, 5))
+    height, width = (int(x) for x in random.integers(smallest, largest + 1, 2))
+    coarse = torch.from_numpy(random.random((batch, 3, int(random.integers(3, 9)), int(random.integers(3, 9)))))
+    smooth = F.interpolate(coarse.float(), (height, width), mode="bilinear", align_corners=False)
+    return (smooth * 255).round().to(torch.uint8)
+
+
+def random_texts(random: np.random.Generator, vocabulary: int) -> list[Tensor]:
+    """Two to six texts of random ids, of different lengths."""
+    lengths = random.integers(1, 9, int(random.integers(2, 7)))
+    return [torch.from_numpy(random.integers(3, vocabulary, int(length))) for length in lengths]
+
+
+@torch.no_grad()
+def differences(
+    model: UniPerceiver, exported: Exported, trials: int, seed: int = 0, smallest: int = 64, largest: int = 320
+) -> Differences:
+    """The largest absolute difference of each output over random sizes, batches and texts, {part.output: number}.
+
+    The model computes as it does in evaluation, with its experts and its own kernels.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        exported: its files.
+        trials: the number of batches.
+        seed: of the random pictures and texts.
+        smallest, largest: sides of images in pixels. Below 64, an image may have fewer tokens than queries. Then tokens
+            of the padding become queries, all with the same score, and their order is that of the library.
+    """
+    random, worst = np.random.default_rng(seed), {}
+    for _ in range(trials):
+        images = random_images(random, smallest, largest)
+        texts = random_texts(random, model.text_encoder.vocab_size)
+        for name, theirs, ours in _compared(model, exported, images, texts, random):
+            assert theirs.shape == ours.shape, f"{name}: {theirs.shape}, {ours.shape}"
+            known = theirs != ours  # infinities have no difference
+            worst[name] = max(worst.get(name, 0.0), float(np.abs(theirs[known] - ours[known]).max(initial=0.0)))
+    return worst
+
+
+def _compared(
+    model: UniPerceiver, exported: Exported, images: Tensor, texts: list[Tensor], random: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, the files' output, the model's) of one batch."""
+    found = exported("image", images)
+    encoding, _ = model.image_encoder(model.preprocess([{"image": image} for image in images]))
+    yield from _named("image", found, _image_outputs(model, encoding, images.shape[-2:]))
+    token_ids, valid = model.text_encoder.pad(texts)
+    told = {"text_features": directions(model.encode_texts(token_ids, valid, IMAGE_TO_TEXT))}
+    yield from _named("text", exported("text", token_ids, valid), told)
+    steps = next_words(model, encoding)
+    for log_probabilities, tokens, rows in _steps(model, exported, found, random):
+        yield "caption_step.log_probabilities", log_probabilities, steps(tokens, rows).numpy()
+
+
+def _named(part: str, found: Arrays, told: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    return ((f"{part}.{name}", found[name].astype(np.float64), value.numpy()) for name, value in told.items())
+
+
+def _image_outputs(model: UniPerceiver, encoding: Any, size: Iterable[int]) -> dict[str, Tensor]:
+    proposals, (height, width) = encoding.proposals, size
+    return {
+        "boxes": cxcywh_to_xyxy(proposals.boxes) * torch.tensor([width, height, width, height]),
+        "objectness": proposals.objectness.sigmoid(),
+        "masks": proposals.masks,
+        "proposal_features": directions(model.decode_proposals(encoding)),
+        "image_features": directions(model.decode_image(encoding)),
+        "global_tokens": encoding.global_tokens,
+        "proposal_tokens": encoding.proposal_tokens,
+    }
+
+
+def _steps(
+    model: UniPerceiver, exported: Exported, found: Arrays, random: np.random.Generator
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Captions of random words, two for each image from the second word on: (log P, words, rows of the step before)."""
+    parts = exported.description["parts"]["caption_step"]["inputs"]
+    begun = exported("caption_begin", *(found[x] for x in ("global_tokens", "global_valid", "proposal_tokens")))
+    past, valid = begun["image_past"], begun["image_valid"]
+    count = past.shape[2]
+    lengths = {"captions": count, "words": 0}
+    text, word = (np.zeros([lengths.get(x, x) for x in parts[name]], np.float32) for name in ("text_past", "word_past"))
+    rows, tokens = np.arange(count), np.full(count, model.text_encoder.bos_id)
+    for _ in range(WORDS):
+        past, valid, text, word = past[:, :, rows], valid[rows], text[:, :, rows], word[:, :, rows]
+        out = exported("caption_step", tokens, past, valid, text, word)
+        yield out["log_probabilities"], torch.from_numpy(tokens), torch.from_numpy(rows)
+        text, word = out["new_text_past"], out["new_word_past"]
+        rows = np.sort(random.integers(0, len(rows), 2 * count))
+        tokens = random.integers(3, model.text_encoder.vocab_size, len(rows))
+
+
+def average_precision(predictor: Predictor, directory: Path, dataset: str) -> dict[str, dict[str, float]]:
+    """AP of boxes and masks on a test set of detection, {"pytorch" or a precision: {"bbox": AP, "segm": AP}}.
+
+    Raises:
+        UserError: the dataset is not known, or is none of detection.
+    """
+    kind = evaluated_kind(dataset).name
+    if kind != "detection":
+        raise UserError(f"AP is of detection, but {dataset} is a test set of {kind}")
+    models: dict[str, Any] = {"pytorch": predictor.model}
+    for precision in Exported(directory).description["precisions"]:
+        models[precision] = Detector(Exported(directory, precision), predictor)
+    found = {}
+    for name, model in models.items():
+        with tempfile.TemporaryDirectory() as folder:
+            evaluator = build_evaluator(predictor.cfg, dataset, folder)
+            results = inference_on_dataset(model, build_test_loader(predictor.cfg, dataset), evaluator)
+        found[name] = {kind: float(results[kind]["AP"]) for kind in ("bbox", "segm") if kind in results}
+    return found

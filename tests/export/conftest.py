@@ -1,0 +1,56 @@
+"""The smallest model with random weights, exported once for all tests and workers."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from uniperceiver_v2 import Predictor
+from uniperceiver_v2.export import Exported
+from uniperceiver_v2.export.__main__ import main
+
+LABELS = ("zero", "a red seven", "two")
+
+
+class Deployed(NamedTuple):
+    """A model, the directory with its files, and the files themselves."""
+
+    predictor: Predictor
+    directory: Path
+    exported: Exported
+
+
+@pytest.fixture(scope="session")
+def predictor(make_tiny_config) -> Predictor:
+    """Random weights, none of them 0; images are made 64 pixels high, or the square 32."""
+    from detectron2.modeling import build_model
+
+    cfg = make_tiny_config()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.TASKS.digits.IMAGE_SIZE = 64, 128, 32
+    cfg.TASKS.captions.MAX_LENGTH = 6
+    cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.OUT_FEATURES = ["stage1", "stage4"]  # one scale less to trace for each map less
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.tasks["detection"].labels = model.tasks["classification"].labels = LABELS
+    return Predictor.from_model(model, cfg)
+
+
+@pytest.fixture(scope="session")
+def deployed(predictor, tmp_path_factory) -> Deployed:
+    """The program writes all precisions. Tracing takes long, so that parallel workers share the files."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            predictor.save_pretrained(folder / "model")
+            assert main(["--zoo", str(folder / "model"), "--output", str(folder / "onnx"), "--check", "2"]) == 0
+            (folder / "done").touch()
+    return Deployed(predictor, folder / "onnx", Exported(folder / "onnx", threads=1))
