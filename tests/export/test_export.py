@@ -22,8 +22,6 @@ OUTPUTS = {
     "image.masks",
     "image.proposal_features",
     "image.image_features",
-    "image.global_tokens",
-    "image.proposal_tokens",
     "text.text_features",
     "caption_step.log_probabilities",
 }

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.evaluation import inference_on_dataset
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..data import build_test_loader
@@ -27,6 +28,7 @@ from .session import Arrays, Detector, Exported
 
 TOLERANCE = 1e-3  # boxes in pixels, everything else in its own unit
 WORDS = 4  # of each caption
+PER_PROPOSAL = ("boxes", "objectness", "masks", "proposal_features")
 
 Differences = dict[str, float]
 
@@ -77,14 +79,15 @@ def _compared(
     model: UniPerceiver, exported: Exported, images: Tensor, texts: list[Tensor], random: np.random.Generator
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(name, the files' output, the model's) of one batch."""
-    found = exported("image", images)
+    seen = exported("image", images)
     encoding, _ = model.image_encoder(model.preprocess([{"image": image} for image in images]))
-    yield from _named("image", found, _image_outputs(model, encoding, images.shape[-2:]))
+    told = _image_outputs(model, encoding, images.shape[-2:])
+    yield from _named("image", _aligned(seen, told), told)
     token_ids, valid = model.text_encoder.pad(texts)
     told = {"text_features": directions(model.encode_texts(token_ids, valid, IMAGE_TO_TEXT))}
     yield from _named("text", exported("text", token_ids, valid), told)
     steps = next_words(model, encoding)
-    for log_probabilities, tokens, rows in _steps(model, exported, found, random):
+    for log_probabilities, tokens, rows in _steps(model, exported, seen, random):
         yield "caption_step.log_probabilities", log_probabilities, steps(tokens, rows).numpy()
 
 
@@ -97,12 +100,29 @@ def _image_outputs(model: UniPerceiver, encoding: Any, size: Iterable[int]) -> d
     return {
         "boxes": cxcywh_to_xyxy(proposals.boxes) * torch.tensor([width, height, width, height]),
         "objectness": proposals.objectness.sigmoid(),
-        "masks": proposals.masks,
+        "masks": proposals.masks.sigmoid(),
         "proposal_features": directions(model.decode_proposals(encoding)),
         "image_features": directions(model.decode_image(encoding)),
-        "global_tokens": encoding.global_tokens,
-        "proposal_tokens": encoding.proposal_tokens,
     }
+
+
+def _aligned(seen: Arrays, told: dict[str, Tensor]) -> Arrays:
+    """The image part's outputs with proposals in the model's order, and masks as probabilities.
+
+    Proposals stand in the order in which their tokens were selected. It means nothing, and tokens whose scores agree to
+    six digits may change places.
+    """
+    aligned = {name: seen[name].copy() for name in told}
+    with np.errstate(over="ignore"):
+        aligned["masks"] = 1 / (1 + np.exp(-seen["masks"]))
+    for place, boxes in enumerate(told["boxes"].numpy()):
+        apart = np.abs(seen["boxes"][place][:, None] - boxes).max(-1)
+        apart += np.abs(seen["objectness"][place][:, None] - told["objectness"][place].numpy())
+        ours, theirs = linear_sum_assignment(apart)
+        order = ours[np.argsort(theirs)]
+        for name in PER_PROPOSAL:
+            aligned[name][place] = aligned[name][place][order]
+    return aligned
 
 
 def _steps(
