@@ -133,14 +133,18 @@ class Model:
 
     def mask(self, picture: Picture, found: Found) -> np.ndarray:
         """The pixels of an object, bool [height, width] of the picture."""
+        return self._inside(picture, found.proposal, found.box, picture.image.size)
+
+    def _inside(self, picture: Picture, proposal: int, box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+        """The pixels of a proposal in the picture at a (width, height). The box is of that size."""
         multiple = self.about["preprocessing"]["padded_to_multiples_of"]
         height, width = picture.seen
         padded = (-(-width // multiple) * multiple, -(-height // multiple) * multiple)
-        logits = Image.fromarray(picture.outputs["masks"][0, found.proposal].astype(np.float32))
+        logits = Image.fromarray(picture.outputs["masks"][0, proposal].astype(np.float32))
         own = logits.resize(padded, Image.Resampling.BILINEAR).crop((0, 0, width, height))
-        inside = np.asarray(own.resize(picture.image.size, Image.Resampling.BILINEAR)) > 0
+        inside = np.asarray(own.resize(size, Image.Resampling.BILINEAR)) > 0
         if self.about["detection"]["masks_end_at_boxes"]:
-            x0, y0, x1, y1 = found.box
+            x0, y0, x1, y1 = box
             rows, columns = (np.arange(length) for length in inside.shape)
             inside = inside & ((rows + 1 > y0) & (rows < y1))[:, None] & ((columns + 1 > x0) & (columns < x1))
         return inside
@@ -174,9 +178,14 @@ class Model:
         return self.tokenizer.decode(best[2], skip_special_tokens=True).strip(), float(best[1])
 
     def _found(self, picture: Picture, label: str, score: float, proposal: int) -> Found:
-        (height, width), size = picture.seen, picture.image.size
-        scale = np.array([size[0] / width, size[1] / height] * 2)
-        box = (picture.outputs["boxes"][0, proposal] * scale).clip(0, np.array([*size, *size]))
+        height, width = picture.seen
+        box = picture.outputs["boxes"][0, proposal].clip(0, [width, height, width, height])
+        if self.about["detection"]["boxes_around_masks"]:
+            inside = self._inside(picture, proposal, box, (width, height))
+            rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+            if len(rows):
+                box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        box = box * np.tile(np.divide(picture.image.size, (width, height)), 2)
         return Found(label, float(score), tuple(box.tolist()), int(proposal))
 
 
@@ -226,7 +235,7 @@ def opened(path: str) -> Image.Image:
 def drawn(model: Model, picture: Picture, found: list[Found]) -> Image.Image:
     """The picture with masks, boxes and names."""
     pixels = np.array(picture.image)
-    for one in found:
+    for one in found if model.about["detection"]["masks"] else []:
         inside = model.mask(picture, one)
         pixels[inside] = pixels[inside] // 2 + np.array([0, 100, 60], np.uint8)
     image = Image.fromarray(pixels)

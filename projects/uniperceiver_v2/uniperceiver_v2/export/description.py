@@ -23,6 +23,7 @@ def file_of(part: str, precision: str) -> str:
 def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> dict[str, Any]:
     """The content of ``model.json``."""
     cfg, model = predictor.cfg, predictor.model
+    region = cfg.MODEL.UNIPERCEIVER_V2.REGION
     detection, classification = predictor.task("detection"), predictor.task("classification")
     captioning, grounding = predictor.task("captioning").settings, predictor.task("grounding").settings
     temperature = model.likelihood.temperature.item()
@@ -50,7 +51,9 @@ def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> 
         "detection": {
             "prompt": detection.settings.prompt,
             "per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "masks_end_at_boxes": cfg.MODEL.UNIPERCEIVER_V2.REGION.MASKS_IN_BOXES,
+            "masks": cfg.MODEL.MASK_ON,  # False: they were not learned
+            "masks_end_at_boxes": region.MASKS_IN_BOXES,
+            "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,
         },
         "classification": {"prompt": classification.settings.prompt},
         "grounding": {"none": grounding.none, "per_phrase": grounding.proposals_per_phrase},

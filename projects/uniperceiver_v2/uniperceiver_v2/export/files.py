@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import tempfile
@@ -41,10 +42,12 @@ def trace(part: Part, path: Path) -> None:
     """Write a part as an ONNX file of float32.
 
     Raises:
-        UserError: onnx, onnxscript or onnxruntime are not installed.
+        UserError: onnx, onnxscript or onnxruntime are not installed, or PyTorch is too old.
     """
     onnx = require("onnx")
     require("onnxscript")
+    if "custom_translation_table" not in inspect.signature(torch.onnx.export).parameters:
+        raise UserError(f"the export needs PyTorch 2.6 or newer, and this is {torch.__version__}")
     axes = [
         {place: torch.export.Dim.DYNAMIC for place, x in enumerate(s) if isinstance(x, str)}
         for s in part.inputs.values()
