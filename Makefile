@@ -9,7 +9,9 @@ ARGS ?=
 DATA := $(or $(DETECTRON2_DATASETS),datasets)/digit_scenes
 
 INSTALLED := $(VENV)/.uniperceiver_v2_installed
-EXTRAS := $(VENV)/.uniperceiver_v2_extras
+WEB := $(VENV)/.uniperceiver_v2_web
+EXPORT := $(VENV)/.uniperceiver_v2_export
+DOCS := $(VENV)/.uniperceiver_v2_docs
 PREPARED := $(DATA)/.prepared
 
 # Everything that the two commands use is on disk after the set-up; nothing may wait for a network.
@@ -27,7 +29,7 @@ SCENES := $(DATA)/images/test
 # The folder that the web page searches.
 SEARCH ?= $(SCENES)
 
-.PHONY: setup train demo web packages test test-slow test-faults test-web bench lint
+.PHONY: setup train demo web packages test test-slow test-faults test-web bench docs lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -44,12 +46,13 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt $(wildcard projects/detect
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
 	touch $@
 
-# Packages of the web page and of ONNX, which training does not need. Upstream's environment keeps its versions here, too.
-$(EXTRAS): $(INSTALLED)
+# Packages of the web page, of ONNX and of the documents' site, which training does not need. Upstream's environment
+# keeps its versions here, too.
+$(WEB) $(EXPORT) $(DOCS): $(VENV)/.uniperceiver_v2_%: $(INSTALLED)
 	if $(PY) -c 'import detectron2, sys; sys.exit("detectron2_core" in detectron2.__file__)' 2>/dev/null; then \
-	    packages="-e .[web,export]"; \
+	    packages="-e .[$*]"; \
 	else \
-	    packages="-c constraints.txt -e .[web,export]"; \
+	    packages="-c constraints.txt -e .[$*]"; \
 	fi; \
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $$packages
 	touch $@
@@ -68,7 +71,7 @@ demo: setup
 	    --output output/demo --sheet output/demo/sheet.png $(ARGS)
 
 # On this machine alone; ARGS="--port 8000" and the like are options of the program. Ctrl-C ends it, which is no error.
-web: setup $(EXTRAS)
+web: setup $(WEB)
 	$(OFFLINE) $(PY) -m uniperceiver_v2.web --zoo $(ZOO) --examples '$(SCENES)' \
 	    --search '$(subst ','\'',$(SEARCH))' $(ARGS)
 
@@ -78,11 +81,11 @@ packages: $(INSTALLED)
 	$(PY) -m build --no-isolation --outdir dist .
 
 # One thread a worker: two workers with two threads each on two cores get in each other's way.
-test: setup $(EXTRAS)
+test: setup $(WEB) $(EXPORT)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
 
-# What `make test` leaves out for its time, but for the campaign below: compiled kernels, mostly.
-test-slow: setup $(EXTRAS)
+# What `make test` leaves out for its time, but for the campaign below: compiled kernels, the site and its notebooks.
+test-slow: setup $(EXPORT) $(DOCS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults --ignore tests/web/browser $(ARGS)
 
 # The long campaign of kills and full disks, some ten minutes on two quiet cores.
@@ -92,7 +95,7 @@ test-faults: setup
 CHROMIUM := { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
 
 # The web page in a headless Chromium, Debian's if there is none. Pictures of all tabs go to output/web.
-test-web: setup $(EXTRAS)
+test-web: setup $(WEB)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .[browser]
 	$(CHROMIUM) || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || true
 	if $(CHROMIUM); then \
@@ -104,6 +107,10 @@ test-web: setup $(EXTRAS)
 # Times of ours beside its peers', half an hour on two quiet cores; ARGS=--quick for a first look.
 bench: setup
 	$(OFFLINE) $(PY) projects/uniperceiver_v2/benchmarks/bench.py $(ARGS)
+
+# The documents as a site, output/site/index.html. Once its packages are there, no network is asked.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff format --check .

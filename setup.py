@@ -74,6 +74,8 @@ setup(
         "web": ["gradio>=6.10,<7"],
         "browser": ["playwright"],
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        # `make docs` builds the site, and a test runs its notebooks.
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=1.0", "nbconvert>=7", "nbclient>=0.10", "ipykernel"],
         "dev": [
             "build",
             "setuptools>=70.1",  # builds without isolation

@@ -1,8 +1,9 @@
 """Everything that the documents name exists: files, headings behind links, modules, programs, settings, make's
-targets."""
+targets. The site of `make docs` shows all documents and public names."""
 
 import functools
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,96 @@ def test_the_code_tour_shows_what_it_says():
         paths = [next(root / file for root in ROOTS if (root / file).is_file()) for file in files]
         words = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in paths)))
         assert names - words == set(), stop
+
+
+class Loader(yaml.SafeLoader):
+    """Reads mkdocs.yml. Python objects in it, which need MkDocs's packages, are None."""
+
+
+Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+SITE = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+# Public names that are a type's name or a table alone, or that only fill registries when they are imported.
+WITHOUT_AN_ENTRY = {"ImageLike", "ImagesLike", "MODEL_ZOO", "SECTIONS"}
+
+
+def leaves(nav: list | dict | str) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from leaves(part)
+
+
+def not_in_the_navigation(nav: list) -> set[str]:
+    """Pages that the navigation lacks, and entries of it without a page."""
+    folder = ROOT / "docs"
+    documents = [path for end in ("md", "ipynb") for path in folder.rglob(f"*.{end}")]
+    pages = {path.relative_to(folder).with_suffix(".md").as_posix() for path in documents}
+    return pages.union(SITE["extra"]["brought_in"].values()).symmetric_difference(leaves(nav))
+
+
+def test_every_page_is_in_the_navigation():
+    assert not_in_the_navigation(SITE["nav"]) == set()
+    assert not_in_the_navigation([part for part in SITE["nav"] if "API" not in part]) == {
+        path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "api").glob("*.md")
+    }
+
+
+def test_every_document_is_a_page():
+    outside = {path.relative_to(ROOT).as_posix() for path in DOCUMENTS if not path.is_relative_to(ROOT / "docs")}
+    zoo = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zoo").rglob("*.md")}
+    assert set(SITE["extra"]["brought_in"]) == outside | zoo
+
+
+@pytest.mark.parametrize("module", ["predictor", "config", "data", "solver", "report"])
+def test_every_public_name_has_an_entry(module):
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
+    entries = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    assert all(_importable(entry) for entry in entries) and len(set(entries)) == len(entries)
+    public = set(importlib.import_module(f"uniperceiver_v2.{module}").__all__) - WITHOUT_AN_ENTRY
+    assert {f"uniperceiver_v2.{module}.{name}" for name in public} - set(entries) == set()
+
+
+def site_pages():
+    """tools/site_pages.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAGES = {
+    "README.md": "index.md",
+    "docs/report.md": "report.md",
+    "docs/api/data.md": "api/data.md",
+    "docs/pictures/report.jpg": "pictures/report.jpg",
+    "zoo/digit_scenes_small/README.md": "zoo.md",
+}
+
+
+@pytest.mark.parametrize(
+    ("origin", "text", "on_the_site"),
+    [
+        ("docs/report.md", "[start](../README.md#license)", "[start](index.md#license)"),
+        ("README.md", "[a](docs/report.md), [b](docs/api/data.md)", "[a](report.md), [b](api/data.md)"),
+        ("docs/api/data.md", "![it](../pictures/report.jpg)", "![it](../pictures/report.jpg)"),
+        ("README.md", "![it](docs/pictures/report.jpg)", "![it](pictures/report.jpg)"),
+        ("README.md", "[the model](zoo/digit_scenes_small)", "[the model](zoo.md)"),
+        ("README.md", "see [LICENSE](LICENSE)", "see LICENSE"),
+        ("docs/report.md", "[its\nterms](../LICENSE)", "its\nterms (`LICENSE`)"),
+        ("docs/report.md", "[`setup.py`](../setup.py)", "`setup.py`"),
+        ("docs/report.md", "[a](#b), [c](https://example.org/d)", "[a](#b), [c](https://example.org/d)"),
+        ("docs/report.md", "`[a](../LICENSE)`", "`[a](../LICENSE)`"),
+        ("docs/report.md", "```\n[a](../LICENSE)\n```", "```\n[a](../LICENSE)\n```"),
+    ],
+)
+def test_links_hold_on_the_site(origin, text, on_the_site):
+    assert site_pages().with_links_of_the_site(text, origin, PAGES[origin], PAGES) == on_the_site
+
+
+def test_a_link_to_nothing_is_a_warning(caplog):
+    """MkDocs ends a strict build at a warning of its loggers."""
+    site_pages().with_links_of_the_site("[a](nowhere.md)", "docs/report.md", "report.md", PAGES)
+    assert [(record.levelname, record.name) for record in caplog.records] == [("WARNING", "mkdocs.hooks.site_pages")]
 
 
 @pytest.mark.parametrize(
