@@ -239,9 +239,9 @@ def test_every_public_name_has_an_entry(module):
     assert {f"uniperceiver_v2.{module}.{name}" for name in public} - set(entries) == set()
 
 
-def site_pages():
-    """tools/site_pages.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "tools" / "site_pages.py")
+def tool(name: str):
+    """A module of tools/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -273,12 +273,12 @@ PAGES = {
     ],
 )
 def test_links_hold_on_the_site(origin, text, on_the_site):
-    assert site_pages().with_links_of_the_site(text, origin, PAGES[origin], PAGES) == on_the_site
+    assert tool("site_pages").with_links_of_the_site(text, origin, PAGES[origin], PAGES) == on_the_site
 
 
 def test_a_link_to_nothing_is_a_warning(caplog):
     """MkDocs ends a strict build at a warning of its loggers."""
-    site_pages().with_links_of_the_site("[a](nowhere.md)", "docs/report.md", "report.md", PAGES)
+    tool("site_pages").with_links_of_the_site("[a](nowhere.md)", "docs/report.md", "report.md", PAGES)
     assert [(record.levelname, record.name) for record in caplog.records] == [("WARNING", "mkdocs.hooks.site_pages")]
 
 

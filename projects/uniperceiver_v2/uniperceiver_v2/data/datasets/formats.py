@@ -30,7 +30,7 @@ def register_image_folder(
             folders in alphabetical order, with their names as classes.
         names_file: a text file such as ImageNet's ``LOC_synset_mapping.txt``. A line has a folder and the names of its
             class, separated by commas. The first name is used. Not together with ``class_names``.
-        metadata: further metadata.
+        **metadata: further metadata.
     """
 
     def load() -> Records:
@@ -99,7 +99,7 @@ def register_captions(
         image_root: the folder of the images.
         karpathy_split: "train", "val" or "test"; see :func:`load_karpathy_json`.
         evaluator_type: "coco_caption" to evaluate generated captions, "retrieval" to evaluate retrieval.
-        metadata: further metadata.
+        **metadata: further metadata.
     """
 
     def load() -> Records:
@@ -186,7 +186,7 @@ def register_text_lines(name: str, path: str, **metadata) -> None:
     Args:
         name: for ``DatasetCatalog``.
         path: the file, in UTF-8.
-        metadata: further metadata.
+        **metadata: further metadata.
     """
     register_dataset(name, lambda: load_text_lines(path), source=path, evaluator_type="corpus", **metadata)
 
