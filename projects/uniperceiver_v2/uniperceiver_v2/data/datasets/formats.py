@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -19,7 +20,7 @@ def register_image_folder(
     class_names: Sequence[str] | Mapping[str, str] | None = None,
     *,
     names_file: str | None = None,
-    **metadata,
+    **metadata: Any,
 ) -> None:
     """Register an ImageNet-style tree, ``root/<class>/<image>``, for classification.
 
@@ -30,7 +31,7 @@ def register_image_folder(
             folders in alphabetical order, with their names as classes.
         names_file: a text file such as ImageNet's ``LOC_synset_mapping.txt``. A line has a folder and the names of its
             class, separated by commas. The first name is used. Not together with ``class_names``.
-        **metadata: further metadata.
+        metadata: further metadata.
     """
 
     def load() -> Records:
@@ -89,7 +90,7 @@ def register_captions(
     *,
     karpathy_split: str | None = None,
     evaluator_type: str = "coco_caption",
-    **metadata,
+    **metadata: Any,
 ) -> None:
     """Register images with captions, for captioning and retrieval.
 
@@ -99,7 +100,7 @@ def register_captions(
         image_root: the folder of the images.
         karpathy_split: "train", "val" or "test"; see :func:`load_karpathy_json`.
         evaluator_type: "coco_caption" to evaluate generated captions, "retrieval" to evaluate retrieval.
-        **metadata: further metadata.
+        metadata: further metadata.
     """
 
     def load() -> Records:
@@ -180,13 +181,13 @@ def _string(value: object, what: str) -> str:
     return value
 
 
-def register_text_lines(name: str, path: str, **metadata) -> None:
+def register_text_lines(name: str, path: str, **metadata: Any) -> None:
     """Register a text file for language modelling, with one text on each line. Empty lines are left out.
 
     Args:
         name: for ``DatasetCatalog``.
         path: the file, in UTF-8.
-        **metadata: further metadata.
+        metadata: further metadata.
     """
     register_dataset(name, lambda: load_text_lines(path), source=path, evaluator_type="corpus", **metadata)
 
