@@ -35,13 +35,13 @@ def batch_of(model, task: str) -> list[dict]:
     return found
 
 
-def curve(config, task: str, bf16: bool = False) -> torch.Tensor:
+def curve(config, task: str, bf16: bool = False, seed: int = 0) -> torch.Tensor:
     """The total loss of each step of a short training from the same initial weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(1000 * seed)
     model = build_model(config).train()
     optimizer, batch, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), batch_of(model, task), []
     for step in range(STEPS):
-        torch.manual_seed(step)
+        torch.manual_seed(1000 * seed + step)
         with EventStorage(), torch.autocast(config.MODEL.DEVICE, torch.bfloat16, enabled=bf16):
             parts = model(batch)
         assert all(loss.dtype == torch.float32 for loss in parts.values())
@@ -57,11 +57,15 @@ def curve(config, task: str, bf16: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("task", ["captioning", "detection"])
 def test_the_curve_in_bf16_stays_near_that_in_float32(tiny_config, task, device):
-    """The mean of each four steps differs by at most 0.03 of float32's first loss (0.012 was measured on a CPU)."""
+    """The mean of each four steps differs by at most 0.03 of float32's first loss, in the mean of three seeds. Single
+    ones of detection were 0.004 to 0.041 on a CPU, as small differences grow over the steps."""
     tiny_config.MODEL.DEVICE = device
-    exact, half = (curve(tiny_config, task, bf16).view(-1, 4).mean(1) for bf16 in (False, True))
-    assert exact[-1] < 0.9 * exact[0]  # something is learned that could go wrong
-    deviation = (half - exact).abs() / exact[0]
+    exact, half = (
+        torch.stack([curve(tiny_config, task, bf16, seed).view(-1, 4).mean(1) for seed in range(3)])
+        for bf16 in (False, True)
+    )
+    assert (exact[:, -1] < 0.9 * exact[:, 0]).all()  # something is learned that could go wrong
+    deviation = ((half - exact).abs() / exact[:, :1]).mean(0)
     assert deviation.max() < 0.03, deviation
     assert not torch.equal(half, exact)
 

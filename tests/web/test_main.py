@@ -80,7 +80,12 @@ def test_the_program_serves_until_ctrl_c(directory, folder):
 
     command = [sys.executable, "-m", "uniperceiver_v2.web", str(directory), "--search", str(folder)]
     server = subprocess.Popen(
-        [*command, "--examples", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--examples", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has told them to ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert server.stdout.readline().startswith("The model has learned")
