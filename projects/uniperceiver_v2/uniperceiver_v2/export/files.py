@@ -153,17 +153,19 @@ def to_int8(source: Path, target: Path) -> None:
 
     Weights get seven bits of the eight: sums of products of eight would overflow on processors without VNNI.
     """
-    quantization = require("onnxruntime.quantization")
-    with _quiet():
+    onnx, quantization = require("onnx"), require("onnxruntime.quantization")
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        quantized = os.path.join(folder, "quantized.onnx")
         quantization.quantize_dynamic(
             source,
-            target,
+            quantized,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
+        save(onnx.load(quantized), target)
 
 
 def _folded(onnx: ModuleType, source: str, target: str) -> Any:
