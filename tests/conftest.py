@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import random
 import sys
 from collections.abc import Callable
@@ -44,6 +45,27 @@ def prepare_digit_scenes() -> Callable[..., None]:
     finally:
         sys.path.pop(0)
     return prepare
+
+
+@pytest.fixture(scope="session")
+def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
+    """digit_scenes of 24 training and 6 test scenes."""
+    output = tmp_path_factory.mktemp("small") / "digit_scenes"
+    prepare_digit_scenes(output, train_scenes=24, test_scenes=6)
+    return output
+
+
+@pytest.fixture
+def loggers():
+    """Restores the loggers that a run has set up for its process."""
+    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
+    yield
+    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -23,22 +22,15 @@ TASKS = ("scenes", "scene_phrases", "digits", "scene_captions", "scene_pairs", "
 RANDOM = {name: getattr(torch, name) for name in ("rand", "randint")}
 
 
-@pytest.fixture(scope="module")
-def tree(prepare_digit_scenes, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("gpu") / "digit_scenes"
-    prepare_digit_scenes(output, train_scenes=48, test_scenes=8)
-    return output
-
-
 @pytest.fixture
-def cfg(tree, catalogs, tmp_path) -> CfgNode:
+def cfg(small_tree, catalogs, tmp_path) -> CfgNode:
     """The tiny configuration over a few scenes, registered in place of the whole tree."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in [name for name in DatasetCatalog.list() if name.startswith("digit")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_digit_scenes(str(tree))
+    register_digit_scenes(str(small_tree))
     settings = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "VIS_PERIOD", "0"]
     return load_config(str(TINY_CONFIG), settings)
 
@@ -103,8 +95,8 @@ def test_a_run_trains_every_task_and_evaluates(cfg):
     assert next(trainer.model.parameters()).device.type == "cuda"
 
 
-def test_the_predictor_answers_as_on_the_cpu(tree):
-    pictures = sorted((tree / "images" / "test").iterdir())[:4]
+def test_the_predictor_answers_as_on_the_cpu(small_tree):
+    pictures = sorted((small_tree / "images" / "test").iterdir())[:4]
     answers = {}
     for device in ("cpu", "cuda"):
         predictor = Predictor.from_zoo("digit_scenes/small", device=device)

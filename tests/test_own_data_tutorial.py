@@ -41,20 +41,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def loggers():
-    import logging
-
-    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
-
 @pytest.mark.usefixtures("catalogs", "loggers")
 def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -91,16 +91,3 @@ def logged(caplog):
     caplog.set_level(logging.INFO, logger="uniperceiver_v2")
     yield lambda: [record.getMessage() for record in caplog.records]
     logger.propagate = propagated
-
-
-@pytest.fixture
-def loggers():
-    """Restores the loggers that a run has set up for its process."""
-    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)

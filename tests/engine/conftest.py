@@ -127,14 +127,6 @@ def cfg(tmp_path):
     DatasetCatalog.remove("toy_lines_test")
 
 
-@pytest.fixture(scope="session")
-def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
-    """digit_scenes of 24 training and 6 test scenes."""
-    output = tmp_path_factory.mktemp("run") / "digit_scenes"
-    prepare_digit_scenes(output, train_scenes=24, test_scenes=6)
-    return output
-
-
 @pytest.fixture
 def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
     """Settings of a run of the smallest complete model with a task of each kind, on real files. An iteration takes

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from videos import Frames, VideoFile, require_display, show
 
 from uniperceiver_v2.config import load_config
-from uniperceiver_v2.errors import UnreadableImage, UserError
+from uniperceiver_v2.errors import UnreadableImage, UserError, exit_code
 from uniperceiver_v2.files import write_atomically, write_json
 from uniperceiver_v2.predictor import BadImages, Predictor, learned
 from uniperceiver_v2.predictor.inputs import path_of
@@ -65,13 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program. Returns its exit code: 1 if nothing could be answered."""
     args = parser().parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
-    try:
-        return run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: run(args))
 
 
 def run(args: Namespace) -> int:

@@ -1,15 +1,32 @@
-"""Errors that a user can correct, and images that training can skip."""
+"""Errors that a user can correct, how programs say them, and images that training can skip."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """A setting, a dataset or a file of weights cannot be used.
 
-    The message says all that the user needs: what is wrong and, if possible, how to correct it. ``train_net.py`` prints
-    it as ``error: <message>`` and exits with code 1, without a traceback.
+    The message says all that the user needs: what is wrong and, if possible, how to correct it. Programs print it as
+    ``error: <message>`` and exit with code 1, without a traceback.
     """
+
+
+def exit_code(program: Callable[[], int | None]) -> int:
+    """Run a program and return its exit code.
+
+    Args:
+        program: returns its exit code, or None for 0. A UserError and an OSError, such as a full disk, are printed on
+            stderr and give 1. Ctrl-C gives 130.
+    """
+    try:
+        return program() or 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from uniperceiver_v2 import Predictor
+
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("DETECTRON2_DATASETS") or ROOT / "datasets") / "digit_scenes" / "images" / "test"
+SCENE = DATA / "000001000002.png"
 PICTURES = Path(os.environ.get("WEB_PICTURES", ROOT / "output" / "web"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 120_000  # milliseconds, on a busy machine
@@ -47,6 +50,12 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def predictor():
+    """The model that the server has. What the page shows has to be its answers."""
+    return Predictor.from_zoo("digit_scenes/small")
+
+
+@pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # tests may run as root
@@ -71,7 +80,7 @@ def page(browser, address):
 
 
 def upload(page, path=None):
-    page.locator("#picture input[type=file]").set_input_files(path or DATA / "000001000002.png")
+    page.locator("#picture input[type=file]").set_input_files(path or SCENE)
     page.locator("#picture img").first.wait_for()
 
 
@@ -102,29 +111,43 @@ def test_detect_an_uploaded_picture(page):
     page.get_by_role("gridcell", name="a digit").first.wait_for()
 
 
-def test_pick_an_example(page):
-    page.locator("button.gallery-item").nth(6).click()
+def test_caption_of_an_example(page, predictor):
+    place = 6
+    page.locator("button.gallery-item").nth(place).click()
     page.locator("#picture img").first.wait_for()
     tab(page, "Caption")
     press(page, "Caption")
     page.wait_for_function("[...document.querySelectorAll('textarea, input')].some(x => x.value.includes('log-like'))")
+    expected = predictor.caption(sorted(DATA.iterdir())[place])
+    assert page.get_by_label("Caption", exact=True).and_(page.locator("textarea")).input_value() == expected.text
+    number = f"{abs(expected.log_likelihood):.2f}"
+    assert number in page.get_by_label("Its likelihood").input_value()
     picture_of(page, "caption")
 
 
-def test_ground_phrases(page):
+def test_ground_phrases(page, predictor):
+    phrases = ["a yellow two", "the red eight", "a purple nine"]
     upload(page)
     tab(page, "Ground")
-    page.get_by_label("Phrases to look for").fill("a yellow two, the red eight, a purple nine")
+    page.get_by_label("Phrases to look for").fill(", ".join(phrases))
     press(page, "Find")
     page.get_by_text(re.compile(r"^\d+ objects?\. Nothing for: a purple nine")).wait_for()
+    expected = [box.label for box in predictor.ground(SCENE, phrases).above(0.3)]
+    assert set(expected) == set(phrases[:2])
+    shown = page.locator("#ground-table").get_by_role("gridcell").all_inner_texts()
+    assert sorted(text.strip() for text in shown if text.strip() in phrases) == sorted(expected)
     picture_of(page, "ground")
 
 
-def test_classify(page):
-    upload(page, next((DATA.parents[1] / "digits" / "test" / "seven").iterdir()))
+def test_classify(page, predictor):
+    seven = min((DATA.parents[1] / "digits" / "test" / "seven").iterdir())
+    upload(page, seven)
     tab(page, "Classify")
     press(page, "Classify")
     page.get_by_text(re.compile(r"^\d+%$")).first.wait_for()
+    (best,) = predictor.classify(seven).top(1)
+    assert best[0] == "seven"
+    assert page.get_by_test_id("label-output-value").inner_text() == best[0]
     picture_of(page, "classify")
 
 
@@ -137,8 +160,8 @@ def test_search_by_text_and_by_picture(page):
     upload(page)
     picture_of(page, "search")
     press(page, "Search by the picture")
-    page.get_by_text("1.00 · 000001000002.png").first.wait_for()
-    assert first != "1.00 · 000001000002.png"
+    page.get_by_text(f"1.00 · {SCENE.name}").first.wait_for()
+    assert first != f"1.00 · {SCENE.name}"
 
 
 def test_what_cannot_be_answered_is_said(page, tmp_path):
@@ -146,7 +169,7 @@ def test_what_cannot_be_answered_is_said(page, tmp_path):
     page.get_by_text("Choose a picture first").wait_for()
     picture_of(page, "error")
     broken = tmp_path / "broken.png"
-    broken.write_bytes((DATA / "000001000002.png").read_bytes()[:300])
+    broken.write_bytes(SCENE.read_bytes()[:300])
     page.locator("#picture input[type=file]").set_input_files(broken)
     page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.wait_for()
     press(page, "Detect")

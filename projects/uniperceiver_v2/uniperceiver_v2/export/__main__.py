@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import load_config
-from ..errors import UserError
+from ..errors import UserError, exit_code
 from ..predictor import Predictor
 from . import PRECISIONS, export
 
@@ -43,12 +43,7 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program. Returns its exit code."""
     args = parser().parse_args(argv)
-    try:
-        run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args))
 
 
 def run(args: Namespace) -> None:

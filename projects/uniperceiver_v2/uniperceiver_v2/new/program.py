@@ -3,13 +3,12 @@
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import load_config
 from ..data import load_dataset
-from ..errors import UserError
+from ..errors import UserError, exit_code
 from ..files import TINY_CONFIG, TRAIN, write_atomically
 from ..kinds import configured_task
 from ..predictor.pretrained import MODEL_ZOO, TEXT_ENCODER, WEIGHTS, zoo_directory
@@ -67,19 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "or without --base a model of the zoo, such as digit_scenes/small",
     )
     args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: an option or the data cannot be used.
+        OSError: the configuration cannot be written.
+    """
     output = args.output or Path(f"{args.folder.resolve().name}.yaml")
-    try:
-        if output.exists():
-            raise UserError(f"{output} exists already: remove it, or give another name by --output")
-        start = _start(args.base, args.weights)
-        seen, problems, unused = look_at(args.folder)
-        print(summary(seen, problems, unused))
-        text = configuration(seen, start, output)
-        write_atomically(str(output), lambda file: file.write(text.encode()))
-        print(f"\n{output} is written.")
-        print(trained_and_tested(str(output)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if output.exists():
+        raise UserError(f"{output} exists already: remove it, or give another name by --output")
+    start = _start(args.base, args.weights)
+    seen, problems, unused = look_at(args.folder)
+    print(summary(seen, problems, unused))
+    text = configuration(seen, start, output)
+    write_atomically(str(output), lambda file: file.write(text.encode()))
+    print(f"\n{output} is written.")
+    print(trained_and_tested(str(output)))
     print(f"\nTrain by: {TRAIN} --config-file {shlex.quote(str(output))}")
-    return 0

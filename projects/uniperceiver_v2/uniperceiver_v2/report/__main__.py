@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..errors import exit_code
 from .page import write_report
 
 
@@ -23,13 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", help="the HTML file (default: report.html in the first run)")
     options = parser.parse_args(arguments)
     path = options.output or os.path.join(options.runs[0], "report.html")
-    try:
+
+    def run() -> None:
         write_report(options.runs, path)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(path)
-    return 0
+        print(path)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

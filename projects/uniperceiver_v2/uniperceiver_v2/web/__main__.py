@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, exit_code
 from ..predictor import Predictor
 from .answers import Answers
 from .index import Index, pictures_in
@@ -56,13 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program. Returns its exit code."""
     args = parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-    try:
-        return serve(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_code(lambda: serve(args))
 
 
 def serve(args: Namespace) -> int:
