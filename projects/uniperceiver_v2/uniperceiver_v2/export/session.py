@@ -105,12 +105,11 @@ class Detector:
             appearance=found["proposal_features"],
             masks_in_boxes=about["detection"]["masks_end_at_boxes"],
             boxes_around_masks=about["detection"]["boxes_around_masks"],
+            masks_are_learned=about["detection"]["masks"],
         )
         multiple = about["preprocessing"]["padded_to_multiples_of"]
         padded = -(-height // multiple) * multiple, -(-width // multiple) * multiple
         sizes = ImageSizes([(height, width)] * len(items), padded)
         for place, (item, of_image) in enumerate(zip(items, scores)):
-            pairs: LabelledProposals = best_pairs(
-                of_image, proposals, place, sizes, about["detection"]["per_image"], about["detection"]["masks"]
-            )
+            pairs: LabelledProposals = best_pairs(of_image, proposals, place, sizes, about["detection"]["per_image"])
             yield pairs.instances((item.get("height", height), item.get("width", width)))

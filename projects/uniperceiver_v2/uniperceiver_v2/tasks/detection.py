@@ -51,24 +51,15 @@ class DetectionTask(NamingTask):
         settings: the task's settings.
         detections_per_image: the number of (proposal, category) pairs that are returned for an image.
         named_by: datasets that name the categories if an input does not.
-        with_masks: whether masks are learned, ``MODEL.MASK_ON``. Otherwise they mean nothing and are not returned.
     """
 
-    def __init__(
-        self,
-        settings: DetectionSettings,
-        detections_per_image: int = 100,
-        named_by: Sequence[str] = (),
-        with_masks: bool = True,
-    ):
+    def __init__(self, settings: DetectionSettings, detections_per_image: int = 100, named_by: Sequence[str] = ()):
         super().__init__(settings, named_by)
         self._detections_per_image = detections_per_image
-        self._with_masks = with_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, settings: DetectionSettings) -> DetectionTask:
-        named_by = naming_datasets(cfg, "detection", settings)
-        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, named_by, cfg.MODEL.MASK_ON)
+        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, naming_datasets(cfg, "detection", settings))
 
     def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
@@ -121,7 +112,7 @@ class DetectionTask(NamingTask):
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
         return [
-            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image, self._with_masks)
+            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image)
             for index, of_image in enumerate(scores)
         ]
 
@@ -165,21 +156,15 @@ class LabelledProposals:
 
     @classmethod
     def choose(
-        cls,
-        proposal: Tensor,
-        labels: Tensor,
-        scores: Tensor,
-        proposals: Proposals,
-        index: int,
-        sizes: ImageSizes,
-        with_masks: bool = True,
+        cls, proposal: Tensor, labels: Tensor, scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes
     ) -> LabelledProposals:
         """K pairs of proposal and label of image ``index``, with their scores, all [K]."""
         used, which = proposal.unique(return_inverse=True)  # a mask serves all labels of its proposal
-        boxes, masks = proposals.boxes[index, used], proposals.masks[index, used] if with_masks else None
+        boxes = proposals.boxes[index, used]
+        masks = proposals.masks[index, used] if proposals.masks_are_learned else None
         size, inside = sizes.images[index], proposals.masks_in_boxes
         found = cls(boxes, masks, which, labels, scores, size, sizes.padded, inside)
-        return found._boxed_by_masks(masks) if with_masks and proposals.boxes_around_masks else found
+        return found._boxed_by_masks(masks) if masks is not None and proposals.boxes_around_masks else found
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -229,13 +214,11 @@ class LabelledProposals:
         return boxes
 
 
-def best_pairs(
-    scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int, with_masks: bool = True
-) -> LabelledProposals:
+def best_pairs(scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int) -> LabelledProposals:
     """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C]."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes, with_masks)
+    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes)
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:

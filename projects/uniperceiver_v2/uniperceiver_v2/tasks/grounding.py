@@ -48,21 +48,9 @@ class GroundingTask(Task):
     Inputs: :class:`~uniperceiver_v2.data.samples.GroundingSample`. Predictions: "phrases", those of the input, and
     "instances" (pred_boxes, scores, pred_masks if masks are learned, and pred_classes, the place in "phrases") at the
     size that "height" and "width" give: for one phrase after the other its best proposals, best first.
-
-    Args:
-        settings: the task's settings.
-        with_masks: as in :class:`~uniperceiver_v2.tasks.detection.DetectionTask`.
     """
 
     settings: GroundingSettings
-
-    def __init__(self, settings: GroundingSettings, with_masks: bool = True):
-        super().__init__(settings)
-        self._with_masks = with_masks
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, settings: GroundingSettings) -> GroundingTask:
-        return cls(settings, cfg.MODEL.MASK_ON)
 
     def losses(self, model: UniPerceiver, inputs: Sequence[GroundingSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
@@ -142,13 +130,7 @@ class GroundingTask(Task):
             labels = torch.arange(len(asked), device=scores.device).repeat_interleave(ranked)
             results.append(
                 LabelledProposals.choose(
-                    proposal.T.flatten(),
-                    labels,
-                    best.T.flatten(),
-                    encoding.proposals,
-                    index,
-                    sizes,
-                    self._with_masks,
+                    proposal.T.flatten(), labels, best.T.flatten(), encoding.proposals, index, sizes
                 )
             )
         return results

@@ -23,7 +23,7 @@ class ImageEncoder(nn.Module):
         backbone: a Detectron2 backbone with at least two output maps.
         regions: the region proposal network.
         fusion, global_tokens: the modules of equations (2) and (3).
-        boxes_around_masks: see `Proposals`.
+        boxes_around_masks, masks_are_learned: see `Proposals`.
     """
 
     @configurable
@@ -35,11 +35,12 @@ class ImageEncoder(nn.Module):
         fusion: ProposalFusion,
         global_tokens: GlobalTokens,
         boxes_around_masks: bool = False,
+        masks_are_learned: bool = True,
     ):
         super().__init__()
         self.backbone, self.regions = backbone, regions
         self.fusion, self.global_tokens = fusion, global_tokens
-        self.boxes_around_masks = boxes_around_masks
+        self.boxes_around_masks, self.masks_are_learned = boxes_around_masks, masks_are_learned
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -78,7 +79,8 @@ class ImageEncoder(nn.Module):
             "global_tokens": GlobalTokens(
                 shapes[-1].channels, node.EMBED_DIM, node.DECODER.HEADS, node.ATTENTION_POOLS
             ),
-            "boxes_around_masks": region.BOXES_AROUND_MASKS,
+            "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,
+            "masks_are_learned": cfg.MODEL.MASK_ON,
         }
 
     def forward(
@@ -99,7 +101,11 @@ class ImageEncoder(nn.Module):
             targets: as in `forward`.
         """
         output = self.regions(maps, valid, targets, has_padding)
-        proposals = replace(output.proposals(), boxes_around_masks=self.boxes_around_masks)
+        proposals = replace(
+            output.proposals(),
+            boxes_around_masks=self.boxes_around_masks,
+            masks_are_learned=self.masks_are_learned,
+        )
         global_tokens, global_valid = self._global_tokens(maps, valid)
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)

@@ -54,6 +54,7 @@ class Proposals:
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
         masks_in_boxes: whether masks end at their boxes. Logits outside then mean nothing.
         boxes_around_masks: whether the boxes of results are those around the masks. ``boxes`` are the predicted ones.
+        masks_are_learned: if not, the masks mean nothing, and results have none.
     """
 
     semantics: Tensor
@@ -64,6 +65,7 @@ class Proposals:
     extent: Tensor | None = None
     masks_in_boxes: bool = False
     boxes_around_masks: bool = False
+    masks_are_learned: bool = True
 
 
 @dataclass
