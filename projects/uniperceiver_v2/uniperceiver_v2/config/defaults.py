@@ -40,7 +40,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 
     # The number of model_<iteration>.pth that are kept, the newest ones; 0 keeps all.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
-    # Training ends after so many evaluations in a row without a better TEST.BEST_METRIC; 0 for never.
+    # Training ends after so many evaluations in a row without a better TEST.BEST_METRIC; 0 for never. Those before the
+    # metric first changes do not count.
     cfg.SOLVER.EARLY_STOPPING = 0
 
     # The weights with the best value of this metric are kept in model_best.pth. It is named as in metrics.json, such as

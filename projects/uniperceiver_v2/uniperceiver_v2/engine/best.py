@@ -36,6 +36,9 @@ class BestCheckpoint(HookBase):
     evaluation. The last evaluation, after training, has the iteration ``SOLVER.MAX_ITER``. A value that is not finite
     never counts as better.
 
+    Patience begins when the metric first moves. A metric that stays at its first value, such as an AP of 0 or the
+    accuracy of a guess, has not shown yet that anything is learned, so such evaluations do not count.
+
     The hook has no state of its own. A resumed run reads the earlier values from metrics.json, which
     :class:`~uniperceiver_v2.engine.metrics.MetricsFile` restores to the checkpoint's iteration. So an interrupted and
     resumed run keeps the same weights, and ends at the same iteration, as an uninterrupted one.
@@ -68,7 +71,8 @@ class BestCheckpoint(HookBase):
         self._eval_period = eval_period
         self._patience = patience
         self._best: tuple[float, int] | None = None  # value and iteration
-        self._since = 0  # evaluations since the best one
+        self._since = 0  # evaluations since the best one that count against patience
+        self._has_moved = False  # whether the metric has had two values that differ
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -111,10 +115,12 @@ class BestCheckpoint(HookBase):
 
     def _count(self, value: float, iteration: int) -> bool:
         """Take note of an evaluation. Whether it is the best so far."""
-        better = math.isfinite(value) and (self._best is None or self._sign * value > self._sign * self._best[0])
+        finite = math.isfinite(value)
+        better = finite and (self._best is None or self._sign * value > self._sign * self._best[0])
+        self._has_moved |= finite and self._best is not None and value != self._best[0]
         if better:
             self._best, self._since = (value, iteration), 0
-        else:
+        elif self._has_moved or not finite:
             self._since += 1
         return better
 
