@@ -5,7 +5,7 @@ import glob
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
@@ -61,16 +61,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be written. Older checkpoints are not changed.
         """
-        if not self.save_dir or not self.save_to_disk:
-            return
-        with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
-            data = {"model": self.model.state_dict()}
-            data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-            data.update(kwargs)
-            path = os.path.join(self.save_dir, f"{name}.pth")
-            self.logger.info("Saving checkpoint to %s", path)
-            self._write(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(f"{name}.pth")
+        if self._save_model(name, self.checkpointables, kwargs):
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
         """Write the model alone, with ``kwargs``, to ``<save_dir>/<name>.pth``. The last checkpoint stays what it is.
@@ -78,13 +70,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be written.
         """
+        self._save_model(name, {}, kwargs)
+
+    def _save_model(self, name: str, states: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
+        """Write the model with the states of ``states`` and ``more``. Whether this process writes files."""
         if not self.save_dir or not self.save_to_disk:
-            return
+            return False
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
         with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
-            data = {"model": self.model.state_dict(), **kwargs}
-            path = os.path.join(self.save_dir, f"{name}.pth")
-            self.logger.info("Saving weights to %s", path)
+            data = {"model": self.model.state_dict()}
+            data.update({key: item.state_dict() for key, item in states.items()})
+            data.update(more)
             self._write(path, lambda file: torch.save(data, file))
+        return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the checkpoint that ``--resume`` uses."""
