@@ -122,7 +122,7 @@ def load_caption_json(json_file: str, image_root: str) -> Records:
     Raises:
         UserError: a caption is not a string, or its image is not among the JSON's.
     """
-    content = _read_json(json_file)
+    content = read_json(json_file)
     records = {
         image["id"]: {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -136,7 +136,7 @@ def load_caption_json(json_file: str, image_root: str) -> Records:
         what = f"{json_file}: annotation {annotation.get('id', '')}".rstrip()
         if annotation["image_id"] not in records:
             raise UserError(f'{what} is of image {annotation["image_id"]}, which is not among "images"')
-        caption = _string(annotation["caption"], f"{what} of image {annotation['image_id']}: its caption")
+        caption = string(annotation["caption"], f"{what} of image {annotation['image_id']}: its caption")
         records[annotation["image_id"]]["captions"].append(caption)
     return list(records.values())
 
@@ -161,21 +161,28 @@ def load_karpathy_json(json_file: str, image_root: str, split: str) -> Records:
             "file_name": os.path.join(image_root, image.get("filepath", ""), image["filename"]),
             "image_id": image.get("cocoid", image["imgid"]),
             "captions": [
-                _string(sentence["raw"], f"{json_file}: the caption with sentid {sentence['sentid']}")
+                string(sentence["raw"], f"{json_file}: the caption with sentid {sentence['sentid']}")
                 for sentence in image["sentences"]
             ],
         }
-        for image in _read_json(json_file)["images"]
+        for image in read_json(json_file)["images"]
         if image["split"] in splits
     ]
 
 
-def _read_json(path: str) -> dict:
+def read_json(path: str) -> Any:
+    """The content of a JSON of a registered dataset. Its errors are those of ``json``, which
+    :func:`~uniperceiver_v2.reading.sources.explained` gives the dataset's remedy."""
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def _string(value: object, what: str) -> str:
+def string(value: object, what: str) -> str:
+    """A string as it is.
+
+    Raises:
+        UserError: it is none; the message begins with ``what`` it is.
+    """
     if not isinstance(value, str):
         raise UserError(f"{what} is {value!r}, not a string")
     return value

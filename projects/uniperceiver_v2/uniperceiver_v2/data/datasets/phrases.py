@@ -4,7 +4,6 @@ A record is Detectron2's, {"file_name", "height", "width", "image_id", "annotati
 of {"phrase": str, "objects": places in "annotations", none where the phrase is true of nothing}.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from ...errors import UserError
 from ...reading import id_order
+from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
 
@@ -181,20 +181,3 @@ def add_box(record: dict, box: list[float], what: str) -> int:
     # One category for all: what an object is, its phrases say.
     record["annotations"].append({"bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0})
     return len(record["annotations"]) - 1
-
-
-def read_json(path: str) -> Any:
-    """What a JSON file in UTF-8 holds."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
-def string(value: Any, what: str) -> str:
-    """A string as it is.
-
-    Raises:
-        UserError: it is none; the message begins with ``what`` it is.
-    """
-    if not isinstance(value, str):
-        raise UserError(f"{what} is {value!r}, not a string")
-    return value

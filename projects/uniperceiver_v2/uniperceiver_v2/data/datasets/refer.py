@@ -5,7 +5,8 @@ import pickle
 from typing import Any
 
 from ...errors import UserError
-from .phrases import objects_by_image, place_of, record_of, register_grounding, string
+from .formats import string
+from .phrases import objects_by_image, place_of, record_of, register_grounding
 from .records import Records
 
 _KEYS = {"ref_id", "ann_id", "image_id", "split", "sentences"}

@@ -4,7 +4,8 @@ import logging
 import os
 from typing import Any
 
-from .phrases import add_box, read_json, record_of, register_grounding, string
+from .formats import read_json, string
+from .phrases import add_box, record_of, register_grounding
 from .records import Records
 
 logger = logging.getLogger(__name__)
