@@ -65,6 +65,7 @@ def edited(change) -> str:
         ("{", "objects.json cannot be read as a whole JSON file"),
         ("[]", 'objects.json has no list "images"'),
         (edited(lambda c: c.pop("categories")), 'has no list "categories"'),
+        (edited(lambda c: c.update(annotations={"1": {}})), 'has no list "annotations"'),
         (edited(lambda c: c["categories"][0].update(id=2)), "two categories have the id 2"),
         (edited(lambda c: c["categories"][0].update(name="buoy")), "categories 1 and 2 are both called 'buoy'"),
         (edited(lambda c: c["categories"][0].update(id=None)), 'a category needs an "id"'),
@@ -138,8 +139,18 @@ def test_yolo_without_any_text_is_told(images):
     assert "none of the 3 images of 'val' has a text, such as" in message_of(node)
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_named(images, logged):
-    node = write_yolo(images)
+def write_coco_without_sizes(images: Path) -> dict:
+    node = write_coco(images, ((1, 2, 3), ("0.png", "1.png", "2.png")))
+    content = json.loads(Path(node["JSON"]).read_text())
+    for image in content["images"]:
+        del image["height"], image["width"]
+    Path(node["JSON"]).write_text(json.dumps(content))
+    return node
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_coco_without_sizes])
+def test_an_image_that_cannot_be_read_is_left_out_and_named(images, logged, write):
+    node = write(images)
     (images / "1.png").write_bytes(b"no image")
     register_custom_datasets({"own": node})
     assert [r["image_id"] for r in load_dataset("own")] == ["0.png", "2.png"]

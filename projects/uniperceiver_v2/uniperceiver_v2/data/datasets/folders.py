@@ -1,6 +1,5 @@
 """Objects in folders of one file for each image: YOLO's texts and Pascal VOC's XML."""
 
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +9,11 @@ from xml.etree import ElementTree
 
 from detectron2.structures import BoxMode
 
-from ...errors import UnreadableImage, UserError, nearest
-from ...reading import read_lines, read_size, read_xml, read_yaml
+from ...errors import UserError, nearest
+from ...reading import read_lines, read_xml, read_yaml
 from .formats import IMAGE_SUFFIXES
-from .objects import Objects, box_around, named
+from .objects import Objects, box_around, named, readable_size
 from .records import Records
-
-logger = logging.getLogger(__name__)
 
 YOLO_LINE = "<class> <x> <y> <width> <height>, or <class> <x1> <y1> <x2> <y2> <x3> <y3> ..., in shares of the image"
 
@@ -48,7 +45,7 @@ def read_yolo(yaml_file: str, split: str) -> Objects:
     with_keypoints = "kpt_shape" in content  # they follow the box
     records, labelled = [], 0
     for image, image_id in images:
-        size = _size_of(image)
+        size = readable_size(str(image))
         if size is None:
             continue
         text = yolo_text_of(image)
@@ -160,7 +157,7 @@ def read_voc(annotations: str, images: str, list_file: str = "", names: Sequence
             raise UserError(f"{os.path.abspath(list_file)} names '{stem}', but {folder.resolve()} has no {stem}.xml")
         tree = trees[stem]
         image = _voc_image(tree, Path(images), stem)
-        size = _size_of(image)
+        size = readable_size(str(image))
         if size is not None:
             objects = [_voc_object(item, files[stem], index_of) for item in tree.iter("object")]
             records.append(_record(str(image), stem, size, objects))
@@ -208,12 +205,3 @@ def _record(file_name: str, image_id: str, size: tuple[int, int], annotations: l
         "width": width,
         "annotations": annotations,
     }
-
-
-def _size_of(image: Path) -> tuple[int, int] | None:
-    """(height, width). None for an image that cannot be read, which the log names."""
-    try:
-        return read_size(str(image))
-    except UnreadableImage as error:
-        logger.warning("left out, as it cannot be read: %s", error)
-        return None

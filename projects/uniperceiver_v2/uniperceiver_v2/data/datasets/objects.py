@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_api
 
-from ...errors import UserError
+from ...errors import UnreadableImage, UserError
 from ...reading import Id, is_id, read_json, read_size, sorted_ids
 from .records import Records
 
@@ -57,8 +57,8 @@ def read_objects_json(json_file: str, image_root: str, *, lvis: bool = False) ->
     """Objects of a JSON in COCO's format, or in LVIS's.
 
     Other programs write COCO's format with less in it, so some keys may be missing: the "id", "iscrowd" and "area" of
-    an annotation, the "bbox" of one with polygons, and the size of an image, which is then read from its file. An
-    annotation that says "ignore" counts as a crowd.
+    an annotation, the "bbox" of one with polygons, and the size of an image, which is then read from its file. An image
+    whose size cannot be read is left out. An annotation that says "ignore" counts as a crowd.
 
     Args:
         json_file: the file.
@@ -74,16 +74,29 @@ def read_objects_json(json_file: str, image_root: str, *, lvis: bool = False) ->
     for section in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             raise UserError(f'{path} has no list "{section}"')
+    annotations = content.get("annotations") or []
+    if not isinstance(annotations, list):
+        raise UserError(f'{path} has no list "annotations"')
     categories = _categories(content["categories"], path, lvis)
     index_of = {category.id: index for index, category in enumerate(categories)}
-    records = {}
+    records: dict[Id, dict] = {}
     for entry in content["images"]:
         record = _record(entry, image_root, path, lvis)
         if record["image_id"] in records:
             raise UserError(f"{path}: two images have the id {record['image_id']!r}")
         records[record["image_id"]] = record
-    _add_annotations(records, content.get("annotations") or [], index_of, path)
-    return Objects([records[image_id] for image_id in sorted_ids(records)], categories)
+    _add_annotations(records, annotations, index_of, path)
+    kept = (records[image_id] for image_id in sorted_ids(records))
+    return Objects([record for record in kept if record["height"] is not None], categories)
+
+
+def readable_size(path: str) -> tuple[int, int] | None:
+    """(height, width) of an image in pixels. None for an image that cannot be read, which the log names."""
+    try:
+        return read_size(path)
+    except UnreadableImage as error:
+        logger.warning("left out, as it cannot be read: %s", error)
+        return None
 
 
 def _categories(entries: list, path: str, lvis: bool) -> tuple[Category, ...]:
@@ -102,6 +115,7 @@ def _categories(entries: list, path: str, lvis: bool) -> tuple[Category, ...]:
 
 
 def _record(entry: Any, image_root: str, path: str, lvis: bool) -> dict:
+    """An image's record. Its "height" and "width" are None if it has none and its file cannot be read."""
     if not isinstance(entry, dict) or not is_id(entry.get("id")):
         raise UserError(f'{path}: an image needs an "id", a whole number or a string, and a "file_name", not {entry}')
     name = entry.get("file_name")
@@ -110,10 +124,9 @@ def _record(entry: Any, image_root: str, path: str, lvis: bool) -> dict:
     if not isinstance(name, str) or not name:
         raise UserError(f'{path}: image {entry["id"]!r} has no "file_name"')
     record = {"file_name": os.path.join(image_root, name), "image_id": entry["id"], "annotations": []}
-    if entry.get("height") is None or entry.get("width") is None:
-        record["height"], record["width"] = read_size(record["file_name"])
-    else:
-        record["height"], record["width"] = entry["height"], entry["width"]
+    record["height"], record["width"] = entry.get("height"), entry.get("width")
+    if record["height"] is None or record["width"] is None:
+        record["height"], record["width"] = readable_size(record["file_name"]) or (None, None)
     if lvis:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             record[key] = list(entry.get(key) or ())

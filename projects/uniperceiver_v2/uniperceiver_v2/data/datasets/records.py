@@ -73,8 +73,8 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
         with_masks: whether every annotation must have a segmentation.
 
     Raises:
-        UserError: as :func:`load_dataset`. Also if the categories of the datasets differ, a category has no images, or
-            an annotation has no segmentation.
+        UserError: as :func:`load_dataset`. Also if the categories of the datasets differ, a category has no images, no
+            image is left, or an annotation has no segmentation.
     """
     seen: set[int] = set()
     kept = []
@@ -90,6 +90,8 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
         if annotations or not filter_empty:
             kept.append(record)
     _check_all_present(names, seen)
+    if not kept:
+        raise UserError(f"no image of {', '.join(names)} has an object to learn")
     return kept
 
 
