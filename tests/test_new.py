@@ -272,6 +272,37 @@ def test_every_metric_to_choose_by_is_a_column_of_its_kind():
         assert settings <= set(KINDS[kind].settings.defaults(kind))
 
 
+def test_whole_paths_name_pictures_too(folder, capsys):
+    for n in range(3):
+        picture(folder / f"images/{n}.png")
+    coco(folder, "all.json", [str((folder / f"images/{n}.png").resolve()) for n in range(3)])
+    code, out, err = run(capsys, "my data")
+    assert code == 0, err
+    assert "3 pictures of 160 x 100 pixels" in out and "broken files: 0" in out
+
+
+def test_a_file_that_cannot_be_used_does_not_make_its_folder_of_pictures_a_class(folder, capsys):
+    for n in range(3):
+        picture(folder / f"images/{n}.png")
+    coco(folder, "all.json", ["other.png"])
+    code, _, err = run(capsys, "my data")
+    assert code == 1 and "names the image 'other.png', which is nowhere in my data" in err
+    content = json.loads((folder / "all.json").read_text())
+    (folder / "all.json").write_text(json.dumps({**content, "annotations": {"1": {}}}))
+    code, _, err = run(capsys, "my data")
+    assert code == 1 and "my data has no data that can be used" in err
+
+
+def test_objects_without_any_annotation_are_told(folder, capsys):
+    for n in range(3):
+        picture(folder / f"images/{n}.png")
+    coco(folder, "all.json", [f"{n}.png" for n in range(3)])
+    content = json.loads((folder / "all.json").read_text())
+    (folder / "all.json").write_text(json.dumps({**content, "annotations": []}))
+    code, _, err = run(capsys, "my data")
+    assert code == 1 and err == "error: no image of my_data_objects_train has an object to learn\n"
+
+
 def test_mistakes_are_one_sentence(folder, capsys):
     for arguments, expected in (
         (("nowhere",), "error: there is no folder nowhere"),

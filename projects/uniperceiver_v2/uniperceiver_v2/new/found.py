@@ -57,7 +57,10 @@ def _split_of(path: Path, folder: Path) -> str:
 
 
 def _root_of(name: str, images: list[Path], near: Path) -> Path | None:
-    """The folder that an image's name is relative to. Of several, the one that shares most with ``near``."""
+    """The folder that an image's name is relative to. Of several, the one that shares most with ``near``. A whole path
+    needs none, so it gets the folder of ``near``."""
+    if os.path.isabs(name) and Path(name).resolve() in {image.resolve() for image in images}:
+        return near.parent
     parts = Path(name).parts
     roots = [image.parents[len(parts) - 1] for image in images if image.parts[-len(parts) :] == parts]
     return max(roots, key=lambda root: _shared(root, near), default=None)
@@ -93,15 +96,16 @@ def _json_format(content: Any) -> str | None:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list) or not content["images"]:
         return None
     annotations = content.get("annotations") or [{}]
-    if not isinstance(content["images"][0], dict) or not isinstance(annotations[0], dict):
+    image, annotation = content["images"][0], annotations[0] if isinstance(annotations, list) else None
+    if not isinstance(image, dict) or not isinstance(annotation, dict):
         return None
-    if "caption" in annotations[0]:
+    if "caption" in annotation:
         return "coco_captions"
-    if "phrase" in annotations[0]:
+    if "phrase" in annotation:
         return "phrases"
     if not isinstance(content.get("categories"), list):
         return None
-    return "lvis" if "neg_category_ids" in content["images"][0] else "coco"
+    return "lvis" if "neg_category_ids" in image else "coco"
 
 
 def _find_yolo(folder: Path, images: list[Path], problems: list[str]) -> Iterator[Found]:
@@ -169,7 +173,7 @@ def _table_node(path: Path, columns: list[str], images: list[Path], problems: li
 
 
 def _find_class_folders(folder: Path) -> list[Found]:
-    """Folders of classes, right in the folder or in its splits."""
+    """Folders of two classes or more, right in the folder or in its splits."""
     splits = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in SPLITS]
     if splits:
         return [
@@ -179,4 +183,4 @@ def _find_class_folders(folder: Path) -> list[Found]:
     classes = [path for path in below if any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir())]
     if len(below) == 1 and not classes:
         return _find_class_folders(below[0])
-    return [Found({"FORMAT": "class_folders", "IMAGES": str(folder)}, "", folder)] if classes else []
+    return [Found({"FORMAT": "class_folders", "IMAGES": str(folder)}, "", folder)] if len(classes) > 1 else []
