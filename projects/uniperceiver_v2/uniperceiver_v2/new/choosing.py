@@ -39,7 +39,11 @@ class Start(NamedTuple):
 
 
 def configuration(seen: Sequence[Seen], start: Start, output: Path) -> str:
-    """The text of a configuration for these datasets, which is to be written to ``output``."""
+    """The text of a configuration for these datasets, which is to be written to ``output``.
+
+    Raises:
+        UserError: there is nothing to train on, or the configuration of the model cannot be used.
+    """
     custom, tasks, tested = _tasks_of(seen)
     settings: dict[str, Any] = {"_BASE_": shown_path(start.base, output.parent)}
     reasons: dict[str, str] = {}
@@ -52,7 +56,11 @@ def configuration(seen: Sequence[Seen], start: Start, output: Path) -> str:
 
 
 def _tasks_of(seen: Sequence[Seen]) -> tuple[dict, dict, list[str]]:
-    """Nodes of DATASETS.CUSTOM and of TASKS, and the names for DATASETS.TEST."""
+    """Nodes of DATASETS.CUSTOM and of TASKS, and the names for DATASETS.TEST, of which there is at least one.
+
+    Raises:
+        UserError: there are test sets only.
+    """
     custom: dict[str, dict] = {}
     tasks: dict[str, dict] = {}
     tested: list[str] = []
@@ -159,19 +167,10 @@ def _choose_iterations(
         reasons["BASE_LR"] = "lower than from random weights"
     else:
         settings["SOLVER"]["DECODER_DELAY"] = most // 8
-    first = settings["DATASETS"]["TEST"][0] if settings["DATASETS"]["TEST"] else ""
-    settings["TEST"] = {"EVAL_PERIOD": period}
-    if first:
-        metric = TASKS[_evaluator_type_in(settings, first)][2]
-        settings["TEST"]["BEST_METRIC"] = f"{first}/{metric}"
-        reasons["BEST_METRIC"] = "model_best.pth has the weights with its best value"
-    else:
-        settings["SOLVER"]["EARLY_STOPPING"] = 0
-
-
-def _evaluator_type_in(settings: dict, name: str) -> str:
-    node = settings["DATASETS"]["CUSTOM"][name]
-    return node.get("EVALUATED_AS", FORMATS[node["FORMAT"]].evaluated_as[0])
+    first = settings["DATASETS"]["TEST"][0]
+    evaluated_as = FORMATS[settings["DATASETS"]["CUSTOM"][first]["FORMAT"]].evaluated_as[0]
+    settings["TEST"] = {"EVAL_PERIOD": period, "BEST_METRIC": f"{first}/{TASKS[evaluated_as][2]}"}
+    reasons["BEST_METRIC"] = "model_best.pth has the weights with its best value"
 
 
 def _as_yaml(settings: dict, reasons: dict[str, str]) -> str:
