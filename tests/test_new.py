@@ -241,7 +241,7 @@ def test_captions_phrases_and_tables(folder, capsys):
     phrases = [{"id": n, "image_id": n, "phrase": "a boat", "bboxes": [[1, 1, 50, 50]]} for n in range(6)]
     (folder / "p.json").write_text(json.dumps({"images": images, "annotations": phrases}))
     (folder / "labels.csv").write_text("file;kind\n" + "".join(f"{n}.png;{'ab'[n % 2]}\n" for n in range(6)))
-    (folder / "texts.csv").write_text("id,text\n1,boats\n2,birds\n3,more boats\n")
+    (folder / "texts.csv").write_text('"id, or a number","text"\n1,boats\n2,birds\n3,more boats\n')
     code, _, err = run(capsys, "my data")
     assert code == 0, err
     settings = written()
@@ -270,6 +270,16 @@ def test_every_metric_to_choose_by_is_a_column_of_its_kind():
         assert metric.rpartition("/")[2] in KINDS[kind].columns
         settings = set(choosing._SETTINGS[kind])
         assert settings <= set(KINDS[kind].settings.defaults(kind))
+
+
+def test_every_kind_of_picture_that_can_be_read_is_found(folder, capsys):
+    for name in ("cat", "dog"):
+        for ending in ("gif", "jfif", "webp"):
+            picture(folder / name / f"1.{ending}")
+        (folder / name / "notes.txt").write_text("no picture")
+    code, out, err = run(capsys, "my data")
+    assert code == 0, err
+    assert "6 pictures of 160 x 100 pixels" in out and "2 categories: cat 3, dog 3" in out
 
 
 def test_whole_paths_name_pictures_too(folder, capsys):

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.datasets.folders import images_below
-from ..data.datasets.formats import IMAGE_SUFFIXES
 from ..errors import UserError
-from ..reading import read_json, read_table, read_text, read_xml, read_yaml
+from ..reading import read_columns, read_json, read_table, read_xml, read_yaml
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGE_COLUMNS = ("image", "file", "file_name", "filename", "path", "image_path")
@@ -147,9 +146,7 @@ def _find_voc(folder: Path, images: list[Path], problems: list[str]) -> Iterator
 def _find_tables(folder: Path, images: list[Path], problems: list[str]) -> Iterator[Found]:
     for path in sorted([*folder.rglob("*.csv"), *folder.rglob("*.tsv")]):
         try:
-            header = read_text(str(path)).partition("\n")[0]
-            columns = [column.strip().strip('"') for column in re.split(r"[,;\t]", header)]
-            node = _table_node(path, columns, images, problems)
+            node = _table_node(path, read_columns(str(path)), images, problems)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -180,7 +177,7 @@ def _find_class_folders(folder: Path) -> list[Found]:
             Found({"FORMAT": "class_folders", "IMAGES": str(path)}, SPLITS[path.name.lower()], path) for path in splits
         ]
     below = [path for path in sorted(folder.iterdir()) if path.is_dir() and images_below(path)]
-    classes = [path for path in below if any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir())]
+    classes = [path for path in below if any(image.parent == path for image in images_below(path))]
     if len(below) == 1 and not classes:
         return _find_class_folders(below[0])
     return [Found({"FORMAT": "class_folders", "IMAGES": str(folder)}, "", folder)] if len(classes) > 1 else []

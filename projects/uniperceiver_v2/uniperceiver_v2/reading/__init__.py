@@ -6,9 +6,9 @@ data, or says in one sentence which file, and which entry in it, cannot be used.
 
 from .annotations import check_annotations, check_instances, check_json_of
 from .disk import LARGEST_FILE, patiently, read_file
-from .documents import read_json, read_lines, read_table, read_text, read_xml, read_yaml
+from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
-from .images import READ_ERRORS, decode_image, pixels_of, read_image, read_size
+from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
 from .sources import explained, require_source, source_of
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "id_order",
     "is_id",
     "patiently",
+    "picture_endings",
     "pixels_of",
+    "read_columns",
     "read_file",
     "read_image",
     "read_json",

@@ -84,12 +84,8 @@ def read_table(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
         UserError: a column is missing, or a row is too short for one.
     """
     text = read_text(path)
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)  # the comma where there is none of them
     try:
-        rows = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
-        names = [name.strip() for name in rows.fieldnames or ()]
-        rows.fieldnames = names
+        rows, names = _open_table(text)
         absent = [column for column in columns if column not in names]
         if absent:
             raise ValueError(
@@ -104,6 +100,29 @@ def read_table(path: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
     except (csv.Error, ValueError) as error:
         raise _unusable(path, "a CSV file", error) from error
     return table
+
+
+def read_columns(path: str) -> list[str]:
+    """The names in the first line of a CSV file; see :func:`read_table`.
+
+    Raises:
+        UserError: the line is not one of a CSV file.
+    """
+    text = read_text(path)
+    try:
+        return _open_table(text)[1]
+    except csv.Error as error:
+        raise _unusable(path, "a CSV file", error) from error
+
+
+def _open_table(text: str) -> tuple[csv.DictReader, list[str]]:
+    """The rows of a CSV by the names of its columns, and these names."""
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)  # the comma where there is none of them
+    rows = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
+    names = [name.strip() for name in rows.fieldnames or ()]
+    rows.fieldnames = names
+    return rows, names
 
 
 def _unusable(path: str, what: str, error: Exception) -> UserError:

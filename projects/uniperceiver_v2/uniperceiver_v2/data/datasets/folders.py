@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 from detectron2.structures import BoxMode
 
 from ...errors import UserError, nearest
-from ...reading import read_lines, read_xml, read_yaml
-from .formats import IMAGE_SUFFIXES
+from ...reading import picture_endings, read_lines, read_xml, read_yaml
 from .objects import Objects, box_around, named, readable_size
 from .records import Records
 
@@ -97,7 +96,8 @@ def images_below(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(None, "no such folder", str(folder))
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    endings = picture_endings()
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 
 def _yolo_objects(text: Path, index_of: Mapping[int, int], height: int, width: int, with_keypoints: bool) -> list[dict]:
@@ -167,7 +167,7 @@ def read_voc(annotations: str, images: str, list_file: str = "", names: Sequence
 def _voc_image(tree: ElementTree.Element, images: Path, stem: str) -> Path:
     """The image of an XML file: as it says, or else the image with the name of the XML."""
     said = images / (tree.findtext("filename") or f"{stem}.jpg").strip()
-    beside = (images / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+    beside = (images / f"{stem}{suffix}" for suffix in picture_endings())
     return said if said.is_file() else next((path for path in beside if path.is_file()), said)
 
 

@@ -8,10 +8,8 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from ...errors import UserError
-from ...reading import id_order
+from ...reading import id_order, picture_endings
 from .records import Records, register_dataset
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def register_image_folder(
@@ -61,11 +59,11 @@ def load_image_folder(
     if class_names is None:
         with os.scandir(root) as entries:
             class_names = sorted(entry.name for entry in entries if entry.is_dir())
-    classes = _by_folder(class_names)
+    classes, endings = _by_folder(class_names), picture_endings()
     records = []
     for label, folder in enumerate(classes):
         with os.scandir(os.path.join(root, folder)) as entries:
-            paths = sorted(entry.path for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES))
+            paths = sorted(entry.path for entry in entries if entry.name.lower().endswith(endings))
         for path in paths:
             records.append({"file_name": path, "image_id": len(records), "label": label})
     if dataset_name is not None:
