@@ -130,15 +130,19 @@ def _annotation(annotation: dict, record: dict) -> dict:
         "category_id": annotation["category_id"] + 1,
         "bbox": box,
         "iscrowd": int(annotation.get("iscrowd", 0)),
-        "area": box[2] * box[3],
+        "area": annotation["area"] if "area" in annotation else _area(annotation, box, record),
     }
-    if not segmentation:
-        return converted
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         segmentation = {**segmentation, "counts": counts.decode() if isinstance(counts, bytes) else counts}
-        converted["area"] = float(mask_api.area(segmentation))
-    else:
-        polygons = mask_api.frPyObjects(segmentation, record["height"], record["width"])
-        converted["area"] = float(mask_api.area(mask_api.merge(polygons)))
-    return {**converted, "segmentation": segmentation, **({"area": annotation["area"]} if "area" in annotation else {})}
+    return {**converted, "segmentation": segmentation} if segmentation else converted
+
+
+def _area(annotation: dict, box: Sequence[float], record: dict) -> float:
+    """The pixels of an object's mask, or of its box if it has no segmentation."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return box[2] * box[3]
+    if isinstance(segmentation, list):
+        segmentation = mask_api.merge(mask_api.frPyObjects(segmentation, record["height"], record["width"]))
+    return float(mask_api.area(segmentation))

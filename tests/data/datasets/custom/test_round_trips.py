@@ -123,6 +123,23 @@ def test_what_other_programs_leave_out_of_coco_is_found(images, tmp_path):
     assert as_objects(found) == expected((1, 2, 3), (1, 2, 3))
 
 
+@pytest.mark.parametrize("outlined", [True, False])
+def test_sizes_of_objects_are_as_the_file_says(images, tmp_path, outlined):
+    """COCO tells small objects from large ones by "area". Without it, pixels of the mask or the box are counted."""
+    content = coco((1, 2, 3), (1, 2, 3))
+    for annotation in content["annotations"]:
+        annotation["area"] = 10**5
+        if not outlined:
+            del annotation["segmentation"]
+    del content["annotations"][0]["area"]
+    path = tmp_path / "sizes.json"
+    path.write_text(json.dumps(content))
+    register_custom_datasets({"own": {"FORMAT": "coco", "JSON": str(path), "IMAGES": str(images)}})
+    evaluated("own", tmp_path / "out")
+    numbered = json.loads((tmp_path / "out/numbered_ground_truth.json").read_text())
+    assert [a["area"] for a in numbered["annotations"]] == [20 * 10, *[10**5] * 4]
+
+
 # -- classes, captions, phrases, texts
 
 
