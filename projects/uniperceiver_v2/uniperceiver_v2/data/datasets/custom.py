@@ -160,7 +160,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def register_custom_datasets(datasets: Mapping[str, Any], where: str = "DATASETS.CUSTOM") -> None:
+def register_custom_datasets(datasets: Mapping[str, Any]) -> None:
     """Register the datasets of a configuration. Files are read when a dataset is used.
 
     A configuration may be read several times in a process. A name that came from a configuration is then registered
@@ -168,15 +168,14 @@ def register_custom_datasets(datasets: Mapping[str, Any], where: str = "DATASETS
 
     Args:
         datasets: {name: node}, with the keys of its format.
-        where: the path of the nodes, for messages.
 
     Raises:
         UserError: a format or key is unknown, a key is missing or has a value of the wrong type, or the name is one of
             the project's or Detectron2's own datasets.
     """
     for name, given in datasets.items():
-        node = _complete(given, f"{where}.{name}")
-        _register(str(name), node, f"{where}.{name}")
+        where = f"DATASETS.CUSTOM.{name}"
+        _register(str(name), _complete(given, where), where)
 
 
 def _complete(given: Any, where: str) -> dict[str, Any]:
