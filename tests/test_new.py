@@ -319,6 +319,10 @@ def test_mistakes_are_one_sentence(folder, capsys):
         (("my data",), "error: my data has no data that can be used. It knows a JSON with"),
         (("my data", "--base", "nowhere.yaml"), "error: --base: there is no configuration nowhere.yaml"),
         (
+            ("my data", "--base", str(TINY_CONFIG), "--weights", "digit_scenes/small"),
+            "error: --weights: digit_scenes/small of the zoo comes with its own configuration; leave out --base",
+        ),
+        (
             ("my data", "--weights", "digit_scene/smal"),
             "error: --weights: there is no checkpoint digit_scene/smal; the",
         ),

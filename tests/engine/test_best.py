@@ -225,6 +225,16 @@ def test_a_metric_that_no_evaluation_gives_is_told(scripted):
         train(cfg, trainer_class)
 
 
+def test_a_metric_that_the_only_evaluation_does_not_give_is_told_at_the_end(scripted, caplog):
+    cfg, trainer_class = scripted
+    cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC = 0, "toy_lines_test/lines/eror"
+    caplog.set_level(logging.WARNING, logger="uniperceiver_v2")
+    results, _ = train(cfg, trainer_class)
+    assert results["toy_lines_test"]["lines"]["error"] == 2.0
+    assert any("no evaluation gives 'toy_lines_test/lines/eror'; did you mean" in m for m in caplog.messages)
+    assert not (Path(cfg.OUTPUT_DIR) / "model_best.pth").exists()
+
+
 def test_at_most_so_many_checkpoints_are_kept_over_interruptions(scripted):
     cfg, trainer_class = scripted
     cfg.SOLVER.CHECKPOINTS_KEPT = 2

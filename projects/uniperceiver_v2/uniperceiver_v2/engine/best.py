@@ -94,9 +94,11 @@ class BestCheckpoint(HookBase):
     def after_train(self) -> None:
         last = self.trainer.max_iter
         if comm.is_main_process() and self.trainer.iter >= last:
-            value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
-            if iteration == self.trainer.iter and self._count(value, last):
-                self._save(last)
+            try:
+                if self._count(self._evaluated(), last):
+                    self._save(last)
+            except UserError as error:  # all other results are there
+                logger.warning("%s", error)
             if self._best is not None:
                 logger.info("the best %s is %.4g, of iteration %d, in %s.pth", self._metric, *self._best, BEST)
 

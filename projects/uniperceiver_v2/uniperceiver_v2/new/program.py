@@ -39,7 +39,9 @@ def _start(base: Path | None, weights: str) -> Start:
     Raises:
         UserError: it is not there.
     """
-    if weights in MODEL_ZOO and base is None:
+    if weights in MODEL_ZOO:
+        if base is not None:
+            raise UserError(f"--weights: {weights} of the zoo comes with its own configuration; leave out --base")
         directory = zoo_directory(weights)
         parts = (shown_path(directory / name, Path.cwd()) for name in (WEIGHTS, TEXT_ENCODER))
         return Start(directory / "config.yaml", *parts)
