@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UnreadableImage, UserError
+from ..predictor.learned import NAMES_SHOWN
 from .answers import Answers, Found
 from .index import Index, Match
 from .limits import megabytes
@@ -143,12 +144,8 @@ class Page:
     def _detect_tab(self, picture: gr.Image) -> None:
         with gr.Tab("Detect", id="detect"):
             self._note("detection")
-            names = self.answers.labels("detection")
-            labels = gr.Textbox(
-                label="Labels to choose from",
-                info="Any names, with commas between them. Name everything that has to be told apart.",
-                placeholder=f"empty: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "",
-            )
+            info = "Any names, with commas between them. Name everything that has to be told apart."
+            labels = self._labels_field("detection", info)
             self._objects_of(self.detect, "Detect", picture, labels)
 
     def _ground_tab(self, picture: gr.Image) -> None:
@@ -187,12 +184,8 @@ class Page:
     def _classify_tab(self, picture: gr.Image) -> None:
         with gr.Tab("Classify", id="classify"):
             self._note("classification")
-            names = self.answers.labels("classification")
-            labels = gr.Textbox(
-                label="Labels to choose from",
-                info="For the whole picture, more exactly for the square at its centre.",
-                placeholder=f"empty: {', '.join(names[:12])}{', ...' * (len(names) > 12)}" if names else "",
-            )
+            info = "For the whole picture, more exactly for the square at its centre."
+            labels = self._labels_field("classification", info)
             button = gr.Button("Classify", variant="primary")
             bars = gr.Label(label="Probabilities", num_top_classes=5)
             self._ask(self.classify, [button.click, labels.submit], [picture, labels], [bars])
@@ -231,6 +224,12 @@ class Page:
             self._ask(self.search_by_text, [by_text.click, text.submit], [text], [found, said])
             self._ask(self.search_by_picture, [by_picture.click], [picture], [found, said])
         return said
+
+    def _labels_field(self, kind: str, info: str) -> gr.Textbox:
+        """The field for labels. While it is empty, it shows the names of the training, which are meant then."""
+        names = self.answers.labels(kind)
+        shown = f"empty: {', '.join(names[:NAMES_SHOWN])}{', ...' * (len(names) > NAMES_SHOWN)}" if names else ""
+        return gr.Textbox(label="Labels to choose from", info=info, placeholder=shown)
 
     def _note(self, kind: str) -> None:
         if kind not in self.answers.trained:
