@@ -56,7 +56,7 @@ def serve(answers, tmp_path, monkeypatch):
     running = []
 
     def start(index=None, examples=()) -> str:
-        running.append(launch(Page(answers, index, examples), uploads, wait=False))
+        running.append(launch(Page(answers, index, examples), uploads))
         return running[-1].local_url
 
     yield start

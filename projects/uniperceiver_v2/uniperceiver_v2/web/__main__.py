@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -82,11 +81,10 @@ def serve(args: Namespace) -> int:
 def show(answers: Answers, index: Index | None, examples: list[str], args: Namespace) -> None:
     """Serve until Ctrl-C. Uploads are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="uniperceiver_v2_web_") as folder:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which may ask at once
         from .page import Page
         from .server import launch
 
-        blocks = launch(Page(answers, index, examples), Path(folder), args.host, args.port, args.share, wait=False)
+        blocks = launch(Page(answers, index, examples), Path(folder), args.host, args.port, args.share)
         try:
             print(f"The page is at {blocks.local_url} until Ctrl-C.", flush=True)
             if index is not None:

@@ -84,13 +84,13 @@ class Page:
     def __init__(self, answers: Answers, index: Index | None = None, examples: Sequence[str] = ()):
         self.answers, self.index, self.examples = answers, index, list(examples)
 
-    def detect(self, picture: str | None, labels: str = "", threshold: float = 0.3) -> tuple[Any, Any, str]:
+    def detect(self, picture: str | None, labels: str, threshold: float) -> tuple[Any, Any, str]:
         return _shown(self.answers.detect(picture, labels, threshold))
 
-    def ground(self, picture: str | None, phrases: str, threshold: float = 0.3) -> tuple[Any, Any, str]:
+    def ground(self, picture: str | None, phrases: str, threshold: float) -> tuple[Any, Any, str]:
         return _shown(self.answers.ground(picture, phrases, threshold))
 
-    def classify(self, picture: str | None, labels: str = "") -> dict[str, float]:
+    def classify(self, picture: str | None, labels: str) -> dict[str, float]:
         return self.answers.classify(picture, labels)
 
     def caption(self, picture: str | None) -> tuple[str, str]:

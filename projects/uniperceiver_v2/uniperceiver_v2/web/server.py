@@ -82,9 +82,9 @@ def _size_of(folder: Path) -> int:
 
 
 def launch(
-    page: Page, folder: Path, host: str = "127.0.0.1", port: int | None = None, share: bool = False, wait: bool = True
+    page: Page, folder: Path, host: str = "127.0.0.1", port: int | None = None, share: bool = False
 ) -> gr.Blocks:
-    """Serve the page.
+    """Serve the page in the background. ``block_thread()`` of the result waits for Ctrl-C, ``close()`` ends the server.
 
     Args:
         page: the page.
@@ -92,7 +92,6 @@ def launch(
         host: the address to listen at; "0.0.0.0" for all of the machine.
         port: by default the first free one from 7860 on.
         share: whether gradio's relay makes the page public.
-        wait: until Ctrl-C, or return at once. Then ``close()`` of the result ends the server.
 
     Raises:
         OSError: the port is taken.
@@ -105,7 +104,7 @@ def launch(
         server_name=host,
         server_port=port,
         share=share,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
         quiet=True,
         max_file_size=limits.upload_bytes,
         app_kwargs={"middleware": [Middleware(Guard, limits=limits, folder=folder)]},
