@@ -25,7 +25,7 @@ def test_objects_are_the_predictors(answers, files):
         np.testing.assert_allclose([row[2:] for row in found.rows], expected.boxes, atol=0.1)
         assert found.said == f"{len(expected)} objects."
         height, width = expected.size
-        assert max(found.picture.size) == module.SMALLEST
+        assert max(found.picture.size) == 480
         assert found.picture.width / found.picture.height == pytest.approx(width / height, rel=0.02)
 
 
@@ -145,8 +145,8 @@ def test_a_photograph_is_drawn_smaller(answers, pixels, tmp_path):
     path = tmp_path / "photo.jpg"
     Image.fromarray(pixels(1500, 2000)).save(path)
     found = answers.detect(str(path), "", 0.02)
-    assert found.picture.size == (module.LARGEST, 1200)
-    assert any(row[4] > module.LARGEST or row[5] > 1200 for row in found.rows)  # pixels of the photograph itself
+    assert found.picture.size == (1600, 1200)
+    assert any(row[4] > 1600 or row[5] > 1200 for row in found.rows)  # pixels of the photograph itself
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, "0.3", None, True, float("nan")])

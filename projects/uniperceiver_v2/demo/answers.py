@@ -24,7 +24,6 @@ from uniperceiver_v2.visualization import Answers, Panel, draw_card, draw_marks,
 # {name of the option --tasks: kind of task}
 TASKS = {"detect": "detection", "ground": "grounding", "caption": "captioning", "classify": "classification"}
 CLASSES_WRITTEN = 5
-SMALLEST, LARGEST = 480, 1600  # pixels of a picture's longer side
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Answer:
             title: stands above.
             side: of a square that holds the picture; None for a picture of its own size, small ones enlarged.
         """
-        picture = fitted(pixels, side or SMALLEST, side or LARGEST)
+        picture = fitted(pixels, side, side) if side else fitted(pixels)
         panels = []
         if self.detect is not None:
             heading = "objects" if self.ground is not None else ""

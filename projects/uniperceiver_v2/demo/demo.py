@@ -28,7 +28,7 @@ from videos import Frames, VideoFile, require_display, show
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.errors import UnreadableImage, UserError, exit_code
 from uniperceiver_v2.files import write_atomically, write_json
-from uniperceiver_v2.predictor import BadImages, Predictor, learned
+from uniperceiver_v2.predictor import THRESHOLD, BadImages, Predictor, learned
 from uniperceiver_v2.predictor.inputs import path_of
 from uniperceiver_v2.reading.images import picture_endings
 from uniperceiver_v2.visualization import draw_sheet
@@ -56,7 +56,9 @@ def parser() -> ArgumentParser:
     )
     options.add_argument("--labels", metavar="LIST", help='names to choose from, such as "cat, a red seven"')
     options.add_argument("--phrases", metavar="LIST", help='to look for, such as "the red seven on the left"')
-    options.add_argument("--confidence-threshold", type=float, default=0.3, metavar="SCORE", help="of objects, in 0..1")
+    options.add_argument(
+        "--confidence-threshold", type=float, default=THRESHOLD, metavar="SCORE", help="of objects, in 0..1"
+    )
     options.add_argument("--opts", nargs=REMAINDER, default=[], metavar="KEY VALUE", help="settings, at the very end")
     return options
 

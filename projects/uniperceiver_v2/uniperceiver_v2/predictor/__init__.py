@@ -1,6 +1,6 @@
 """A trained model for people: images and texts in, small typed answers out."""
 
-from .api import Predictor
+from .api import THRESHOLD, Predictor
 from .encoding import EncodedImages
 from .inputs import BadImages, ImageLike, ImagesLike
 from .learned import learned, trained_kinds
@@ -9,6 +9,7 @@ from .results import Box, Caption, Classification, Completion, Detections, Groun
 
 __all__ = [
     "MODEL_ZOO",
+    "THRESHOLD",
     "BadImages",
     "Box",
     "Caption",

@@ -84,8 +84,8 @@ class Answers:
     classes: Sequence[tuple[str, float]] | None = None
 
 
-def fitted(image: np.ndarray, smallest: int, largest: int) -> np.ndarray:
-    """An image [H,W,3] of uint8, scaled until its longer side is between these lengths."""
+def fitted(image: np.ndarray, smallest: int = 480, largest: int = 1600) -> np.ndarray:
+    """An image, uint8 [H,W,3], scaled until its longer side is between these numbers of pixels."""
     height, width = image.shape[:2]
     scale = min(max(max(height, width), smallest), largest) / max(height, width)
     if scale == 1:

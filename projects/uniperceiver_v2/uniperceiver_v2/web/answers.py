@@ -16,14 +16,23 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UnreadableImage, UserError
-from ..predictor import Caption, Classification, Detections, EncodedImages, Grounding, Predictor, learned, trained_kinds
+from ..predictor import (
+    THRESHOLD,
+    Caption,
+    Classification,
+    Detections,
+    EncodedImages,
+    Grounding,
+    Predictor,
+    learned,
+    trained_kinds,
+)
 from ..reading import READ_ERRORS, decode_image
 from ..reading.images import FORMATS
 from ..visualization import draw_marks, fitted
 from .limits import Limits, megabytes
 from .worker import Deadline, Worker
 
-SMALLEST, LARGEST = 480, 1600  # pixels of the longer side of a drawn picture
 CLASSES_SHOWN = 5
 Answer = TypeVar("Answer")
 
@@ -61,14 +70,14 @@ class Answers:
             return self.predictor.labels(kind)
         return ()
 
-    def detect(self, path: str | None, labels: str | None = "", threshold: float = 0.3) -> Found:
+    def detect(self, path: str | None, labels: str | None = "", threshold: float = THRESHOLD) -> Found:
         """Objects with boxes and masks. Without labels, those of the training are looked for."""
         names = self._labels(labels, "detection")
         score = _share(threshold)
         found, encoded = self._ask(path, lambda images: self.predictor.detect(images, names, threshold=score)[0])
         return _found(found, encoded, f"nothing with a score of {score:.0%} or more")
 
-    def ground(self, path: str | None, phrases: str | None, threshold: float = 0.3) -> Found:
+    def ground(self, path: str | None, phrases: str | None, threshold: float = THRESHOLD) -> Found:
         """The objects that phrases mean."""
         asked = self.limits.list_of(phrases, "phrases")
         if not asked:
@@ -193,7 +202,7 @@ def _share(threshold: Any) -> float:
 
 
 def _found(found: Detections | Grounding, encoded: EncodedImages, nothing: str) -> Found:
-    picture = fitted(encoded.sources[0].pixels(), SMALLEST, LARGEST)
+    picture = fitted(encoded.sources[0].pixels())
     rows = [[box.label, round(box.score, 3), *(round(value, 1) for value in box.xyxy)] for box in found]
     count = f"{len(rows)} object{'s' * (len(rows) != 1)}" if rows else nothing
     return Found(draw_marks(picture, found.marks(picture)), rows, f"{count[0].upper()}{count[1:]}.")

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UnreadableImage, UserError
+from ..predictor import THRESHOLD
 from ..predictor.learned import NAMES_SHOWN
 from .answers import Answers, Found
 from .index import Index, Match
@@ -159,7 +160,9 @@ class Page:
             self._objects_of(self.ground, "Find", picture, phrases)
 
     def _objects_of(self, question: Callable[..., Any], verb: str, picture: gr.Image, texts: gr.Textbox) -> None:
-        threshold = gr.Slider(0, 1, 0.3, step=0.01, label="Threshold", info="Objects with a lower score are left out.")
+        threshold = gr.Slider(
+            0, 1, THRESHOLD, step=0.01, label="Threshold", info="Objects with a lower score are left out."
+        )
         button = gr.Button(verb, variant="primary")
         said = gr.Markdown(elem_classes="said")
         drawn = gr.Image(
