@@ -55,12 +55,21 @@ def decode_image(content: bytes, image_format: str) -> np.ndarray:
         ValueError: its format is not one of ``FORMATS``.
         OSError, SyntaxError, ...: Pillow's errors for damaged content.
     """
+    with opened_image(content) as image:
+        return pixels_of(image, image_format)
+
+
+def opened_image(content: bytes) -> Image.Image:
+    """An image whose header is read, and whose pixels are not decoded yet.
+
+    Raises:
+        ValueError: its format is not one of ``FORMATS``.
+        OSError, SyntaxError, ...: Pillow's errors for damaged content.
+    """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
         raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
-    with image:
-        return pixels_of(image, image_format)
 
 
 def pixels_of(image: Image.Image, image_format: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import math
 import os
 import threading
@@ -27,8 +26,8 @@ from ..predictor import (
     learned,
     trained_kinds,
 )
-from ..reading import READ_ERRORS, decode_image
-from ..reading.images import FORMATS
+from ..reading import READ_ERRORS, pixels_of
+from ..reading.images import opened_image
 from ..visualization import draw_marks, fitted
 from .limits import Limits, megabytes
 from .worker import Deadline, Worker
@@ -175,24 +174,14 @@ def pixels_of_content(content: bytes, name: str, limits: Limits) -> np.ndarray:
         UserError: it has too many pixels.
     """
     try:
-        if content and (size := _size_of(content)) and math.prod(size) > limits.pixels:
-            count = f"{math.prod(size) / 1e6:.3g} megapixels ({size[0]} x {size[1]})"
-            raise UserError(f"{name} has {count}: this page takes {limits.pixels / 1e6:.3g} megapixels at most")
-        return decode_image(content, "RGB")
+        with opened_image(content) as image:
+            if math.prod(image.size) > limits.pixels:
+                count = f"{math.prod(image.size) / 1e6:.3g} megapixels ({image.width} x {image.height})"
+                raise UserError(f"{name} has {count}: this page takes {limits.pixels / 1e6:.3g} megapixels at most")
+            return pixels_of(image, "RGB")
     except READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{name}: {reason}") from error
-
-
-def _size_of(content: bytes) -> tuple[int, int] | None:
-    """(width, height) of a file's header. None if it is no picture, which decoding says better."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return image.size
-    except Image.DecompressionBombError:
-        raise
-    except READ_ERRORS:
-        return None
 
 
 def _share(threshold: Any) -> float:
