@@ -62,7 +62,11 @@ def test_a_picture_without_objects_has_its_size_in_json(demo, directory, files, 
     assert Image.open(where).format == "JPEG"
 
 
-def test_bad_pictures_are_named_and_skipped(demo, directory, files, tmp_path, capsys):
+def test_bad_pictures_are_named_and_skipped(demo, directory, files, tmp_path, capsys, monkeypatch):
+    encoded, encode = [], Predictor.encode
+    monkeypatch.setattr(
+        Predictor, "encode", lambda self, images, **options: encoded.extend(images) or encode(self, images, **options)
+    )
     broken, text = tmp_path / "broken.png", tmp_path / "notes.jpg"
     broken.write_bytes(Path(files[0]).read_bytes()[:200])
     text.write_text("no picture")
@@ -76,6 +80,7 @@ def test_bad_pictures_are_named_and_skipped(demo, directory, files, tmp_path, ca
         "2.json",
         "3.json",
     ]
+    assert [Path(path).name for path in encoded] == [Path(path).name for path in given]  # each once
     skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped: ")]
     assert [next(path.name for path in (broken, text, gone, movie) if path.name in line) for line in skipped] == [
         "broken.png",

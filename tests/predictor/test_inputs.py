@@ -230,6 +230,8 @@ def test_the_others_of_a_list_get_their_answers(predictor, files, bad_files, que
     part = encoded[1:3]
     assert list(part.failures) == [0]
     assert str(ask(predictor, part, on_error="skip")[1]) == expected[1]
+    assert encoded.readable().names == files[:3]
+    assert [str(x) for x in ask(predictor, encoded.readable())] == expected
 
 
 def test_bad_images_have_no_similarity(predictor, files, bad_files):

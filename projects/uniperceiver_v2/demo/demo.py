@@ -237,7 +237,7 @@ def answers_of(
                 say(f"skipped: {sentence}{hint}")
             done(len(error.failures))
             batch = [path for place, path in enumerate(batch) if place not in error.failures]
-            images = predictor.encode(batch)
+            images = error.results.readable()
         for path, source, answer in zip(batch, images.sources, questions.answers(predictor, images)):
             try:
                 pixels = source.pixels()

@@ -92,7 +92,13 @@ class EncodedImages(Sequence["EncodedImages"]):
 
     def __getitem__(self, index: Any) -> EncodedImages:
         chosen = range(len(self))[index]
-        single, kept = (True, [chosen]) if isinstance(chosen, int) else (False, list(chosen))
+        return self._part([chosen], True) if isinstance(chosen, int) else self._part(list(chosen), False)
+
+    def readable(self) -> EncodedImages:
+        """Those that could be read, without the others."""
+        return self._part([place for place in range(len(self)) if place not in self.failures], False)
+
+    def _part(self, kept: list[int], single: bool) -> EncodedImages:
         places = {old: new for new, old in enumerate(kept)}
         failures = {places[old]: sentence for old, sentence in self.failures.items() if old in places}
         part = EncodedImages(self.model, [self.sources[place] for place in kept], single, failures)
