@@ -37,7 +37,7 @@ def test_a_text_finds_what_the_predictor_finds(index, answers, folder):
     names = [*(f"{number:02d}.png" for number in range(10)), "ö/z ä.jpg"]
     expected = answers.predictor.retrieve([str(folder / name) for name in names], "a red seven").images_of(0, 5)
     found = index.nearest(answers.feature_of_text("a red seven"), 5)
-    assert [match.name for match in found] == [str(folder / match.name)[len(str(folder)) + 1 :] for match in found]
+    assert [match.name for match in found] == [names[match.place] for match in expected]
     np.testing.assert_allclose([m.similarity for m in found], [m.similarity for m in expected], atol=1e-4)
     assert found[0].similarity >= found[-1].similarity
     assert index.said() == "11 pictures can be searched; 1 could not be read."
@@ -63,27 +63,42 @@ def test_it_is_built_beside_questions(answers, folder, files, monkeypatch):
     """A question is answered between two batches, and searching works on what is there."""
     monkeypatch.setattr(module, "AT_A_TIME", 2)
     embed, first, released = answers.predictor.embed_images, threading.Event(), threading.Event()
+    encode, run, queued, steps = answers.predictor.encode, answers.worker.run, threading.Event(), []
 
     def slow(images):
+        steps.append("batch")
         features = embed(images)
         if first.is_set():
             released.wait(WAIT)
         first.set()
         return features
 
+    def encoding(images):
+        steps.append("question")
+        return encode(images)
+
+    def running(step, deadline=None):
+        if deadline is not None:  # of a question; batches have none
+            queued.set()
+        return run(step, deadline)
+
     index = Index(folder, answers.predictor, answers.worker, Limits())
     with pytest.raises(UserError, match="no picture can be searched yet"):
         index.nearest(np.zeros(32, np.float32), 3)
     monkeypatch.setattr(answers.predictor, "embed_images", slow)
+    monkeypatch.setattr(answers.predictor, "encode", encoding)
+    monkeypatch.setattr(answers.worker, "run", running)
     index.start()
     assert first.wait(WAIT)
     asked = threading.Thread(target=answers.caption, args=(files[0],))
     asked.start()
+    assert queued.wait(WAIT)
     released.set()
     asked.join(WAIT)
     assert not asked.is_alive()
     assert index.wait(WAIT)
     assert "11 pictures" in index.said()
+    assert 0 < steps.index("question") < steps.index("batch", steps.index("question"))
 
 
 def test_progress_is_said(answers, folder):

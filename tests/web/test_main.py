@@ -75,15 +75,18 @@ def test_a_missing_gradio_is_said(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason='gradio is not installed (pip install ".[web]")')
-def test_the_program_serves_until_ctrl_c(directory, folder):
+def test_the_program_serves_until_ctrl_c(directory, folder, tmp_path):
     import httpx
 
     command = [sys.executable, "-m", "uniperceiver_v2.web", str(directory), "--search", str(folder)]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     server = subprocess.Popen(
         [*command, "--examples", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
         # A shell that started the tests in the background has told them to ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -91,11 +94,10 @@ def test_the_program_serves_until_ctrl_c(directory, folder):
         assert server.stdout.readline().startswith("The model has learned")
         address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline()).group()
         assert "Uni-Perceiver v2" in httpx.get(address, timeout=180).text
-        held = [name for name in os.listdir("/tmp") if name.startswith("uniperceiver_v2_web_")]
+        assert list(temporary.glob("uniperceiver_v2_web_*"))
         server.send_signal(signal.SIGINT)
         assert server.wait(180) in (0, 130)
         assert "Traceback" not in server.stderr.read()
-        left = set(os.listdir("/tmp"))
-        assert len([name for name in held if name not in left]) >= 1
+        assert not list(temporary.glob("uniperceiver_v2_web_*"))
     finally:
         server.kill()
