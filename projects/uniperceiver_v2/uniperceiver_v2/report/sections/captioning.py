@@ -17,7 +17,7 @@ from ..blocks import Block, Card, Gallery, Line, Note, Table
 from ..calibration import calibration_blocks
 from ..pictures import picture
 from ..run import Evaluation, Missing
-from .part import Part, at_most, extremes
+from .part import Part, at_most, extremes, galleries
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # They are in any caption and say nothing of an image.
@@ -161,9 +161,7 @@ def _worst_and_best(evaluation: Evaluation) -> list[Block]:
     judged = _judged(evaluation)
     # The worst are wrong and likely, the best right and likely.
     worst, best = extremes(judged, lambda c: (c.share, c.per_word if c.share == 1 else -c.per_word))
-    titles = ("Worst", "Best")
-    galleries = [Gallery([_card(evaluation, c) for c in of], t) for t, of in zip(titles, (worst, best)) if of]
-    return [_legend(judged), *galleries]
+    return [_legend(judged), *galleries(worst, best, lambda caption: _card(evaluation, caption))]
 
 
 def _typical(evaluation: Evaluation) -> list[Block]:

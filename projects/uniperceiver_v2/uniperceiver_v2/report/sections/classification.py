@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..blocks import Block, Card, Gallery, Line, Note, Plot, Table
+from ..blocks import Block, Card, Line, Note, Plot, Table
 from ..calibration import calibration_blocks
 from ..pictures import picture
 from ..plots import matrix_plot
 from ..run import Evaluation
-from .part import Part, extremes, most_confused
+from .part import EXAMPLES, Part, extremes, galleries, most_confused
 
 _FILE = "predictions.json"
 _MOST_IN_MATRIX = 20
 _MOST_OPEN = 25
-_SHOWN = 8
 
 
 def classification(evaluation: Evaluation) -> list[Part]:
@@ -87,18 +86,14 @@ def _calibration(evaluation: Evaluation) -> list[Block]:
 
 def _pictures(evaluation: Evaluation) -> list[Block]:
     records = evaluation.json(_FILE)
-    worst, _ = extremes(records, _quality, _SHOWN)
+    worst, _ = extremes(records, _quality)
     surest = {r["label"]: r for r in sorted(records, key=_quality)}  # of each class
-    best = [r for r in sorted(surest.values(), key=_quality, reverse=True) if r not in worst][:_SHOWN]
+    best = [r for r in sorted(surest.values(), key=_quality, reverse=True) if r not in worst][:EXAMPLES]
     note = Note(
         "The worst are wrong with the highest scores. If these are few, right ones with the lowest scores follow. The "
         "best are right with the highest scores, one of each class."
     )
-    titles = ("Worst", "Best")
-    return [
-        note,
-        *(Gallery([_card(evaluation, r) for r in of], t, "small") for t, of in zip(titles, (worst, best)) if of),
-    ]
+    return [note, *galleries(worst, best, lambda record: _card(evaluation, record), "small")]
 
 
 def _quality(record: dict) -> float:

@@ -8,13 +8,13 @@ from collections import defaultdict
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from ..blocks import Block, Box, Card, Gallery, Line, Note, Plot, Table
+from ..blocks import Block, Box, Card, Line, Note, Plot, Table
 from ..calibration import calibration_blocks
 from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, category_curves, confusion, matched
 from ..pictures import picture
 from ..plots import matrix_plot, precision_recall_plot
 from ..run import Evaluation, Missing
-from .part import Part, extremes, most_confused
+from .part import Part, extremes, galleries, most_confused
 
 _LOWEST_CALIBRATED = 0.05  # the many detections below would hide all others in the mean
 _MOST_CURVES = 20
@@ -110,8 +110,7 @@ def _pictures(evaluation: Evaluation, images: list[Detections]) -> list[Block]:
         f"Boxes with a score of at least {SHOWN:g}, ordered by F1 at an IoU of {IOU:g}. Blue: finds an object of its "
         "category. Red: does not. Dashed: an object that nothing finds."
     )
-    titles = ("Worst", "Best")
-    return [note, *(Gallery([_card(evaluation, i) for i in of], t) for t, of in zip(titles, (worst, best)) if of)]
+    return [note, *galleries(worst, best, lambda image: _card(evaluation, image))]
 
 
 def _weight(image: Detections) -> float:

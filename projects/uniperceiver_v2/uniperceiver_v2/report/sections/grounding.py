@@ -11,7 +11,7 @@ from ..calibration import calibration_blocks
 from ..matching import IOU, ious
 from ..pictures import picture
 from ..run import Evaluation
-from .part import SHOWN, Part, extremes
+from .part import EXAMPLES, Part, extremes, galleries
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,14 @@ def _phrases(evaluation: Evaluation) -> list[Block]:
         f"The best box of a phrase. Blue: right at an IoU of {IOU:g}. Red: wrong. Dashed: what the phrase means. The "
         "worst are wrong with the highest scores, the best right with the highest scores."
     )
-    titles = ("Worst", "Best")
-    return [note, *(Gallery([_card(evaluation, a) for a in of], t) for t, of in zip(titles, (worst, best)) if of)]
+    return [note, *galleries(worst, best, lambda answer: _card(evaluation, answer))]
 
 
 def _nothing(evaluation: Evaluation) -> list[Block]:
     answers = [answer for answer in _answers(evaluation) if not answer.phrase["boxes"]]
     if not answers:
         return [Note("Every phrase of this dataset means something in its image.")]
-    worst = sorted(answers, key=lambda a: -a.score)[:SHOWN]
+    worst = sorted(answers, key=lambda a: -a.score)[:EXAMPLES]
     note = Note("The image shows nothing that the phrase means, so no box is right. The highest scores come first.")
     return [note, Gallery([_card(evaluation, answer) for answer in worst])]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..blocks import Block, Note
+from ..blocks import Block, Card, Gallery, Note
 from ..run import Missing
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-SHOWN = 8  # of the best and of the worst
+EXAMPLES = 8  # of the best and of the worst
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,19 @@ class Part:
             return [Note(f"Not shown: a file of the run may have another form ({reason}).", is_gap=True)]
 
 
-def extremes(items: Iterable[Item], key: Callable[[Item], Any], count: int = SHOWN) -> tuple[list[Item], list[Item]]:
+def extremes(items: Iterable[Item], key: Callable[[Item], Any], count: int = EXAMPLES) -> tuple[list[Item], list[Item]]:
     """The worst and the best by a key that grows with quality, without an item in both."""
     ordered = sorted(items, key=key)
     half = min(count, -(-len(ordered) // 2))
     return ordered[:half], ordered[::-1][: min(count, len(ordered) - half)]
+
+
+def galleries(
+    worst: Sequence[Item], best: Sequence[Item], card: Callable[[Item], Card], size: str = "medium"
+) -> list[Block]:
+    """What :func:`extremes` found, each end as a gallery. An end without items has none."""
+    ends = (("Worst", worst), ("Best", best))
+    return [Gallery([card(item) for item in items], title, size) for title, items in ends if items]
 
 
 def at_most(items: Sequence[Item], count: int) -> list[Item]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..blocks import Block, Card, Gallery, Line, Note, Picture, Plot
+from ..blocks import Block, Card, Line, Note, Picture, Plot
 from ..pictures import picture
 from ..plots import lines_plot
 from ..run import Evaluation, Missing
-from .part import Part, extremes
+from .part import Part, extremes, galleries
 
 _FILE = "predictions.json"
 _CAPTIONS = 4  # shown of the best captions of an image
@@ -77,7 +77,7 @@ def _of_images(evaluation: Evaluation) -> list[Block]:
         alt = f"Image {image['image_id']}"
         return Card([picture(evaluation.file_name(image), alt=alt)], lines)
 
-    return [Note("Blue captions are the image's own."), *_galleries(worst, best, card, "medium")]
+    return [Note("Blue captions are the image's own."), *galleries(worst, best, card)]
 
 
 def _of_captions(evaluation: Evaluation) -> list[Block]:
@@ -96,7 +96,7 @@ def _of_captions(evaluation: Evaluation) -> list[Block]:
         return Card([_framed(evaluation, images[i], i == caption["image_id"]) for i in shown], lines)
 
     note = Note("The pictures that fit a caption best, from left to right. The framed one is the caption's own.")
-    return [note, *_galleries(worst, best, card, "wide")]
+    return [note, *galleries(worst, best, card, "wide")]
 
 
 def _place(rank: int | None, kept: int) -> str:
@@ -112,10 +112,6 @@ def _quality(scores: Sequence[float], rank: int | None) -> tuple[float, float]:
     """Grows with the place of what is right, then with the distance of the first from the second."""
     lead = scores[0] - scores[1] if len(scores) > 1 else 0.0
     return (-len(scores), -lead) if rank is None else (-rank, lead if rank == 0 else -lead)
-
-
-def _galleries(worst: list, best: list, card, size: str) -> list[Block]:
-    return [Gallery([card(i) for i in of], title, size) for title, of in (("Worst", worst), ("Best", best)) if of]
 
 
 def _style(is_right: bool) -> str:
