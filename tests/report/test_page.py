@@ -199,7 +199,7 @@ def test_a_run_without_settings_shows_what_it_has(quick, page_of, run_folder):
     assert "the text number 5" in page.text and "“the dog”" in page.text
 
 
-@pytest.mark.parametrize("content", ["", "[[1, 2], {}]", '{"a": 1}', "[]", "null", "\udcff"])
+@pytest.mark.parametrize("content", ["", "[[1, 2], {}]", '{"a": 1}', "[]", "null", "\udcff", "[" * 100_000])
 def test_files_of_another_form_are_said(page_of, run_folder, content):
     for name in FILES:
         (run_folder / name).write_bytes(content.encode("utf-8", "surrogateescape"))

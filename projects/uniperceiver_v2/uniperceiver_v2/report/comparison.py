@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import partial
@@ -11,7 +10,7 @@ from ..evaluation import result_cells
 from ..kinds import KINDS
 from .blocks import Block, Note, Plot, Table
 from .plots import bars_plot
-from .run import Run
+from .run import Run, is_number
 from .sections import Part
 from .settings import differing_settings
 
@@ -78,7 +77,7 @@ def _change(before: str, after: str) -> str:
 def _categories(runs: Sequence[Run], dataset: str) -> list[Block]:
     """Bars of the AP of categories, those with the largest differences first if there are many."""
     by_run = [run.results.get(dataset, {}).get("bbox") or {} for run in runs]
-    names = [key for key in by_run[0] if key.startswith("AP-") and all(_is_number(m.get(key)) for m in by_run)]
+    names = [key for key in by_run[0] if key.startswith("AP-") and all(is_number(m.get(key)) for m in by_run)]
     if not names:
         return []
     spread = {name: max(m[name] for m in by_run) - min(m[name] for m in by_run) for name in names}
@@ -87,7 +86,3 @@ def _categories(runs: Sequence[Run], dataset: str) -> list[Block]:
     uri = bars_plot(groups, [run.name for run in runs], "AP of boxes")
     which = "The categories that differ most." if len(shown) < len(names) else ""
     return [Plot(uri, f"AP of each category of {dataset} in each run", which)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

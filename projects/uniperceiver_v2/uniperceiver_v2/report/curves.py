@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from ..engine.metrics import MEASURED
 from .blocks import Block, Plot
 from .plots import Series, curves_plot
-from .run import Missing, Run
+from .run import Missing, Run, is_number
 
 _MOST_RESULTS = 12  # curves of a dataset
 _OF_THE_RUN = ("total_loss", "lr", "temperature", "images_per_second", "peak_memory_mib")
@@ -60,10 +59,6 @@ _NO_ROWS = "the run has no metrics.json, or it has no rows"
 
 
 def _series(run: Run, name: str) -> Series:
-    points = [(row["iteration"], row[name]) for row in run.rows if _is_number(row.get(name))]
+    points = [(row["iteration"], row[name]) for row in run.rows if is_number(row.get(name))]
     points = points[:: max(len(points) // _MOST_POINTS, 1)]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 from typing import Any
 
-import yaml
 from detectron2.data import MetadataCatalog
 
 from ..data import load_dataset, register_custom_datasets
 from ..errors import UserError
 from ..evaluation import kind_of_metrics
 from ..kinds import TaskKind, kind_of_dataset
-from ..reading import read_file
+from ..reading import read_file, read_json, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +53,20 @@ class Run:
             Missing: it does not exist or is no JSON.
         """
         try:
-            return json.loads(read_file(self.file(*parts)))
+            return read_json(self.file(*parts))
         except FileNotFoundError:
             raise Missing(f"the run has no file {os.path.join(*parts)}") from None
-        except (OSError, ValueError) as error:
-            raise Missing(f"{os.path.join(*parts)} cannot be read: {' '.join(str(error).split())}") from error
+        except (OSError, UserError) as error:
+            raise Missing(str(error)) from error
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """config.yaml as it was written, in nested dicts. Empty if it cannot be read."""
         try:
-            found = yaml.safe_load(read_file(self.file("config.yaml")))
-        except (OSError, yaml.YAMLError) as error:
-            logger.warning("%s: %s", self.file("config.yaml"), " ".join(str(error).split()))
+            return read_yaml(self.file("config.yaml"))
+        except (OSError, UserError) as error:
+            logger.warning("%s", error)
             return {}
-        return found if isinstance(found, dict) else {}
 
     @functools.cached_property
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -80,13 +79,13 @@ class Run:
         """The rows of metrics.json. A line that was not written completely is left out."""
         try:
             lines = read_file(self.file("metrics.json")).splitlines()
-        except OSError:
+        except (OSError, ValueError, UserError):
             return []
         rows = []
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and isinstance(row.get("iteration"), int):
                 rows.append(row)
@@ -131,6 +130,11 @@ def _of_tables(content: Any) -> dict[str, dict[str, dict[str, float | None]]]:
         for dataset, table in entries
         if isinstance(table, dict) and table and all(isinstance(metrics, dict) for metrics in table.values())
     }
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a run's file can be drawn: a number that is finite."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 class Evaluation:
