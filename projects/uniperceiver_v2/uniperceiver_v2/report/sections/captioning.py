@@ -6,6 +6,7 @@ Elsewhere the references stand for the facts: a word is called unsupported if no
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -55,11 +56,12 @@ class _Judged:
 
 def captioning(evaluation: Evaluation) -> list[Part]:
     """The parts of a dataset of captions."""
+    judged = functools.cache(lambda: _judged(evaluation))
     return [
-        Part("False words", lambda: _words(evaluation)),
-        Part("Calibration of likelihoods", lambda: _calibration(evaluation)),
-        Part("Worst and best captions", lambda: _worst_and_best(evaluation)),
-        Part("Captions from all over the dataset", lambda: _typical(evaluation)),
+        Part("False words", lambda: _words(judged())),
+        Part("Calibration of likelihoods", lambda: _calibration(judged())),
+        Part("Worst and best captions", lambda: _worst_and_best(evaluation, judged())),
+        Part("Captions from all over the dataset", lambda: _typical(evaluation, judged())),
     ]
 
 
@@ -118,8 +120,7 @@ def _is_by_facts(judged: list[_Judged]) -> bool:
     return judged[0].is_true is not None
 
 
-def _words(evaluation: Evaluation) -> list[Block]:
-    judged = _judged(evaluation)
+def _words(judged: list[_Judged]) -> list[Block]:
     said = Counter(word for caption in judged for word, _ in caption.words)
     false = Counter(word for caption in judged for word, true in caption.words if not true)
     rows = [[w, said[w], n, 100 * n / said[w]] for w, n in false.items() if said[w] >= _FEWEST_MENTIONS]
@@ -131,8 +132,7 @@ def _words(evaluation: Evaluation) -> list[Block]:
     return [Table(["word", "said", what, "%"], rows[:_MOST_WORDS], caption)]
 
 
-def _calibration(evaluation: Evaluation) -> list[Block]:
-    judged = _judged(evaluation)
+def _calibration(judged: list[_Judged]) -> list[Block]:
     outcome = "true statements" if _is_by_facts(judged) else "words that a reference has"
     blocks = calibration_blocks(
         [caption.per_word for caption in judged],
@@ -157,15 +157,13 @@ def _calibration(evaluation: Evaluation) -> list[Block]:
     return blocks
 
 
-def _worst_and_best(evaluation: Evaluation) -> list[Block]:
-    judged = _judged(evaluation)
+def _worst_and_best(evaluation: Evaluation, judged: list[_Judged]) -> list[Block]:
     # The worst are wrong and likely, the best right and likely.
     worst, best = extremes(judged, lambda c: (c.share, c.per_word if c.share == 1 else -c.per_word))
     return [_legend(judged), *galleries(worst, best, lambda caption: _card(evaluation, caption))]
 
 
-def _typical(evaluation: Evaluation) -> list[Block]:
-    judged = _judged(evaluation)
+def _typical(evaluation: Evaluation, judged: list[_Judged]) -> list[Block]:
     return [_legend(judged), Gallery([_card(evaluation, caption) for caption in at_most(judged, _TYPICAL)])]
 
 

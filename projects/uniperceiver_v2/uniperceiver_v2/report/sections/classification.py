@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ..blocks import Block, Card, Line, Note, Plot, Table
@@ -9,69 +11,53 @@ from ..calibration import calibration_blocks
 from ..pictures import picture
 from ..plots import matrix_plot
 from ..run import Evaluation
-from .part import EXAMPLES, Part, extremes, galleries, most_confused
+from .part import EXAMPLES, MOST_IN_MATRIX, Part, extremes, folded, galleries, most_confused, nan_last
 
 _FILE = "predictions.json"
-_MOST_IN_MATRIX = 20
-_MOST_OPEN = 25
 
 
 def classification(evaluation: Evaluation) -> list[Part]:
     """The parts of a dataset of classification."""
+    counts = functools.cache(lambda: _counts(evaluation.json(_FILE)))
     return [
-        Part("Precision and recall of each class", lambda: _classes(evaluation)),
-        Part("Confusions", lambda: _confusions(evaluation)),
+        Part("Precision and recall of each class", lambda: _classes(*counts())),
+        Part("Confusions", lambda: _confusions(*counts())),
         Part("Calibration of scores", lambda: _calibration(evaluation)),
         Part("Worst and best images", lambda: _pictures(evaluation)),
     ]
 
 
-def _names(records: list[dict]) -> list[str]:
-    """The classes that occur, as labels or as predictions, by their first occurrence."""
-    return list(dict.fromkeys([r["label"] for r in records] + [r["classes"][0] for r in records]))
-
-
-def _matrix(records: list[dict], names: list[str]) -> np.ndarray:
+def _counts(records: list[dict]) -> tuple[list[str], np.ndarray]:
+    """The classes that occur, as labels or as predictions, by their first occurrence; and the images [C, C] by label
+    and prediction."""
+    names = list(dict.fromkeys([r["label"] for r in records] + [r["classes"][0] for r in records]))
     place = {name: index for index, name in enumerate(names)}
     matrix = np.zeros((len(names), len(names)), int)
     for record in records:
         matrix[place[record["label"]], place[record["classes"][0]]] += 1
-    return matrix
+    return names, matrix
 
 
-def _classes(evaluation: Evaluation) -> list[Block]:
-    records = evaluation.json(_FILE)
-    names = _names(records)
-    matrix = _matrix(records, names)
+def _classes(names: list[str], matrix: np.ndarray) -> list[Block]:
     right, of, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     rows = [
         [name, int(of[k]), _percent(right[k], predicted[k]), _percent(right[k], of[k])] for k, name in enumerate(names)
     ]
-    rows.sort(key=lambda row: (row[3] if row[3] == row[3] else 101, row[0]))
+    rows.sort(key=lambda row: (nan_last(row[3]), row[0]))
     caption = "In percent, the lowest recall first."
-    return [
-        Table(
-            ["class", "images", "precision", "recall"],
-            rows,
-            caption,
-            folded=f"{len(rows)} classes" if len(rows) > _MOST_OPEN else "",
-        )
-    ]
+    return [Table(["class", "images", "precision", "recall"], rows, caption, folded=folded(rows, "classes"))]
 
 
 def _percent(part: int, whole: int) -> float:
     return 100 * float(part) / float(whole) if whole else float("nan")
 
 
-def _confusions(evaluation: Evaluation) -> list[Block]:
-    records = evaluation.json(_FILE)
-    names = _names(records)
-    matrix = _matrix(records, names)
+def _confusions(names: list[str], matrix: np.ndarray) -> list[Block]:
     errors = most_confused(matrix, names, names)
     if not errors:
         return [Note("No image is confused.")]
     worst = Table(["class", "taken for", "times"], errors, "The most frequent errors.", texts=2)
-    if len(names) > _MOST_IN_MATRIX:
+    if len(names) > MOST_IN_MATRIX:
         return [worst]
     uri = matrix_plot(matrix, names, names, "predicted", "class")
     return [Plot(uri, "Confusion matrix of classification", "Rows are the true classes."), worst]

@@ -14,12 +14,10 @@ from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, 
 from ..pictures import picture
 from ..plots import matrix_plot, precision_recall_plot
 from ..run import Evaluation, Missing
-from .part import Part, extremes, galleries, most_confused
+from .part import MOST_IN_MATRIX, Part, extremes, folded, galleries, most_confused, nan_last
 
 _LOWEST_CALIBRATED = 0.05  # the many detections below would hide all others in the mean
 _MOST_CURVES = 20
-_MOST_IN_MATRIX = 20
-_MOST_OPEN = 25  # a longer table has to be opened
 _NAMED_ERRORS = 6  # in the text below a picture
 
 
@@ -63,10 +61,10 @@ def _categories(evaluation: Evaluation, curves: list[CategoryCurve]) -> list[Blo
         rows.append([name, curve.objects, *of_results, 100 * curve.ap, 100 * precision, 100 * recall])
     table = Table(
         ["category", "objects", *ap, "AP50 boxes", f"precision at {SHOWN:g}", f"recall at {SHOWN:g}"],
-        sorted(rows, key=lambda row: (row[-3] if row[-3] == row[-3] else 101, row[0])),
+        sorted(rows, key=lambda row: (nan_last(row[-3]), row[0])),
         f"In percent, the lowest AP50 first. Precision and recall are of boxes with a score of at least {SHOWN:g}, at "
         f"an IoU of at least {IOU:g}.",
-        folded=f"{len(rows)} categories" if len(rows) > _MOST_OPEN else "",
+        folded=folded(rows, "categories"),
     )
     shown = [(n, c) for n, c in zip(evaluation.names, curves) if c.objects]
     shown = sorted(shown, key=lambda item: item[1].ap)[:_MOST_CURVES]
@@ -87,7 +85,7 @@ def _confusions(images: list[Detections], names: list[str]) -> list[Block]:
     )
     errors = most_confused(matrix, rows, columns)
     worst = Table(["object", "detected as", "times"], errors, "The most frequent errors.", texts=2)
-    if len(names) > _MOST_IN_MATRIX:
+    if len(names) > MOST_IN_MATRIX:
         return [Note(caption), worst]
     alt = "Confusion matrix of detection"
     return [Plot(matrix_plot(matrix, rows, columns, "detected", "object"), alt, caption), worst]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,11 @@ class _Answer:
 
 def grounding(evaluation: Evaluation) -> list[Part]:
     """The parts of a dataset of phrases."""
+    answers = functools.cache(lambda: _answers(evaluation))
     return [
-        Part("Calibration of scores", lambda: _calibration(evaluation)),
-        Part("Worst and best phrases", lambda: _phrases(evaluation)),
-        Part("Phrases for which nothing is there", lambda: _nothing(evaluation)),
+        Part("Calibration of scores", lambda: _calibration(answers())),
+        Part("Worst and best phrases", lambda: _phrases(evaluation, answers())),
+        Part("Phrases for which nothing is there", lambda: _nothing(evaluation, answers())),
     ]
 
 
@@ -53,15 +55,14 @@ def _iou(phrase: dict) -> float:
     return float(ious(np.array(phrase["found"][:1], float), np.array(phrase["boxes"], float)).max())
 
 
-def _calibration(evaluation: Evaluation) -> list[Block]:
-    answers = _answers(evaluation)
+def _calibration(answers: list[_Answer]) -> list[Block]:
     scores, right = [a.score for a in answers], [a.is_right for a in answers]
     return calibration_blocks(scores, right, "phrases", "score of the best box", f"share right (IoU {IOU:g})")
 
 
-def _phrases(evaluation: Evaluation) -> list[Block]:
-    answers = [answer for answer in _answers(evaluation) if answer.phrase["boxes"]]
-    worst, best = extremes(answers, lambda a: (a.is_right, a.score if a.is_right else -a.score))
+def _phrases(evaluation: Evaluation, answers: list[_Answer]) -> list[Block]:
+    meaning = [answer for answer in answers if answer.phrase["boxes"]]
+    worst, best = extremes(meaning, lambda a: (a.is_right, a.score if a.is_right else -a.score))
     note = Note(
         f"The best box of a phrase. Blue: right at an IoU of {IOU:g}. Red: wrong. Dashed: what the phrase means. The "
         "worst are wrong with the highest scores, the best right with the highest scores."
@@ -69,11 +70,11 @@ def _phrases(evaluation: Evaluation) -> list[Block]:
     return [note, *galleries(worst, best, lambda answer: _card(evaluation, answer))]
 
 
-def _nothing(evaluation: Evaluation) -> list[Block]:
-    answers = [answer for answer in _answers(evaluation) if not answer.phrase["boxes"]]
-    if not answers:
+def _nothing(evaluation: Evaluation, answers: list[_Answer]) -> list[Block]:
+    meaningless = [answer for answer in answers if not answer.phrase["boxes"]]
+    if not meaningless:
         return [Note("Every phrase of this dataset means something in its image.")]
-    worst = sorted(answers, key=lambda a: -a.score)[:EXAMPLES]
+    worst = sorted(meaningless, key=lambda a: -a.score)[:EXAMPLES]
     note = Note("The image shows nothing that the phrase means, so no box is right. The highest scores come first.")
     return [note, Gallery([_card(evaluation, answer) for answer in worst])]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 EXAMPLES = 8  # of the best and of the worst
+MOST_IN_MATRIX = 20  # categories of a confusion matrix that is drawn
+_MOST_OPEN = 25  # rows of a table that need not be opened
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ def galleries(
     """What :func:`extremes` found, each end as a gallery. An end without items has none."""
     ends = (("Worst", worst), ("Best", best))
     return [Gallery([card(item) for item in items], title, size) for title, items in ends if items]
+
+
+def folded(rows: Sequence[Any], of: str) -> str:
+    """What a table that is too long to be open is called, such as "80 categories". Empty for a shorter one."""
+    return f"{len(rows)} {of}" if len(rows) > _MOST_OPEN else ""
+
+
+def nan_last(value: float) -> float:
+    """A key of sorting that grows with the value."""
+    return math.inf if math.isnan(value) else value
 
 
 def at_most(items: Sequence[Item], count: int) -> list[Item]:

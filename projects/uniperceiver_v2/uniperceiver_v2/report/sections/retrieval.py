@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,21 +16,22 @@ _FILE = "predictions.json"
 _CAPTIONS = 4  # shown of the best captions of an image
 _IMAGES = 5  # shown of the best images of a caption
 _EXAMPLES = 4
+_Ranks = list[int | None]
 
 
 def retrieval(evaluation: Evaluation) -> list[Part]:
     """The parts of a dataset of retrieval."""
+    ranks = functools.cache(lambda: _ranks(evaluation.json(_FILE)))
     return [
-        Part("Recall by rank", lambda: _recall(evaluation)),
-        Part("Captions of images, worst and best", lambda: _of_images(evaluation)),
-        Part("Images of captions, worst and best", lambda: _of_captions(evaluation)),
+        Part("Recall by rank", lambda: _recall(evaluation, *ranks())),
+        Part("Captions of images, worst and best", lambda: _of_images(evaluation, ranks()[0])),
+        Part("Images of captions, worst and best", lambda: _of_captions(evaluation, ranks()[1])),
     ]
 
 
-def _ranks(evaluation: Evaluation) -> tuple[list[int | None], list[int | None]]:
+def _ranks(found: dict) -> tuple[_Ranks, _Ranks]:
     """The place, from 0, of the first right caption of each image, and of the right image of each caption. None if it
     is not among those in the file."""
-    found = evaluation.json(_FILE)
     owner = {caption["id"]: caption["image_id"] for caption in found["captions"]}
     of_images = [_first([owner[c] == image["image_id"] for c in image["best_captions"]]) for image in found["images"]]
     of_captions = [_first([i == caption["image_id"] for i in caption["best_images"]]) for caption in found["captions"]]
@@ -40,11 +42,10 @@ def _first(hits: Sequence[bool]) -> int | None:
     return hits.index(True) if True in hits else None
 
 
-def _recall(evaluation: Evaluation) -> list[Block]:
+def _recall(evaluation: Evaluation, of_images: _Ranks, of_captions: _Ranks) -> list[Block]:
     found = evaluation.json(_FILE)
     if not found["images"]:
         raise Missing("no image was searched for")
-    of_images, of_captions = _ranks(evaluation)
     kept = max(len(image["best_captions"]) for image in found["images"]), len(found["captions"][0]["best_images"])
     lines = {}
     for name, ranks, depth in (("captions by image", of_images, kept[0]), ("images by caption", of_captions, kept[1])):
@@ -56,10 +57,10 @@ def _recall(evaluation: Evaluation) -> list[Block]:
     return [Plot(uri, "Recall by rank in both directions")]
 
 
-def _of_images(evaluation: Evaluation) -> list[Block]:
+def _of_images(evaluation: Evaluation, ranks: _Ranks) -> list[Block]:
     found = evaluation.json(_FILE)
     captions = {caption["id"]: caption for caption in found["captions"]}
-    items = list(zip(found["images"], _ranks(evaluation)[0]))
+    items = list(zip(found["images"], ranks))
     worst, best = extremes(items, lambda item: _quality(item[0]["scores"], item[1]), _EXAMPLES)
 
     def card(item: tuple[dict, int | None]) -> Card:
@@ -80,10 +81,10 @@ def _of_images(evaluation: Evaluation) -> list[Block]:
     return [Note("Blue captions are the image's own."), *galleries(worst, best, card)]
 
 
-def _of_captions(evaluation: Evaluation) -> list[Block]:
+def _of_captions(evaluation: Evaluation, ranks: _Ranks) -> list[Block]:
     found = evaluation.json(_FILE)
     images = {image["image_id"]: image for image in found["images"]}
-    items = list(zip(found["captions"], _ranks(evaluation)[1]))
+    items = list(zip(found["captions"], ranks))
     worst, best = extremes(items, lambda item: _quality(item[0]["scores"], item[1]), _EXAMPLES)
 
     def card(item: tuple[dict, int | None]) -> Card:
