@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
+from pycocotools import mask
 
 IOU = 0.5
 SHOWN = 0.3  # a detection with a lower score is taken as none where the answer of the model is one set of boxes
@@ -44,16 +45,8 @@ class Detections:
     def above(self, score: float) -> Detections:
         """Without detections of a lower score."""
         kept = self.scores >= score
-        return Detections(
-            self.image,
-            self.boxes[kept],
-            self.scores[kept],
-            self.classes[kept],
-            self.object_boxes,
-            self.object_classes,
-            self.crowd,
-            self.found[kept],
-        )
+        own = {name: getattr(self, name)[kept] for name in ("boxes", "scores", "classes", "found")}
+        return replace(self, **own)
 
     @property
     def missed(self) -> np.ndarray:
@@ -130,15 +123,11 @@ def _match(
 
 
 def ious(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
-    """IoU [D, G] of boxes [D, 4] and [G, 4]. Of a crowd, the share of the detection that it covers."""
-    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    areas, object_areas = ((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, objects))
-    union = areas[:, None] + object_areas - overlap
-    if crowd is not None:
-        union = np.where(crowd, areas[:, None], union)
-    return overlap / np.maximum(union, np.finfo(float).tiny)
+    """COCO's IoU [D, G] of boxes [D, 4] and [G, 4], (x0, y0, x1, y1). Of a crowd, the share of the detection that it
+    covers."""
+    detected, present = (np.concatenate((b[:, :2], b[:, 2:] - b[:, :2]), 1) for b in (boxes, objects))
+    found = mask.iou(detected, present, [False] * len(objects) if crowd is None else crowd)
+    return np.asarray(found).reshape(len(boxes), len(objects))  # of no boxes it is an empty list
 
 
 @dataclass(frozen=True)
