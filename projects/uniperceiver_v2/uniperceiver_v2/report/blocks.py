@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -69,7 +69,7 @@ class Box:
 
     Attributes:
         corners: (x0, y0, x1, y1).
-        style: "right", "wrong", "truth" or "missed": a class of the style sheet.
+        style: "right", "wrong" or "missed": a class of the style sheet.
         label: written above it.
     """
 
@@ -112,6 +112,7 @@ class Line:
 
     @classmethod
     def of(cls, text: str, style: str = "", label: str = "") -> Line:
+        """A line of one piece."""
         return cls(((text, style),), label)
 
 
@@ -136,7 +137,7 @@ class Gallery:
 Block = Note | Table | Plot | Code | Gallery
 
 
-@dataclass
+@dataclass(frozen=True)
 class Section:
     """A part of the page with a heading of its own.
 
@@ -148,4 +149,4 @@ class Section:
 
     title: str
     anchor: str
-    parts: list[tuple[str, list[Block]]] = field(default_factory=list)
+    parts: Sequence[tuple[str, Sequence[Block]]]

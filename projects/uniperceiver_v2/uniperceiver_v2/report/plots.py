@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,9 +44,10 @@ _STYLE = {
 }
 
 Series = tuple[Sequence[float], Sequence[float]]  # x and y
+Draw = Callable[["Figure", Sequence["Axes"]], None]
 
 
-def curves_plot(panels: Mapping[str, Sequence[Series]], names: Sequence[str] = (), columns: int = 4) -> str:
+def curves_plot(panels: Mapping[str, Sequence[Series]], names: Sequence[str] = ()) -> str:
     """A panel for each scalar of training, with a line for each run.
 
     Args:
@@ -73,11 +74,12 @@ def curves_plot(panels: Mapping[str, Sequence[Series]], names: Sequence[str] = (
             lines = [axes[0].plot([], [], color=c)[0] for c in _repeated(COLOURS, len(names))]
             figure.legend(lines, names, loc="outside upper left", ncols=min(len(names), 3))
 
-    return _grid(len(panels), columns, (2.5, 1.7), draw)
+    return _grid(len(panels), 4, (2.5, 1.7), draw)
 
 
-def precision_recall_plot(panels: Mapping[str, Series], columns: int = 5) -> str:
+def precision_recall_plot(panels: Mapping[str, Series]) -> str:
     """A panel for each category: precision by recall."""
+    columns = 5
 
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
         for ax, (title, (recall, precision)) in zip(axes, panels.items()):
@@ -140,11 +142,11 @@ def matrix_plot(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str],
     return _grid(1, 1, size, draw)
 
 
-def histogram_plot(values: Sequence[float], x_label: str, y_label: str, bins: int = 30) -> str:
+def histogram_plot(values: Sequence[float], x_label: str, y_label: str) -> str:
     """How often values occur."""
 
     def draw(figure: Figure, axes: Sequence[Axes]) -> None:
-        axes[0].hist(values, bins=bins, color=COLOURS[0])
+        axes[0].hist(values, bins=30, color=COLOURS[0])
         axes[0].set(xlabel=x_label, ylabel=y_label)
 
     return _grid(1, 1, (5.5, 2.4), draw)
@@ -180,7 +182,7 @@ def bars_plot(groups: Mapping[str, Sequence[float]], names: Sequence[str], x_lab
     return _grid(1, 1, (6.5, 1.0 + len(groups) * (0.14 + 0.13 * len(names))), draw)
 
 
-def _grid(count: int, columns: int, size: tuple[float, float], draw: Any) -> str:
+def _grid(count: int, columns: int, size: tuple[float, float], draw: Draw) -> str:
     """``draw(figure, axes)`` on ``count`` axes of ``size`` inches, as a data URI."""
     # Imported here: matplotlib takes half a second. Figures without pyplot leave the program's own plots alone.
     from matplotlib import rc_context

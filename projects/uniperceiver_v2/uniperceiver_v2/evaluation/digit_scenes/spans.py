@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .claims import EXTREMES, RELATIONS
+from .claims import EXTREMES, RELATIONS, Mention
 from .parser import COLOURS, NAMES, PLURALS, names_in, plain
 
 _NUMBER = "|".join(NAMES)
@@ -36,7 +36,7 @@ class Span:
     is_true: bool
 
 
-def mention_spans(caption: str, mentions: Sequence[tuple[str, bool]]) -> tuple[str, list[Span]]:
+def mention_spans(caption: str, mentions: Sequence[Mention]) -> tuple[str, list[Span]]:
     """The plain text of a caption, and where its mentions stand in it.
 
     Args:
