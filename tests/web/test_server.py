@@ -4,6 +4,7 @@ import http.server
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ from uniperceiver_v2.web.page import UNEXPECTED, Page  # noqa: E402
 from uniperceiver_v2.web.server import launch  # noqa: E402
 
 WAIT = 120
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + WAIT
+    while not holds():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +199,34 @@ def test_large_requests_are_refused_before_they_are_read(serve, answers, files, 
     assert not [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
     answers.limits = Limits()
     assert client_of(address, tmp_path).predict(handle_file(files[0]), api_name="/caption")
+
+
+def test_nothing_stays_of_an_upload_that_does_not_end_well(serve, answers, tmp_path):
+    answers.limits = Limits(upload_bytes=20_000)
+    address, head = serve(), b'--b\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\nx'
+    kind, uploads = {"content-type": "multipart/form-data; boundary=b"}, tmp_path / "uploads"
+
+    def stored() -> list[Path]:
+        return [path for path in uploads.rglob("*") if path.is_file()]
+
+    def pieces():  # the file is small, what follows it is not
+        yield head + b'\r\n--b\r\nContent-Disposition: form-data; name="text"\r\n\r\n'
+        wait_until(stored)
+        for _ in range(20):
+            yield b"x" * 10_000
+        yield b"\r\n--b--\r\n"
+
+    told = httpx.post(f"{address}gradio_api/upload", content=pieces(), headers=kind)
+    assert (told.status_code, stored()) == (413, [])
+    assert told.text == "This is too large, beyond the maximum allowed size: a file may have 0.0191 MB."
+    url = httpx.URL(address)
+    with socket.create_connection((url.host, url.port)) as visitor:
+        visitor.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: 9999\r\n\r\n" + head
+        )
+        wait_until(stored)
+    wait_until(lambda: not stored())
 
 
 def test_a_full_disk_of_uploads_is_said(serve, answers, files, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
@@ -41,21 +42,32 @@ class Guard:
         uploads = scope["method"] == "POST" and scope["path"].endswith("/upload")
         most = self.limits.upload_bytes + ENVELOPE if uploads else QUESTION_BYTES
         kind = f"a file may have {megabytes(self.limits.upload_bytes)}" if uploads else "the question is too long"
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             await PlainTextResponse(f"This is too large: {kind}.", 413)(scope, receive, send)
             return
         if uploads and _size_of(self.folder) > self.limits.stored_bytes:
             await PlainTextResponse("The server has no room for uploads at the moment.", 507)(scope, receive, send)
             return
-        taken = 0
+        taken, whole = 0, False
+        form = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
 
         async def bounded() -> Message:
-            nonlocal taken
+            nonlocal taken, whole
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > most:  # a request without a length
-                raise HTTPException(413, f"This is too large: {kind}.")
+                # gradio removes what it wrote of a form after its reader's own exception alone, and tells by these
+                # words that the answer is 413.
+                raise (
+                    MultiPartException(f"This is too large, beyond the maximum allowed size: {kind}.")
+                    if form
+                    else HTTPException(413, f"This is too large: {kind}.")
+                )
+            if form and not whole and message["type"] == "http.disconnect":
+                raise MultiPartException("The visitor left.")
+            whole = whole or not message.get("more_body", False)
             return message
 
         async def guarded(message: Message) -> None:
