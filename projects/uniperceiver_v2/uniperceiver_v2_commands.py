@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": Command("ask a model on a web page", module="uniperceiver_v2.web"),
     "report": Command("write a page about runs", module="uniperceiver_v2.report"),
     "export": Command("write a model as ONNX files", module="uniperceiver_v2.export"),
+    "calibrate": Command("make scores say how often they are right", module="uniperceiver_v2.calibrate"),
     "new": Command("write a configuration for a folder of your data", module="uniperceiver_v2.new"),
     "prepare": Command("write digit_scenes, the default training data", file="datasets/prepare_digit_scenes.py"),
 }
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """What ``--help`` prints."""
-    lines = [f"  {name:9}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:10}{command.help}" for name, command in COMMANDS.items()]
     end = f"`{PROG} COMMAND --help` prints the options of a command."
     return "\n".join([f"usage: {PROG} [--help | --version] COMMAND ...", "", *lines, "", end])
 

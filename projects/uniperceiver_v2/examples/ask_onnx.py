@@ -102,13 +102,14 @@ class Model:
         return features @ self.directions(texts).T / self.about["temperatures"][task]
 
     def detect(self, picture: Picture, labels: Sequence[str], threshold: float = 0.3) -> list[Found]:
-        """Objects with at least this score, best first: objectness times the probability of the label."""
+        """Objects with at least this score, best first: objectness times the probability of the label, calibrated."""
         told = self.about["detection"]
         texts = [told["prompt"].format(label) for label in labels]
         probable = _softmax(self._likelihoods(picture.outputs["proposal_features"][0], texts, "detection"))
         scores = picture.outputs["objectness"][0][:, None] * probable  # [O,C]
         best = np.argsort(-scores, axis=None, kind="stable")[: told["per_image"]]
         pairs = zip(*np.unravel_index(best, scores.shape))
+        scores = _calibrated(scores, told["score_temperature"])
         return [self._found(picture, labels[c], scores[o, c], o) for o, c in pairs if scores[o, c] >= threshold]
 
     def ground(self, picture: Picture, phrases: Sequence[str], threshold: float = 0.3) -> list[Found]:
@@ -224,6 +225,13 @@ def _resized(image: Image.Image, shorter: int, longest: int) -> Image.Image:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+
+
+def _calibrated(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Scores with their logits divided by the temperature, which leaves their order."""
+    with np.errstate(divide="ignore"):  # at 0 and 1
+        logits = np.log(scores) - np.log1p(-scores)
+    return 1 / (1 + np.exp(-logits / temperature))
 
 
 def opened(path: str) -> Image.Image:

@@ -47,8 +47,12 @@ def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> 
                 "centre": classification.settings.image_size,
             },
         },
-        "temperatures": dict.fromkeys(("detection", "classification", "grounding", "captioning"), temperature),
+        "temperatures": {
+            **dict.fromkeys(("detection", "grounding", "captioning"), temperature),
+            "classification": temperature * classification.settings.temperature,
+        },
         "detection": {
+            "score_temperature": detection.settings.temperature,
             "prompt": detection.settings.prompt,
             "per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "masks": cfg.MODEL.MASK_ON,  # False: they were not learned

@@ -109,7 +109,8 @@ class Detector:
         )
         multiple = about["preprocessing"]["padded_to_multiples_of"]
         padded = -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        count, temperature = about["detection"]["per_image"], about["detection"]["score_temperature"]
         sizes = ImageSizes([(height, width)] * len(items), padded)
         for place, (item, of_image) in enumerate(zip(items, scores)):
-            pairs: LabelledProposals = best_pairs(of_image, proposals, place, sizes, about["detection"]["per_image"])
+            pairs: LabelledProposals = best_pairs(of_image, proposals, place, sizes, count, temperature)
             yield pairs.instances((item.get("height", height), item.get("width", width)))

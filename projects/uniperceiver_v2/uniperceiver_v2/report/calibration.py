@@ -11,6 +11,7 @@ from .blocks import Block, Note, Plot
 from .plots import reliability_plot
 
 BINS = 10
+LOWEST_DETECTION = 0.05  # score of a detection that counts: the many below would hide all others in the mean
 
 
 @dataclass(frozen=True)

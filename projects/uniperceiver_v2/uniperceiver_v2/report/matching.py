@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask
 
@@ -20,6 +21,14 @@ SHOWN = 0.3  # a detection with a lower score is taken as none where the answer 
 LIMIT = 100  # detections of an image and category that count, best first
 RECALLS = np.linspace(0, 1, 101)  # at which COCO takes precision
 NOTHING, IGNORED = -1, -2
+
+
+def classes_by_id(dataset: str, count: int, is_lvis: bool) -> Mapping[int, int]:
+    """{id in COCO's or LVIS's format of results: class} of a dataset of ``count`` classes."""
+    known = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")
+    if known is None:  # then COCO's evaluator writes classes, and LVIS's ids, which begin with 1
+        return {index + int(is_lvis): index for index in range(count)}
+    return dict(known)
 
 
 @dataclass

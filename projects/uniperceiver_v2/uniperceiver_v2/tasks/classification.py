@@ -34,6 +34,9 @@ class ClassificationSettings(TaskSettings):
     )
     flip: bool = setting(True, "whether training mirrors every other image")
     prompt: str = setting("{}", "text that each name is put into")
+    temperature: float = setting(
+        1.0, "divides the likelihoods before the softmax; `python -m uniperceiver_v2.calibrate` fits it", above=0
+    )
 
 
 class ClassificationTask(NamingTask):
@@ -66,7 +69,8 @@ class ClassificationTask(NamingTask):
     def probabilities(self, model: UniPerceiver, encoding: ImageEncoding, texts: tuple[str, ...]) -> Tensor:
         """P [B,C] of candidate texts for the images of an encoding."""
         candidates = model.encode_candidates(texts)
-        return model.likelihood.of_directions(model.decode_image(encoding), candidates).softmax(-1)
+        likelihoods = model.likelihood.of_directions(model.decode_image(encoding), candidates)
+        return (likelihoods / self.settings.temperature).softmax(-1)
 
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:

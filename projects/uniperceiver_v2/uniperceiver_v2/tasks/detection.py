@@ -39,6 +39,9 @@ class DetectionSettings(TaskSettings):
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
+    temperature: float = setting(
+        1.0, "divides the logits of scores; `python -m uniperceiver_v2.calibrate` fits it", above=0
+    )
 
 
 class DetectionTask(NamingTask):
@@ -111,8 +114,9 @@ class DetectionTask(NamingTask):
         candidates = model.encode_candidates(texts)
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
+        count, temperature = self._detections_per_image, self.settings.temperature
         return [
-            best_pairs(of_image, encoding.proposals, index, sizes, self._detections_per_image)
+            best_pairs(of_image, encoding.proposals, index, sizes, count, temperature)
             for index, of_image in enumerate(scores)
         ]
 
@@ -214,11 +218,22 @@ class LabelledProposals:
         return boxes
 
 
-def best_pairs(scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int) -> LabelledProposals:
-    """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C]."""
+def best_pairs(
+    scores: Tensor, proposals: Proposals, index: int, sizes: ImageSizes, count: int, temperature: float = 1.0
+) -> LabelledProposals:
+    """The ``count`` best (proposal, category) pairs of image ``index``, from scores [O,C], which :func:`calibrated`
+    then makes the pairs' scores."""
     best, flat = scores.flatten().topk(min(count, scores.numel()))
     proposal, category = flat // scores.shape[1], flat % scores.shape[1]
-    return LabelledProposals.choose(proposal, category, best, proposals, index, sizes)
+    return LabelledProposals.choose(proposal, category, calibrated(best, temperature), proposals, index, sizes)
+
+
+def calibrated(scores: Tensor, temperature: float) -> Tensor:
+    """Scores in 0..1 with their logits divided by a temperature. Their order stays, and so does a score of 0.5."""
+    if temperature == 1:
+        return scores  # to the bit
+    # In float64, so that rounding swaps no two scores.
+    return (scores.double().logit() / temperature).sigmoid().to(scores.dtype)
 
 
 def box_interiors(boxes: Boxes, size: tuple[int, int]) -> Tensor:

@@ -6,17 +6,26 @@ import functools
 from collections import defaultdict
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 
 from ..blocks import Block, Box, Card, Line, Note, Plot, Table
-from ..calibration import calibration_blocks
-from ..matching import IGNORED, IOU, RECALLS, SHOWN, CategoryCurve, Detections, category_curves, confusion, matched
+from ..calibration import LOWEST_DETECTION, calibration_blocks
+from ..matching import (
+    IGNORED,
+    IOU,
+    RECALLS,
+    SHOWN,
+    CategoryCurve,
+    Detections,
+    category_curves,
+    classes_by_id,
+    confusion,
+    matched,
+)
 from ..pictures import picture
 from ..plots import matrix_plot, precision_recall_plot
 from ..run import Evaluation, Missing
 from .part import MOST_IN_MATRIX, Part, extremes, folded, galleries, most_confused, nan_last
 
-_LOWEST_CALIBRATED = 0.05  # the many detections below would hide all others in the mean
 _MOST_CURVES = 20
 _NAMED_ERRORS = 6  # in the text below a picture
 
@@ -41,10 +50,7 @@ def _images(evaluation: Evaluation) -> list[Detections]:
     for found in evaluation.json(name):
         by_image[found["image_id"]].append(found)
     names = evaluation.names  # also fills the metadata
-    class_of = MetadataCatalog.get(evaluation.dataset).get("thing_dataset_id_to_contiguous_id")
-    if class_of is None:  # then COCO's evaluator writes classes, and LVIS's ids, which begin with 1
-        first = int(name.startswith("lvis"))
-        class_of = {index + first: index for index in range(len(names))}
+    class_of = classes_by_id(evaluation.dataset, len(names), name.startswith("lvis"))
     if not evaluation.records:
         raise Missing("the dataset has no images")
     return [matched(record, by_image[image], class_of) for image, record in evaluation.records.items()]
@@ -92,10 +98,10 @@ def _confusions(images: list[Detections], names: list[str]) -> list[Block]:
 
 
 def _calibration(images: list[Detections]) -> list[Block]:
-    kept = [(i.scores >= _LOWEST_CALIBRATED) & (i.found != IGNORED) for i in images]
+    kept = [(i.scores >= LOWEST_DETECTION) & (i.found != IGNORED) for i in images]
     scores = np.concatenate([i.scores[k] for i, k in zip(images, kept)])
     right = np.concatenate([i.found[k] >= 0 for i, k in zip(images, kept)])
-    of = f"detections with a score of at least {_LOWEST_CALIBRATED:g}"
+    of = f"detections with a score of at least {LOWEST_DETECTION:g}"
     return calibration_blocks(scores, right, of, "score", f"share right (IoU {IOU:g})")
 
 
