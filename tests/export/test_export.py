@@ -13,6 +13,7 @@ from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.export import PRECISIONS, TOLERANCE, Exported, average_precision, differences, export
 from uniperceiver_v2.export.__main__ import main
 from uniperceiver_v2.export.parts import deployable
+from uniperceiver_v2.export.session import Detector
 from uniperceiver_v2.modeling.decoder import ConditionalFeedForward
 from uniperceiver_v2.modeling.layers import deformable_attention
 
@@ -74,6 +75,8 @@ def test_the_description_says_what_the_files_are(deployed):
     assert about["labels"]["detection"] == list(deployed.predictor.labels())
     assert about["preprocessing"]["whole"] == {"shorter_side": 64, "longer_side_at_most": 128}
     assert about["temperatures"]["detection"] == pytest.approx(0.07, rel=0.1)
+    assert about["temperatures"]["classification"] == pytest.approx(1.5 * about["temperatures"]["detection"])
+    assert about["detection"]["score_temperature"] == 0.6
     files = {file.name for file in deployed.directory.iterdir()}
     assert files == {
         "model.json",
@@ -147,6 +150,15 @@ def test_the_program_ends_with_a_sentence(tmp_path, capsys):
     assert "did you mean 'digit_scenes/small'?" in capsys.readouterr().err
     assert main(["--output", str(tmp_path / "out"), "--opts", "MODEL.DEVICE", "cpu"]) == 1
     assert "--config-file" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_the_detector_gives_the_models_scores(deployed):
+    items = [{"image": torch.randint(0, 256, (3, 64, 90), dtype=torch.uint8), "candidates": ("zero", "two", "a seven")}]
+    (expected,) = deployed.predictor.model(items)
+    (found,) = Detector(deployed.exported, deployed.predictor)(items)
+    torch.testing.assert_close(found["instances"].scores, expected["instances"].scores, atol=1e-4, rtol=0)
+    assert expected["instances"].scores.max() > 0.02
 
 
 def test_average_precision_of_each_precision(deployed, prepare_digit_scenes, catalogs, tmp_path):
