@@ -12,6 +12,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+import uniperceiver_v2_commands
 from uniperceiver_v2.config import add_uniperceiver_v2_config
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,11 @@ CODE = re.compile(r"^```\w*\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?<![\w./<>{}*-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|cff))(?![\w/*])")
 MODULE = re.compile(r"(?<![\w./-])((?:uniperceiver_v2|detectron2)(?:\.\w+)+)")
 TARGET = re.compile(r"(?<![\w-])make ((?:[a-z][a-z-]* ?)+)")
+COMMANDS = "|".join(uniperceiver_v2_commands.COMMANDS)
+PROGRAM = re.compile(
+    r"python3? (?P<file>(?:projects|datasets)/[\w/]+\.py)\b|-m (?P<module>uniperceiver_v2\.\w+)\b"
+    rf"|uniperceiver(?:-v2|_v2_commands) (?P<command>{COMMANDS})\b"
+)
 NAME = re.compile(r"(?<![\w/-])([A-Z][a-z0-9]+[A-Z]\w*|[a-z_]\w*(?=\(\)))(?![\w/-])")
 SETTING = re.compile(
     r"(?<![\w.])((?:MODEL|SOLVER|TASKS|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Za-z_<>0-9]+)+)(?![\w.])"
@@ -148,7 +154,34 @@ def missing_names(document: Path, text: str) -> Iterator[str]:
             yield f"name {name}"
 
 
-CHECKS = (broken_links, missing_files, missing_modules, missing_targets, missing_settings, missing_names)
+def missing_options(document: Path, text: str) -> Iterator[str]:
+    """Options in commands that their program does not know."""
+    for line in code_of(text).replace("\\\n", " ").splitlines():
+        found = PROGRAM.search(line)
+        if found is None:
+            continue
+        sources = _sources_of(**found.groupdict())
+        for option in re.findall(r"(?<= )--[a-z][a-z-]*", line[found.end() :].partition(" #")[0]):
+            if f'"{option}"' not in sources:
+                yield f"option {option} of {found[0].strip()}"
+
+
+@functools.cache
+def _sources_of(file: str | None, module: str | None, command: str | None) -> str:
+    """The text of a program and the modules beside it. ``train_net.py`` takes options of Detectron2 and of the engine."""
+    if command is not None:
+        its = uniperceiver_v2_commands.COMMANDS[command]
+        return _sources_of(its.file or None, its.module or None, None)
+    place = ROOT / file if file else PROJECT / str(module).replace(".", "/") / "__main__.py"
+    shared = ("detectron2_core/detectron2/engine/_setup.py", "uniperceiver_v2/uniperceiver_v2/engine/processes.py")
+    more = [ROOT / "projects" / name for name in shared if place.name == "train_net.py"]
+    return "\n".join(path.read_text(encoding="utf-8") for path in (*sorted(place.parent.glob("*.py")), *more))
+
+
+CHECKS = (
+    *(broken_links, missing_files, missing_modules, missing_targets, missing_settings, missing_names),
+    missing_options,
+)
 
 
 def test_the_version_is_one_everywhere():
@@ -295,6 +328,15 @@ def test_a_link_to_nothing_is_a_warning(caplog):
         ("`make lint test` and `make nothing`", "make nothing"),
         ("`UnifiedDecoder`, `NoDecoder` and `not_at_all()`", ["name NoDecoder", "name not_at_all"]),
         ("`SOLVER.BASE_LR` and `SOLVER.NOTHING 1`", "setting SOLVER.NOTHING"),
+        (
+            "`python projects/uniperceiver_v2/train_net.py --resume --resum`",
+            "option --resum of python projects/uniperceiver_v2/train_net.py",
+        ),
+        (
+            "```sh\npython -m uniperceiver_v2.new x --base y \\\n    --bas z  # --else\n```",
+            "option --bas of -m uniperceiver_v2.new",
+        ),
+        ("`uniperceiver-v2 serve --port 1 --prt 1`", "option --prt of uniperceiver-v2 serve"),
         ("`MODEL.UNIPERCEIVER_V2.REGION.NOTHING`", "setting MODEL.UNIPERCEIVER_V2.REGION.NOTHING"),
     ],
 )

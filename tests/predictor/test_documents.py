@@ -1,6 +1,9 @@
-"""The snippets of README.md and docs/predictor.md run, with a model of random weights in the place of a trained one."""
+"""The snippets of the documents run, with a model of random weights in the place of a trained one."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,55 @@ def test_snippets_run(after_training, document, count, capsys):
 def test_the_readmes_snippet_is_ten_lines():
     (code,) = snippets("README.md")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_the_snippet_on_a_checkpoint_runs(after_training, capsys):
+    from detectron2.modeling import build_model
+
+    from uniperceiver_v2.config import load_config
+
+    (code,) = snippets("projects/uniperceiver_v2/README.md")
+    torch.manual_seed(0)
+    model = build_model(load_config("configs/digit_scenes/uniperceiver_v2_tiny.yaml", training=False, datasets=False))
+    torch.save({"model": model.state_dict()}, after_training / "model_final.pth")
+    assert code.count("0.3") == 1
+    exec(code.replace("0.3", "0"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 100 and {line.split()[0] for line in printed} == {"seven", "two"}
+
+
+def test_the_snippet_of_the_zoo_runs(tmp_path, monkeypatch):
+    (code,) = snippets("projects/uniperceiver_v2/MODEL_ZOO.md")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert "seven" in names["predictor"].labels()
+
+
+def test_the_comparison_of_two_runs_sees_what_differs(tmp_path):
+    """CONTRIBUTING.md's program, as a shell gives it to Python."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^python - .*?<<'PYTHON'\n(.*?)^PYTHON$", text, re.MULTILINE | re.DOTALL)
+    rows = {"same": {"loss": 1.0, "time": 1.0}, "other": {"loss": 2.0, "time": 1.0}}
+    for name, weight, row in (("a", 1.0, "same"), ("b", 1.0, "same"), ("c", 2.0, "same"), ("d", 1.0, "other")):
+        (tmp_path / name).mkdir()
+        torch.save({"model": {"x": torch.tensor([weight])}}, tmp_path / name / "model_final.pth")
+        (tmp_path / name / "metrics.json").write_text(json.dumps({**rows[row], "time": weight}) + "\n")
+
+    def compared(one: str, other: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-", str(tmp_path / one), str(tmp_path / other)]
+        return subprocess.run(command, input=code, capture_output=True, text=True)
+
+    assert compared("a", "b").stdout == "the same: 1 weights, 1 rows of metrics\n"
+    assert "weights differ" in compared("a", "c").stderr
+    assert "metrics differ" in compared("a", "d").stderr
+
+
+def test_the_listing_of_a_scalar(tmp_path):
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^```sh\npython -c '(.*?)'\n```", text, re.MULTILINE | re.DOTALL)
+    rows = [{"iteration": 19, "scenes/loss_category": 2.5}, {"iteration": 39}]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    assert command.count("OUTPUT_DIR") == 1
+    code = command.replace("OUTPUT_DIR", str(tmp_path))
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "19 2.5\n"
