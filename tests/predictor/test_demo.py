@@ -1,6 +1,7 @@
 """The demo on pictures: its files, its sentences, and what it refuses."""
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_json_and_pictures_hold_the_predictors_answers(demo, directory, files, t
             assert picture.width >= 2 * 384  # two panels of an enlarged picture
 
 
+def test_the_documents_json_has_the_keys_that_are_written(demo, directory, files, tmp_path):
+    text = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    (example,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    options = ("--tasks", "detect,caption,classify", "--phrases", "a two", "--confidence-threshold", 0.02)
+    assert demo("--zoo", directory, "--input", files[0], "--output", tmp_path / "x.png", *options) == 0
+    content = read(tmp_path / "x.json")
+    for found, told in (
+        (content, example),
+        (content["objects"][0], example["objects"][0]),
+        (content["objects"][0]["segmentation"], example["objects"][0]["segmentation"]),
+        (content["caption"], example["caption"]),
+        (content["classes"][0], example["classes"][0]),
+    ):
+        assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in told.items()}
+
+
 def test_a_picture_without_objects_has_its_size_in_json(demo, directory, files, tmp_path):
     where = tmp_path / "one.jpg"
     options = ("--tasks", "detect", "--confidence-threshold", 1)
@@ -89,6 +106,28 @@ def test_bad_pictures_are_named_and_skipped(demo, directory, files, tmp_path, ca
         "film.mp4",
     ]
     assert "--video-input" in skipped[-1]
+
+
+def test_pictures_as_people_have_them(demo, directory, picture_files, photograph, bad_files, tmp_path, capsys):
+    given = [*picture_files, *bad_files, photograph]
+    sizes = {**{path: pixels.shape[:2] for path, pixels in picture_files.items()}, photograph: (3000, 4000)}
+    options = ("--tasks", "detect,classify", "--confidence-threshold", 0.05)
+    assert demo("--zoo", directory, "--input", *given, "--output", tmp_path / "output", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    contents = {path: read(path) for path in (tmp_path / "output").glob("*.json")}
+    assert {content["file_name"]: (content["height"], content["width"]) for content in contents.values()} == sizes
+    for path, content in contents.items():
+        height, width = content["height"], content["width"]
+        assert len(content["classes"]) == 3
+        for row in content["objects"]:
+            assert row["segmentation"]["size"] == [height, width]
+            left, top, *size = row["bbox"]
+            assert left + size[0] <= width + 1e-3 and top + size[1] <= height + 1e-3, content["file_name"]
+        with Image.open(path.with_suffix(".png")) as picture:
+            assert max(picture.size) <= 1700
+    skipped = [line for line in lines if line.startswith("skipped: ")]
+    assert len(skipped) == len(bad_files)
+    assert all(Path(path).name in line for path, line in zip(bad_files, skipped))
 
 
 def test_only_bad_pictures_are_a_failure(demo, directory, tmp_path, capsys):

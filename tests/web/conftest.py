@@ -11,6 +11,7 @@ _spec = importlib.util.spec_from_file_location("predictor_fixtures", _SHARED)
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 predictor, pixels, files, directory = _module.predictor, _module.pixels, _module.files, _module.directory
+picture_files, photograph, bad_files = _module.picture_files, _module.photograph, _module.bad_files
 
 
 @pytest.fixture

@@ -128,23 +128,24 @@ def test_large_files_missing_files_and_no_file(answers, files, tmp_path):
         answers.caption(files[4])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
-def test_pictures_that_people_have(answers, pixels, tmp_path, mode):
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    image = Image.fromarray(pixels())
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    else:
-        image = image.convert(mode)
-    image.save(path)
-    expected = answers.predictor.detect(str(path), threshold=0.02)
-    assert len(answers.detect(str(path), "", 0.02).rows) == len(expected) > 0
+def test_pictures_as_people_have_them(answers, picture_files):
+    for path, pixels in picture_files.items():
+        expected = answers.predictor.detect(path, threshold=0.02)
+        found = answers.detect(path, "", 0.02)
+        assert [row[0] for row in found.rows] == [box.label for box in expected], path
+        np.testing.assert_allclose([row[2:] for row in found.rows], expected.boxes, atol=0.1)
+        assert (found.picture.width > found.picture.height) == (pixels.shape[1] > pixels.shape[0]), path
+        assert answers.classify(path) and answers.caption(path)
 
 
-def test_a_photograph_is_drawn_smaller(answers, pixels, tmp_path):
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(pixels(1500, 2000)).save(path)
-    found = answers.detect(str(path), "", 0.02)
+def test_files_as_people_have_them_that_are_no_pictures(answers, bad_files):
+    for path in bad_files[:5]:  # what can be uploaded
+        with pytest.raises((UserError, UnreadableImage), match=f"^{Path(path).name}: "):
+            answers.detect(path)
+
+
+def test_a_photograph_is_drawn_smaller(answers, photograph):
+    found = answers.detect(photograph, "", 0.02)
     assert found.picture.size == (1600, 1200)
     assert any(row[4] > 1600 or row[5] > 1200 for row in found.rows)  # pixels of the photograph itself
 
