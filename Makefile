@@ -105,7 +105,7 @@ test-web: setup $(WEB)
 	fi
 
 # Times of ours beside its peers', half an hour on two quiet cores; ARGS=--quick for a first look.
-bench: setup
+bench: setup $(EXPORT)
 	$(OFFLINE) $(PY) projects/uniperceiver_v2/benchmarks/bench.py $(ARGS)
 
 # The documents as a site, output/site/index.html. Once its packages are there, no network is asked.

@@ -168,7 +168,7 @@ def missing_options(document: Path, text: str) -> Iterator[str]:
 
 @functools.cache
 def _sources_of(file: str | None, module: str | None, command: str | None) -> str:
-    """The text of a program and the modules beside it. ``train_net.py`` takes options of Detectron2 and of the engine."""
+    """The text of a program and the modules beside it. That of training has options of Detectron2 and the engine."""
     if command is not None:
         its = uniperceiver_v2_commands.COMMANDS[command]
         return _sources_of(its.file or None, its.module or None, None)
