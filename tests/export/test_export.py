@@ -10,7 +10,7 @@ import torch
 
 from uniperceiver_v2 import Predictor
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.export import PRECISIONS, TOLERANCE, Exported, average_precision, differences, export
+from uniperceiver_v2.export import PRECISIONS, TOLERANCE, Captioner, Exported, differences, export, figures
 from uniperceiver_v2.export.__main__ import main
 from uniperceiver_v2.export.parts import deployable
 from uniperceiver_v2.export.session import Detector
@@ -161,14 +161,44 @@ def test_the_detector_gives_the_models_scores(deployed):
     assert expected["instances"].scores.max() > 0.02
 
 
-def test_average_precision_of_each_precision(deployed, prepare_digit_scenes, catalogs, tmp_path):
+@pytest.fixture
+def test_sets(prepare_digit_scenes, catalogs, tmp_path) -> str:
+    """Three test scenes. The prefix of the datasets' names."""
     from uniperceiver_v2.data import register_digit_scenes
 
     prepare_digit_scenes(tmp_path / "digit_scenes", train_scenes=1, test_scenes=3)
     register_digit_scenes(str(tmp_path / "digit_scenes"), prefix="tiny_")
-    found = average_precision(deployed.predictor, deployed.directory, "tiny_digit_scenes_test")
+    return "tiny_"
+
+
+def test_average_precision_of_each_precision(deployed, test_sets):
+    found = figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_test")
     assert set(found) == {"pytorch", *PRECISIONS}
     assert found["fp32"] == pytest.approx(found["pytorch"], abs=1e-3, nan_ok=True)
-    assert all(set(values) == {"bbox", "segm"} and not math.isnan(values["bbox"]) for values in found.values())
-    with pytest.raises(UserError, match="test set of captioning"):
-        average_precision(deployed.predictor, deployed.directory, "tiny_digit_scenes_captions_test")
+    assert all(set(values) == {"box AP", "mask AP"} for values in found.values())
+    assert not any(math.isnan(values["box AP"]) for values in found.values())
+    with pytest.raises(UserError, match="test set of retrieval"):
+        figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_retrieval_test")
+
+
+def test_captions_of_each_precision(deployed, test_sets):
+    found = figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_captions_test")
+    assert set(found) == {"pytorch", *PRECISIONS}
+    assert found["fp32"] == pytest.approx(found["pytorch"], abs=1e-3)
+    assert all(set(values) == {"CIDEr", "wholly true"} for values in found.values())
+
+
+def test_captions_by_the_files_are_the_models(deployed):
+    """In batches of several sizes."""
+    random = np.random.default_rng(0)
+    sizes = ((64, 64), (64, 64), (64, 90), (64, 64))
+    inputs = [{"image": torch.from_numpy(random.integers(0, 256, (3, *size), dtype=np.uint8))} for size in sizes]
+    predictor = deployed.predictor
+    task, model = predictor.task("captioning"), predictor.model
+    with torch.no_grad():
+        expected = [task.predict(model, [one])[0] for one in inputs]
+    found = Captioner(deployed.exported, predictor)(inputs)
+    assert [one["caption"] for one in found] == [one["caption"] for one in expected]
+    for one, told in zip(found, expected, strict=True):
+        assert one["log_likelihood"] == pytest.approx(told["log_likelihood"], abs=1e-3)
+    assert len({one["log_likelihood"] for one in found}) == 4

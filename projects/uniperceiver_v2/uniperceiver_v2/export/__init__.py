@@ -11,13 +11,13 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_json
 from ..predictor import Predictor
-from .check import TOLERANCE, average_precision, differences
+from .check import TOLERANCE, differences, figures
 from .description import DESCRIPTION, describe, file_of, save_tokenizer
 from .files import PRECISIONS, require, to_half, to_int8, trace
 from .parts import deployable, parts_of
-from .session import Detector, Exported
+from .session import Captioner, Detector, Exported
 
-__all__ = ["PRECISIONS", "TOLERANCE", "Detector", "Exported", "average_precision", "differences", "export"]
+__all__ = ["PRECISIONS", "TOLERANCE", "Captioner", "Detector", "Exported", "differences", "export", "figures"]
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     precisions: Sequence[str] = PRECISIONS,
     *,
     trials: int = 12,
-    evaluate: str | None = None,
+    evaluate: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a model as ONNX files, with ``model.json`` and ``tokenizer.json``.
 
@@ -35,7 +35,8 @@ def export(
         directory: created if it does not exist. Files of an earlier export are replaced.
         precisions: of "fp32", "fp16" and "int8". fp32 is always written, as the others are made of it.
         trials: batches of random sizes on which the files are compared with the model; 0 for none.
-        evaluate: a test set of detection. AP of the model and of each precision goes into ``model.json``.
+        evaluate: test sets of detection and captioning. The :func:`figures` of the model and of each precision go into
+            ``model.json``.
 
     Returns:
         the content of ``model.json``.
@@ -67,7 +68,7 @@ def export(
     if trials:
         content["checked"] = {"batches": trials, "largest_differences": _checked(predictor, place, trials)}
     if evaluate:
-        content["average_precision"] = {evaluate: average_precision(predictor, place, evaluate)}
+        content["figures"] = {dataset: figures(predictor, place, dataset) for dataset in evaluate}
     write_json(str(place / DESCRIPTION), content)
     return content
 

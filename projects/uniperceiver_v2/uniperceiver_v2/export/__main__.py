@@ -35,7 +35,13 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--check", type=int, default=12, metavar="N", help="batches of random sizes to compare with PyTorch"
     )
-    options.add_argument("--evaluate", metavar="DATASET", help="a test set of detection, for the AP of each precision")
+    options.add_argument(
+        "--evaluate",
+        nargs="+",
+        default=(),
+        metavar="DATASET",
+        help="test sets of detection and captioning: what each precision loses",
+    )
     options.add_argument("--opts", nargs=REMAINDER, default=[], metavar="KEY VALUE", help="settings, at the very end")
     return options
 
@@ -59,9 +65,9 @@ def run(args: Namespace) -> None:
             print(f"{name:24} {precision} {sum(path.stat().st_size for path in files) / 2**20:8.1f} MiB")
     for name, value in content.get("checked", {}).get("largest_differences", {}).items():
         print(f"largest difference of {name:32} {value:.1e}")
-    for dataset, found in content.get("average_precision", {}).items():
+    for dataset, found in content.get("figures", {}).items():
         for precision, values in found.items():
-            print(f"{dataset} {precision:8} " + ", ".join(f"{kind} AP {value:.2f}" for kind, value in values.items()))
+            print(f"{dataset} {precision:8} " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
 
 
 def load(args: Namespace) -> Predictor:

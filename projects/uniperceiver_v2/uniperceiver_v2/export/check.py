@@ -1,4 +1,4 @@
-"""Exported files beside the model that they come from: the largest differences, and AP."""
+"""Exported files beside the model that they come from: the largest differences, and what they are worth."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.likelihood import directions
 from ..modeling.model import UniPerceiver
 from ..predictor import Predictor
-from ..tasks.captioning import next_words
-from .session import Arrays, Detector, Exported
+from ..tasks import captioning
+from .session import Arrays, Captioner, Detector, Exported, next_words
 
 TOLERANCE = 1e-3  # boxes in pixels, everything else in its own unit
 WORDS = 4  # of each caption
 PER_PROPOSAL = ("boxes", "objectness", "masks", "proposal_features")
+# {kind of test set: (what computes it by the files, {figure: (row of its results, metric)})}
+FIGURES = {
+    "detection": (Detector, {"box AP": ("bbox", "AP"), "mask AP": ("segm", "AP")}),
+    "captioning": (Captioner, {"CIDEr": ("caption", "CIDEr"), "wholly true": ("caption_truth", "true")}),
+}
 
 Differences = dict[str, float]
 
@@ -86,9 +91,9 @@ def _compared(
     token_ids, valid = model.text_encoder.pad(texts)
     told = {"text_features": directions(model.encode_texts(token_ids, valid, IMAGE_TO_TEXT))}
     yield from _named("text", exported("text", token_ids, valid), told)
-    steps = next_words(model, encoding)
+    steps = captioning.next_words(model, encoding)
     for log_probabilities, tokens, rows in _steps(model, exported, seen, random):
-        yield "caption_step.log_probabilities", log_probabilities, steps(tokens, rows).numpy()
+        yield "caption_step.log_probabilities", log_probabilities.numpy(), steps(tokens, rows).numpy()
 
 
 def _named(part: str, found: Arrays, told: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -126,41 +131,38 @@ def _aligned(seen: Arrays, told: dict[str, Tensor]) -> Arrays:
 
 
 def _steps(
-    model: UniPerceiver, exported: Exported, found: Arrays, random: np.random.Generator
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    model: UniPerceiver, exported: Exported, seen: Arrays, random: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Captions of random words, two for each image from the second word on: (log P, words, rows of the step before)."""
-    parts = exported.description["parts"]["caption_step"]["inputs"]
-    begun = exported("caption_begin", *(found[x] for x in ("global_tokens", "global_valid", "proposal_tokens")))
-    past, valid = begun["image_past"], begun["image_valid"]
-    count = past.shape[2]
-    lengths = {"captions": count, "words": 0}
-    text, word = (np.zeros([lengths.get(x, x) for x in parts[name]], np.float32) for name in ("text_past", "word_past"))
-    rows, tokens = np.arange(count), np.full(count, model.text_encoder.bos_id)
+    step, count = next_words(exported, seen), len(seen["boxes"])
+    rows, tokens = torch.arange(count), torch.full((count,), model.text_encoder.bos_id)
     for _ in range(WORDS):
-        past, valid, text, word = past[:, :, rows], valid[rows], text[:, :, rows], word[:, :, rows]
-        out = exported("caption_step", tokens, past, valid, text, word)
-        yield out["log_probabilities"], torch.from_numpy(tokens), torch.from_numpy(rows)
-        text, word = out["new_text_past"], out["new_word_past"]
-        rows = np.sort(random.integers(0, len(rows), 2 * count))
-        tokens = random.integers(3, model.text_encoder.vocab_size, len(rows))
+        yield step(tokens, rows), tokens, rows
+        rows = torch.from_numpy(np.sort(random.integers(0, len(rows), 2 * count)))
+        tokens = torch.from_numpy(random.integers(3, model.text_encoder.vocab_size, len(rows)))
 
 
-def average_precision(predictor: Predictor, directory: Path, dataset: str) -> dict[str, dict[str, float]]:
-    """AP of boxes and masks on a test set of detection, {"pytorch" or a precision: {"bbox": AP, "segm": AP}}.
+def figures(predictor: Predictor, directory: Path, dataset: str) -> dict[str, dict[str, float]]:
+    """What is said of the model and of each precision on a test set of detection or captioning.
+
+    Returns:
+        {"pytorch" or a precision: {figure: percent}}. The figures of detection are "box AP" and "mask AP", those of
+        captioning "CIDEr" and, where the facts are known, "wholly true".
 
     Raises:
-        UserError: the dataset is not known, or is none of detection.
+        UserError: the dataset is not known, or is one of another kind.
     """
     kind = evaluated_kind(dataset).name
-    if kind != "detection":
-        raise UserError(f"AP is of detection, but {dataset} is a test set of {kind}")
+    if kind not in FIGURES:
+        raise UserError(f"the files are evaluated on {' and '.join(FIGURES)}, but {dataset} is a test set of {kind}")
+    computed, names = FIGURES[kind]
     models: dict[str, Any] = {"pytorch": predictor.model}
     for precision in Exported(directory).description["precisions"]:
-        models[precision] = Detector(Exported(directory, precision), predictor)
+        models[precision] = computed(Exported(directory, precision), predictor)
     found = {}
     for name, model in models.items():
         with tempfile.TemporaryDirectory() as folder:
             evaluator = build_evaluator(predictor.cfg, dataset, folder)
             results = inference_on_dataset(model, build_test_loader(predictor.cfg, dataset), evaluator)
-        found[name] = {kind: float(results[kind]["AP"]) for kind in ("bbox", "segm") if kind in results}
+        found[name] = {told: float(results[row][key]) for told, (row, key) in names.items() if row in results}
     return found

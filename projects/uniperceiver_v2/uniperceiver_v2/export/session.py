@@ -18,6 +18,7 @@ from ..modeling.image_encoder.boxes import xyxy_to_cxcywh
 from ..predictor import Predictor
 from ..tasks import ImageSizes, LabelledProposals
 from ..tasks.detection import best_pairs
+from ..tasks.generation import Step
 from .description import DESCRIPTION, FORMAT
 from .files import require
 
@@ -78,8 +79,7 @@ class Detector:
         self._texts: dict[tuple[str, ...], Tensor] = {}
 
     def __call__(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        alike = (list(items) for _, items in itertools.groupby(inputs, lambda item: item["image"].shape))
-        return [{"instances": instances} for items in alike for instances in self._detect(items)]
+        return [{"instances": found} for items in of_one_size(inputs) for found in self._detect(items)]
 
     def candidates(self, texts: tuple[str, ...]) -> Tensor:
         """Features [C,d] of texts, kept."""
@@ -114,3 +114,55 @@ class Detector:
         for place, (item, of_image) in enumerate(zip(items, scores)):
             pairs: LabelledProposals = best_pairs(of_image, proposals, place, sizes, count, temperature)
             yield pairs.instances((item.get("height", height), item.get("width", width)))
+
+
+class Captioner:
+    """A model that captions, computed by the files: a list of inputs to a list of {"caption", "log_likelihood"}.
+
+    Args:
+        exported: the files.
+        predictor: the model that was exported. Only its tokenizer and its settings are used.
+    """
+
+    def __init__(self, exported: Exported, predictor: Predictor):
+        self._exported, self._task = exported, predictor.task("captioning")
+        self._encoder = predictor.model.text_encoder
+
+    def __call__(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        captions = [caption for items in of_one_size(inputs) for caption in self._caption(items)]
+        return [{"caption": text, "log_likelihood": log_likelihood} for text, log_likelihood in captions]
+
+    def _caption(self, items: list[dict[str, Any]]) -> list[tuple[str, float]]:
+        step = next_words(self._exported, self._exported("image", torch.stack([item["image"] for item in items])))
+        start = torch.full((len(items),), self._encoder.bos_id)
+        return self._task.search(self._encoder, step, start, self._task.settings.beam_size)
+
+
+def of_one_size(inputs: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Neighbours whose images can be a batch."""
+    return (list(items) for _, items in itertools.groupby(inputs, lambda item: item["image"].shape))
+
+
+def next_words(exported: Exported, seen: Arrays) -> Step:
+    """:func:`~uniperceiver_v2.tasks.captioning.next_words`, computed by the files.
+
+    Args:
+        seen: outputs of the part "image".
+    """
+    parts = exported.description["parts"]
+    begun = exported("caption_begin", *(seen[name] for name in parts["caption_begin"]["inputs"]))
+    image, valid = begun["image_past"], begun["image_valid"]
+    empty, shapes = {"captions": len(valid), "words": 0}, parts["caption_step"]["inputs"]
+    texts, words = (
+        np.zeros([empty.get(x, x) for x in shapes[name]], np.float32) for name in ("text_past", "word_past")
+    )
+
+    def step(tokens: Tensor, rows: Tensor) -> Tensor:
+        nonlocal image, valid, texts, words
+        chosen = rows.numpy()
+        image, valid, texts, words = image[:, :, chosen], valid[chosen], texts[:, :, chosen], words[:, :, chosen]
+        found = exported("caption_step", tokens, image, valid, texts, words)
+        texts, words = found["new_text_past"], found["new_word_past"]
+        return torch.from_numpy(found["log_probabilities"])
+
+    return step

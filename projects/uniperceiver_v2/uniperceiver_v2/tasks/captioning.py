@@ -92,10 +92,14 @@ class CaptioningTask(Task):
 
     def generate(self, model: UniPerceiver, encoding: ImageEncoding, beam_size: int) -> list[tuple[str, float]]:
         """A caption of each encoded image, with its log-likelihood."""
-        text_encoder = model.text_encoder
+        start = torch.full((len(encoding.global_tokens),), model.text_encoder.bos_id, device=model.device)
+        return self.search(model.text_encoder, next_words(model, encoding), start, beam_size)
+
+    def search(self, text_encoder: TextEncoder, step: Step, start: Tensor, beam_size: int) -> list[tuple[str, float]]:
+        """The captions that a step of generation leads to from the start tokens [B], with their log-likelihoods."""
         generated = search(
-            next_words(model, encoding),
-            torch.full((len(encoding.global_tokens),), text_encoder.bos_id, device=model.device),
+            step,
+            start,
             text_encoder.eos_id,
             beam_size=beam_size,
             length_penalty=self.settings.length_penalty,
