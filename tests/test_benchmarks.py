@@ -49,6 +49,12 @@ def simulated(harness, monkeypatch):
     return simulated
 
 
+def test_the_processors_time_is_that_of_the_children_too(harness):
+    before = harness.processor_time()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
+    assert harness.processor_time() - before >= 0.2
+
+
 def test_ratio_of_known_times(harness, simulated):
     ours, peer = simulated.work("o", 0.1), simulated.work("p", 0.3)
     row = harness.compare("work", ours, peer, peer_name="slower work", at_least=3.1)

@@ -1,14 +1,19 @@
-"""The predictor beside the bare model: what reading, resizing and typed answers cost.
+"""The predictor beside the bare model: what reading, resizing and typed answers cost. And how soon it answers.
 
     python projects/uniperceiver_v2/benchmarks/predictor.py [--quick]
 
 Both detect with the tiny configuration and random weights, and make the 100 best instances with their masks. The model
 gets tensors that are resized already; the predictor gets arrays, or files.
+
+The last row is a whole process, from its start until the zoo's model has answered about a file. It should take less
+than five seconds on two cores. Beside it stands a process that imports the libraries and ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +28,11 @@ from uniperceiver_v2 import Predictor
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.files import TINY_CONFIG
 
+LIBRARIES = "import cv2, scipy.optimize, torch, transformers"
+FIRST_ANSWER = (
+    "import sys; from uniperceiver_v2 import Predictor; "
+    "print(Predictor.from_zoo('digit_scenes/small', device=sys.argv[1]).detect(sys.argv[2]))"
+)
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -65,6 +75,20 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
                 peer_name="model",
                 at_most=1.1,
             )
+        yield harness.compare(
+            "first answer of a process",
+            lambda: process(FIRST_ANSWER, harness.settings.device, paths[0]),
+            lambda: process(LIBRARIES),
+            peer_name="import of the libraries",
+        )
+
+
+def process(code: str, *arguments: str) -> None:
+    """
+    Raises:
+        subprocess.CalledProcessError: the process failed.
+    """
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
