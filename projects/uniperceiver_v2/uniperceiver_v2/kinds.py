@@ -19,6 +19,8 @@ from detectron2.evaluation import DatasetEvaluator
 
 from .errors import UserError, nearest
 
+# Records, and the mapper that turns one into a sample.
+Data = tuple[Sequence[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]
 KINDS: dict[str, TaskKind] = {}  # tables and documents list them in this order
 
 
@@ -86,19 +88,19 @@ class TaskSettings:
                     raise UserError(f"{prefix}.{f.name.upper()} must be {shown_range(f)}, not {number}")
 
 
-def shown_default(f: Field) -> str:
+def shown_default(f: Field[Any]) -> str:
     """A setting's default as the documentation shows it. Empty if a configuration has to give the value."""
     default = _default(f)
     return f"`{default!r}`".replace("'", '"') if default != "" else ""
 
 
-def shown_range(f: Field) -> str:
+def shown_range(f: Field[Any]) -> str:
     """A setting's range in words, for example "above 0 and at most 1"."""
     limits = zip(("above", "at least", "at most"), f.metadata["range"])
     return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
 
 
-def _default(f: Field) -> Any:
+def _default(f: Field[Any]) -> Any:
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
@@ -151,14 +153,14 @@ class TaskKind:
     name: str
     settings: type[TaskSettings]
     task: type
-    training_data: Callable[[CfgNode, ConfiguredTask], tuple[Sequence[dict], Callable[[dict], dict]]]
-    test_data: Callable[[CfgNode, str, ConfiguredTask], tuple[Sequence[dict], Callable[[dict], dict]]]
+    training_data: Callable[[CfgNode, ConfiguredTask], Data]
+    test_data: Callable[[CfgNode, str, ConfiguredTask], Data]
     evaluators: Mapping[str, Callable[[str, str], DatasetEvaluator]]
     columns: Mapping[str, int]
     titles: Mapping[str, str] = field(default_factory=dict)
     before_evaluation: Callable[[CfgNode, Any, Sequence[DatasetEvaluator]], None] = _nothing
     draw: Callable[[CfgNode, Any, str], None] = _nothing
-    picture: Callable[[str, dict], dict[str, Any]] | None = None
+    picture: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
 
     def task_of(self, name: str, node: Mapping[str, Any] | None = None) -> ConfiguredTask:
         """A task of this kind with the settings of a complete node. Without a node it has the kind's defaults."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import Field, fields
 from pathlib import Path
+from typing import IO, Any
 
 from .. import tasks  # noqa: F401  (registers the kinds)
 from ..files import write_atomically
@@ -42,7 +43,7 @@ def with_tables(document: str) -> str:
     return f"{before}{BEGIN}\n\n{task_settings_tables()}\n\n{END}{after}"
 
 
-def _table(settings: Iterable[Field]) -> str:
+def _table(settings: Iterable[Field[Any]]) -> str:
     lines = ["| key | default | range | meaning |", "|---|---|---|---|"]
     for field in settings:
         default, limits = shown_default(field), shown_range(field)
@@ -52,5 +53,9 @@ def _table(settings: Iterable[Field]) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        text = with_tables(Path(name).read_text(encoding="utf-8"))
-        write_atomically(name, lambda file, text=text: file.write(text.encode()))
+        content = with_tables(Path(name).read_text(encoding="utf-8")).encode()
+
+        def write(file: IO[bytes], content: bytes = content) -> None:
+            file.write(content)
+
+        write_atomically(name, write)

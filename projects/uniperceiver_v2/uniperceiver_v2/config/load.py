@@ -53,7 +53,7 @@ def load_config(
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
     named = "" if isinstance(config_file, Mapping) else config_file
-    from_file = _read_yaml(named) if named else dict(config_file or {})
+    from_file = dict(config_file) if isinstance(config_file, Mapping) else _read_yaml(named) if named else {}
     from_command_line = _nest(overrides)
     # A task's kind decides which keys it may have, in the file and on the command line. So kinds are found first.
     kinds = _task_kinds(_overlay(from_file, from_command_line).get("TASKS"))

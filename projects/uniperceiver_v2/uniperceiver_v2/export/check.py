@@ -69,7 +69,8 @@ def differences(
         smallest, largest: sides of images in pixels. Below 64, an image may have fewer tokens than queries. Then tokens
             of the padding become queries, all with the same score, and their order is that of the library.
     """
-    random, worst = np.random.default_rng(seed), {}
+    worst: Differences = {}
+    random = np.random.default_rng(seed)
     for _ in range(trials):
         images = random_images(random, smallest, largest)
         texts = random_texts(random, model.text_encoder.vocab_size)

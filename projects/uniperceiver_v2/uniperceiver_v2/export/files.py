@@ -54,7 +54,7 @@ def trace(part: Part, path: Path) -> None:
     ]
     with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         exported = torch.export.export(part.module.eval(), part.example, dynamic_shapes=tuple(axes), strict=False)
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             exported,
             dynamo=True,
             opset_version=OPSET,

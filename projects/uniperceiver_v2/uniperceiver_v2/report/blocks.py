@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+Cell = str | float | None
+
 
 @dataclass(frozen=True)
 class Note:
@@ -30,14 +32,14 @@ class Table:
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float | None]]
+    rows: Sequence[Sequence[Cell]]
     caption: str = ""
     texts: int = 1
     decimals: int = 1
     folded: str = ""
     template: ClassVar[str] = "table"
 
-    def shown(self, cell: str | float | None) -> str:
+    def shown(self, cell: Cell) -> str:
         """A cell's text."""
         if cell is None or (isinstance(cell, float) and cell != cell):
             return "n/a"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .blocks import Block, Note, Plot
-from .plots import reliability_plot
+from .plots import Numbers, reliability_plot
 
 BINS = 10
 LOWEST_DETECTION = 0.05  # score of a detection that counts: the many below would hide all others in the mean
@@ -29,11 +28,11 @@ class Reliability:
     count: np.ndarray
 
     @classmethod
-    def of(cls, confidences: Sequence[float], outcomes: Sequence[float]) -> Reliability:
+    def of(cls, confidences: Numbers, outcomes: Numbers) -> Reliability:
         """
         Args:
-            confidences: of each prediction, in 0..1.
-            outcomes: 1 where it is right, 0 where it is wrong, a share where a part of it is right.
+            confidences: [N], of each prediction, in 0..1.
+            outcomes: [N], 1 where it is right, 0 where it is wrong, a share where a part of it is right.
 
         Raises:
             ValueError: their numbers differ, or a confidence is not in 0..1.
@@ -46,7 +45,7 @@ class Reliability:
         place = np.minimum((p * BINS).astype(int), BINS - 1)
         count = np.bincount(place, minlength=BINS)
         with np.errstate(invalid="ignore"):
-            return cls(*(np.bincount(place, values, BINS) / count for values in (p, y)), count)
+            return cls(np.bincount(place, p, BINS) / count, np.bincount(place, y, BINS) / count, count)
 
     @property
     def error(self) -> float:
@@ -66,9 +65,7 @@ class Reliability:
         return float(np.average(difference, weights=self.count[filled])) if filled.any() else float("nan")
 
 
-def calibration_blocks(
-    confidences: Sequence[float], outcomes: Sequence[float], of: str, confidence: str, outcome: str
-) -> list[Block]:
+def calibration_blocks(confidences: Numbers, outcomes: Numbers, of: str, confidence: str, outcome: str) -> list[Block]:
     """The expected calibration error in a sentence, and the diagram of reliability.
 
     Args:

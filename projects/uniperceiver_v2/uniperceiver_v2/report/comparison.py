@@ -76,8 +76,11 @@ def _change(before: str, after: str) -> str:
 
 def _categories(runs: Sequence[Run], dataset: str) -> list[Block]:
     """Bars of the AP of categories, those with the largest differences first if there are many."""
-    by_run = [run.results.get(dataset, {}).get("bbox") or {} for run in runs]
-    names = [key for key in by_run[0] if key.startswith("AP-") and all(is_number(m.get(key)) for m in by_run)]
+    by_run = [
+        {key: value for key, value in (run.results.get(dataset, {}).get("bbox") or {}).items() if is_number(value)}
+        for run in runs
+    ]
+    names = [key for key in by_run[0] if key.startswith("AP-") and all(key in metrics for metrics in by_run)]
     if not names:
         return []
     spread = {name: max(m[name] for m in by_run) - min(m[name] for m in by_run) for name in names}

@@ -81,7 +81,7 @@ def matched(
         class_of: the class by the id in ``detections``.
     """
     annotations = record.get("annotations", [])
-    objects = [BoxMode.convert(list(a["bbox"]), BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS) for a in annotations]
+    corners = [BoxMode.convert(list(a["bbox"]), BoxMode(a["bbox_mode"]), BoxMode.XYXY_ABS) for a in annotations]
     object_classes = np.array([a["category_id"] for a in annotations], int)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     boxes = np.array([d["bbox"] for d in detections], float).reshape(-1, 4)
@@ -93,7 +93,7 @@ def matched(
     if judged is not None:
         order = order[np.isin(classes[order], list(judged))]
     boxes, classes, scores = boxes[order], classes[order], scores[order]
-    objects = np.array(objects, float).reshape(-1, 4)
+    objects = np.array(corners, float).reshape(-1, 4)
     found = _match(boxes, classes, objects, object_classes, crowd)
     open_classes = [class_of[i] for i in record.get("not_exhaustive_category_ids", []) if i in class_of]
     found[(found == NOTHING) & np.isin(classes, open_classes)] = IGNORED

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK, PALE, GRID = "#1f2933", "#6b7280", "#e3e6ea"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # letters stay text: smaller files, and readers can search them
     "svg.hashsalt": "uniperceiver_v2",  # equal plots have equal bytes
     "font.family": "sans-serif",
@@ -43,7 +43,8 @@ _STYLE = {
     "legend.frameon": False,
 }
 
-Series = tuple[Sequence[float], Sequence[float]]  # x and y
+Numbers = Sequence[float] | np.ndarray
+Series = tuple[Numbers, Numbers]  # x and y
 Draw = Callable[["Figure", Sequence["Axes"]], None]
 
 

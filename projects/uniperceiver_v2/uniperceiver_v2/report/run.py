@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from typing import Any
+from typing import Any, TypeGuard
 
 from detectron2.data import MetadataCatalog
 
@@ -132,7 +132,7 @@ def _of_tables(content: Any) -> dict[str, dict[str, dict[str, float | None]]]:
     }
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value of a run's file can be drawn: a number that is finite."""
     return isinstance(value, int | float) and math.isfinite(value)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...evaluation import mention_spans
-from ..blocks import Block, Card, Gallery, Line, Note, Table
+from ..blocks import Block, Card, Cell, Gallery, Line, Note, Table
 from ..calibration import calibration_blocks
 from ..pictures import picture
 from ..run import Evaluation, Missing
@@ -123,8 +123,8 @@ def _is_by_facts(judged: list[_Judged]) -> bool:
 def _words(judged: list[_Judged]) -> list[Block]:
     said = Counter(word for caption in judged for word, _ in caption.words)
     false = Counter(word for caption in judged for word, true in caption.words if not true)
-    rows = [[w, said[w], n, 100 * n / said[w]] for w, n in false.items() if said[w] >= _FEWEST_MENTIONS]
-    rows.sort(key=lambda row: (-row[2], row[0]))
+    shown = sorted((w for w in false if said[w] >= _FEWEST_MENTIONS), key=lambda w: (-false[w], w))
+    rows: list[list[Cell]] = [[w, said[w], false[w], 100 * false[w] / said[w]] for w in shown]
     what = "false" if _is_by_facts(judged) else "in no reference"
     if not rows:
         return [Note(f"No word that is said {_FEWEST_MENTIONS} times or more is {what}.")]
@@ -144,7 +144,7 @@ def _calibration(judged: list[_Judged]) -> list[Block]:
     if _is_by_facts(judged):
         blocks += calibration_blocks(
             [min(math.exp(caption.record["log_likelihood"]), 1.0) for caption in judged],
-            [caption.is_true for caption in judged],
+            [bool(caption.is_true) for caption in judged],
             "whole captions",
             "probability of the caption",
             "share true as a whole",

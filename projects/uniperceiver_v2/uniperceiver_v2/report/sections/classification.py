@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from ..blocks import Block, Card, Line, Note, Plot, Table
+from ..blocks import Block, Card, Cell, Line, Note, Plot, Table
 from ..calibration import calibration_blocks
 from ..pictures import picture
 from ..plots import matrix_plot
@@ -40,10 +40,9 @@ def _counts(records: list[dict]) -> tuple[list[str], np.ndarray]:
 
 def _classes(names: list[str], matrix: np.ndarray) -> list[Block]:
     right, of, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    rows = [
-        [name, int(of[k]), _percent(right[k], predicted[k]), _percent(right[k], of[k])] for k, name in enumerate(names)
-    ]
-    rows.sort(key=lambda row: (nan_last(row[3]), row[0]))
+    recall = [_percent(right[k], of[k]) for k in range(len(names))]
+    lowest_first = sorted(range(len(names)), key=lambda k: (nan_last(recall[k]), names[k]))
+    rows: list[list[Cell]] = [[names[k], int(of[k]), _percent(right[k], predicted[k]), recall[k]] for k in lowest_first]
     caption = "In percent, the lowest recall first."
     return [Table(["class", "images", "precision", "recall"], rows, caption, folded=folded(rows, "classes"))]
 

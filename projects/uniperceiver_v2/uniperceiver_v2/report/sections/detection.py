@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from ..blocks import Block, Box, Card, Line, Note, Plot, Table
+from ..blocks import Block, Box, Card, Cell, Line, Note, Plot, Table
 from ..calibration import LOWEST_DETECTION, calibration_blocks
 from ..matching import (
     IGNORED,
@@ -60,14 +60,14 @@ def _categories(evaluation: Evaluation, curves: list[CategoryCurve]) -> list[Blo
     # COCO's evaluator has the AP of categories, LVIS's has not.
     ap = {title: evaluation.results.get(row, {}) for row, title in (("bbox", "AP boxes"), ("segm", "AP masks"))}
     ap = {title: metrics for title, metrics in ap.items() if any(name.startswith("AP-") for name in metrics)}
-    rows = []
-    for name, curve in zip(evaluation.names, curves):
+    rows: list[list[Cell]] = []
+    for name, curve in sorted(zip(evaluation.names, curves), key=lambda item: (nan_last(item[1].ap), item[0])):
         precision, recall = curve.at(SHOWN)
         of_results = [metrics.get(f"AP-{name}") for metrics in ap.values()]
         rows.append([name, curve.objects, *of_results, 100 * curve.ap, 100 * precision, 100 * recall])
     table = Table(
         ["category", "objects", *ap, "AP50 boxes", f"precision at {SHOWN:g}", f"recall at {SHOWN:g}"],
-        sorted(rows, key=lambda row: (nan_last(row[-3]), row[0])),
+        rows,
         f"In percent, the lowest AP50 first. Precision and recall are of boxes with a score of at least {SHOWN:g}, at "
         f"an IoU of at least {IOU:g}.",
         folded=folded(rows, "categories"),

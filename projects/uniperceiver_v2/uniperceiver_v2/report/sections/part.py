@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..blocks import Block, Card, Gallery, Note
+import numpy as np
+
+from ..blocks import Block, Card, Cell, Gallery, Note
 from ..run import Missing
 
 logger = logging.getLogger(__name__)
@@ -70,9 +72,7 @@ def at_most(items: Sequence[Item], count: int) -> list[Item]:
     return [items[int(place * step)] for place in range(min(count, len(items)))]
 
 
-def most_confused(
-    matrix: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str], count: int = 10
-) -> list:
+def most_confused(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], count: int = 10) -> list[list[Cell]]:
     """(row, column, how often) of the largest counts off the diagonal."""
     pairs = itertools.product(range(len(rows)), range(len(columns)))
     wrong = [(int(matrix[r][c]), r, c) for r, c in pairs if r != c and matrix[r][c] > 0]
