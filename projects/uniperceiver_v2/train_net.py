@@ -26,7 +26,13 @@ from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.config import find_config, load_config
-from uniperceiver_v2.engine import UniPerceiverTrainer, add_process_arguments, run_in_processes, world_size
+from uniperceiver_v2.engine import (
+    UniPerceiverTrainer,
+    add_process_arguments,
+    load_pretrained_parts,
+    run_in_processes,
+    world_size,
+)
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import format_results_table, write_json
 from uniperceiver_v2.kinds import kind_of_dataset
@@ -57,10 +63,12 @@ def configuration(args: Namespace) -> CfgNode:
 
 
 def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
-    """Load MODEL.WEIGHTS, or with --resume the last checkpoint of OUTPUT_DIR."""
+    """Load MODEL.WEIGHTS, with --resume the last checkpoint of OUTPUT_DIR, or else the pre-trained parts."""
     checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
     if resume and not checkpointer.has_checkpoint():
         raise UserError(f"--resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
+    if not resume and load_pretrained_parts(cfg, model):
+        return
     if not resume and not cfg.MODEL.WEIGHTS:
         raise UserError(
             "nothing to evaluate: name the weights by MODEL.WEIGHTS, or give --resume for the last "

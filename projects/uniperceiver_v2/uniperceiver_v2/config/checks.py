@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError, nearest
 from ..kinds import KINDS, evaluating_task, kind_of_dataset
+from ..modeling.image_encoder.conventions import CONVENTIONS
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
@@ -29,6 +30,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
 
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _check_experts(cfg)
+    _check_regions(cfg)
     for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
         _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
     for name in cfg.TASKS.NAMES:
@@ -54,6 +56,14 @@ def _check_experts(cfg: CfgNode) -> None:
             f"{prefix}.ACTIVE_EXPERTS must be between 1 and {prefix}.EXPERTS ({node.EXPERTS}), "
             f"not {node.ACTIVE_EXPERTS}"
         )
+
+
+def _check_regions(cfg: CfgNode) -> None:
+    prefix, node = "MODEL.UNIPERCEIVER_V2.REGION", cfg.MODEL.UNIPERCEIVER_V2.REGION
+    _check_choice(f"{prefix}.CONVENTIONS", node.CONVENTIONS, list(CONVENTIONS))
+    for key, least in (("FIRST_SCALE", 0), ("EXTRA_SCALES", 0), ("OBJECTNESS_PARTS", 1)):
+        if node[key] < least:
+            raise UserError(f"{prefix}.{key} must be at least {least}, not {node[key]}")
 
 
 def _check_task_groups(cfg: CfgNode, world_size: int) -> None:

@@ -61,6 +61,9 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNIPERCEIVER_V2 = node = CN()
     # Training may start from a MODEL.WEIGHTS that fits the model in part only. The log lists what does not fit.
     node.WEIGHTS_MAY_DIFFER = False
+    # Weights of other projects for the image encoder: files, or directories in Hugging Face's form, recognised by their
+    # keys. They are read where neither MODEL.WEIGHTS nor --resume gives the whole model.
+    node.PRETRAINED = []
     node.EMBED_DIM = 768  # d, the width of the unified decoder and of all its inputs
     node.ATTENTION_POOLS = 8  # M' of equation (3)
     node.TEMPERATURE = 0.07  # τ at the start
@@ -96,6 +99,11 @@ def _add_model_config(cfg: CN) -> None:
     node.REGION.DECODER_LAYERS = 9
     node.REGION.NUM_QUERIES = 300  # O, the number of proposals
     node.REGION.ANCHOR_SIZE = 0.05  # side of a token's anchor at the finest scale, as a share of the image
+    node.REGION.FIRST_SCALE = 1  # the finest map of the backbone that is a scale; 0 makes a scale of each map
+    node.REGION.EXTRA_SCALES = 1  # scales that strided convolutions add behind the coarsest map
+    node.REGION.OBJECTNESS_PARTS = 1  # an object is what is any of these; Mask DINO's classes are as many
+    # How its weights have to be computed: "" as this project does, "mask_dino" or "mask_dino_mask2box".
+    node.REGION.CONVENTIONS = ""
     node.REGION.BOXES_FROM_MASKS = True  # initial boxes of queries: around their masks, not as their tokens predict
     node.REGION.BOXES_AROUND_MASKS = False  # boxes of results: around their masks, not as the decoder predicts
     node.REGION.MASKS_IN_BOXES = False  # masks end at their boxes, so that they are learned with few images

@@ -1,6 +1,7 @@
 """Training: the loop over tasks, averaged weights, progress."""
 
 from .delayed_start import DelayedStart
+from .pretrained_parts import load_pretrained_parts
 from .processes import add_process_arguments, run_in_processes, world_size
 from .progress import TaskProgressPrinter
 from .task_trainer import TaskTrainer
@@ -14,6 +15,7 @@ __all__ = [
     "UniPerceiverTrainer",
     "WeightAveraging",
     "add_process_arguments",
+    "load_pretrained_parts",
     "run_in_processes",
     "world_size",
 ]

@@ -29,6 +29,7 @@ from .delayed_start import DelayedStart
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
 from .pictures import PredictionPictures
+from .pretrained_parts import load_pretrained_parts
 from .progress import ProgressBar, TaskProgressPrinter
 from .schedules import MixedSchedule, TaskSchedule
 from .stopping import GracefulStop
@@ -91,6 +92,12 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.last_results: dict[str, Any] | None = None
         self._graceful_stop = GracefulStop(self._trainer, self.checkpointer)
         self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in Detectron2. A run that begins without ``MODEL.WEIGHTS`` begins with the pre-trained parts."""
+        if not (resume and self.checkpointer.has_checkpoint()):
+            load_pretrained_parts(self.cfg, self.model)
+        super().resume_or_load(resume)
 
     def train(self) -> dict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER``, or until ``SOLVER.EARLY_STOPPING`` ends training.

@@ -11,22 +11,26 @@ from .structures import FeatureMaps, image_extent, resize_valid
 
 
 class FeatureProjection(nn.Module):
-    """Projects backbone maps to one width and adds a coarser scale by a strided convolution (Deformable DETR, 4.1).
+    """Projects backbone maps to one width and adds coarser scales by strided convolutions (Deformable DETR, 4.1).
 
     Args:
-        channels: channels of the L - 1 backbone maps that become scales, finest first.
+        channels: channels of the backbone maps that become scales, finest first.
         dim: width of the region network.
+        extra_scales: the number of coarser scales.
+        position_in_pixel: see `Conventions`.
     """
 
-    def __init__(self, channels: list[int], dim: int):
+    def __init__(self, channels: list[int], dim: int, extra_scales: int = 1, position_in_pixel: float = 0.5):
         super().__init__()
+        self.position_in_pixel = position_in_pixel
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, dim, kernel_size=1), group_norm(dim)) for width in channels
         )
-        self.projections.append(
-            nn.Sequential(nn.Conv2d(channels[-1], dim, kernel_size=3, stride=2, padding=1), group_norm(dim))
-        )
-        self.scale_embedding = nn.Parameter(torch.randn(len(channels) + 1, dim) * 0.02)
+        for width in ([channels[-1]] + [dim] * extra_scales)[:extra_scales]:
+            self.projections.append(
+                nn.Sequential(nn.Conv2d(width, dim, kernel_size=3, stride=2, padding=1), group_norm(dim))
+            )
+        self.scale_embedding = nn.Parameter(torch.randn(len(self.projections), dim) * 0.02)
 
     def forward(self, maps: list[Tensor], valid: Tensor, has_padding: bool = True) -> FeatureMaps:
         """
@@ -37,12 +41,14 @@ class FeatureProjection(nn.Module):
         """
         batch = valid.shape[0]  # torch.export would make a constant of len(valid)
         valid = valid if has_padding else valid[:1]
-        scales = [project(x) for project, x in zip(self.projections, [*maps, maps[-1]], strict=True)]
+        scales = [project(x) for project, x in zip(self.projections, maps, strict=False)]
+        for number, project in enumerate(self.projections[len(maps) :]):
+            scales.append(project(scales[-1] if number else maps[-1]))
         shapes = [tuple(x.shape[-2:]) for x in scales]
         valids = [resize_valid(valid, shape) for shape in shapes]
         dim = scales[0].shape[1]
         positions = [
-            map_position_encoding(v, dim).flatten(1, 2) + embedding
+            map_position_encoding(v, dim, self.position_in_pixel).flatten(1, 2) + embedding
             for v, embedding in zip(valids, self.scale_embedding, strict=True)
         ]
         extents = [image_extent(v) for v in valids]

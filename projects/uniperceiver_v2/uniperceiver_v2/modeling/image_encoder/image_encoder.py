@@ -9,6 +9,7 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .conventions import CONVENTIONS
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
 from .region_network import RegionNetwork, RegionSupervision
@@ -71,6 +72,10 @@ class ImageEncoder(nn.Module):
                 one_to_many=criterion.ONE_TO_MANY,
                 masks_in_boxes=region.MASKS_IN_BOXES,
             ),
+            first_scale=region.FIRST_SCALE,
+            extra_scales=region.EXTRA_SCALES,
+            objectness_parts=region.OBJECTNESS_PARTS,
+            conventions=CONVENTIONS[region.CONVENTIONS],
         )
         return {
             "backbone": backbone,

@@ -108,6 +108,7 @@ class RegionDecoder(nn.Module):
         mask: Tensor | None = None,
         objectness: Tensor | None = None,
         judge: Callable[[Tensor], Tensor] | None = None,
+        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -118,6 +119,7 @@ class RegionDecoder(nn.Module):
             objectness: [B,O] logits with which the ordinary queries were selected. If None, no query is told whether
                 another one covers it.
             judge: the objectness [B,O] of states [B,O,dim].
+            normalise: of the states before boxes are predicted; None to predict them by the corrections.
         Returns:
             hidden states [layers,B,Q,dim] and refined boxes [layers,B,Q,4].
         """
@@ -131,7 +133,8 @@ class RegionDecoder(nn.Module):
             queries = layer(queries, positions, reference[:, :, None] * scales, memory, features, mask)
             correction = self.box_head(queries)
             hidden.append(queries)
-            refined.append(torch.sigmoid(correction + inverse_sigmoid(undetached)))
+            shown = correction if normalise is None else self.box_head(normalise(queries))
+            refined.append(torch.sigmoid(shown + inverse_sigmoid(undetached)))
             undetached = torch.sigmoid(correction + inverse_sigmoid(reference))
             reference = undetached.detach()
             if objectness is not None and layer is not self.layers[-1]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from ...ranks import mean_divisor, sum_over_ranks
 from ..layers import MLP
 from .boxes import touched
+from .conventions import Conventions
 from .criterion import RegionCriterion, RegionPredictions, mask_windows
 from .deformable_encoder import DeformableEncoder
 from .denoising import DenoisingQueries, denoising_attention_mask, make_denoising_queries
 from .feature_maps import FeatureProjection, PixelEmbedding
-from .query_selection import DensePredictions, Queries, QuerySelection
+from .query_selection import DensePredictions, Queries, QuerySelection, largest
 from .region_decoder import RegionDecoder
 from .structures import (
     Matches,
@@ -104,7 +105,7 @@ class RegionNetwork(nn.Module):
     """Deformable encoder, two-stage query selection, decoder with iterative box refinement and denoising, masks.
 
     Args:
-        channels: channels of all backbone maps, finest first. The finest map is used for masks only.
+        channels: channels of all backbone maps, finest first. Masks use the finest one.
         dim, heads, points, ffn_dim: sizes of both Transformers.
         mask_dim: width of the pixel and mask embeddings.
         encoder_layers, decoder_layers: depths of the two Transformers.
@@ -116,6 +117,10 @@ class RegionNetwork(nn.Module):
         boxes_from_masks: whether queries begin with the boxes of their masks instead of those that their tokens predict
             (Mask DINO, "mask-enhanced anchor box initialization").
         criterion: the losses.
+        first_scale: the number of the finest backbone map that is a scale; 0 makes all of them scales.
+        extra_scales: see `FeatureProjection`.
+        objectness_parts: see `largest`.
+        conventions: what differs in networks with weights from elsewhere.
     """
 
     def __init__(
@@ -134,16 +139,21 @@ class RegionNetwork(nn.Module):
         box_noise: float,
         boxes_from_masks: bool,
         criterion: RegionCriterion,
+        first_scale: int = 1,
+        extra_scales: int = 1,
+        objectness_parts: int = 1,
+        conventions: Conventions | None = None,
     ):
         super().__init__()
-        levels = len(channels)
-        self.project = FeatureProjection(channels[1:], dim)
+        self.conventions = conventions = conventions or Conventions()
+        self.first_scale, levels = first_scale, len(channels) - first_scale + extra_scales
+        self.project = FeatureProjection(channels[first_scale:], dim, extra_scales, conventions.position_in_pixel)
         self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
         self.pixel_embedding = PixelEmbedding(channels[0], dim, mask_dim)
-        self.select = QuerySelection(dim, num_queries, anchor_size)
+        self.select = QuerySelection(dim, num_queries, anchor_size, objectness_parts, conventions)
         self.decoder = RegionDecoder(decoder_layers, dim, heads, levels, points, ffn_dim)
         self.norm = nn.LayerNorm(dim)
-        self.objectness = nn.Linear(dim, 1)
+        self.objectness = nn.Linear(dim, objectness_parts)
         self.mask_embedding = MLP(dim, dim, mask_dim, depth=3)
         self.denoising_content = nn.Parameter(torch.randn(dim) * 0.02)
         self.denoising_queries, self.box_noise = denoising_queries, box_noise
@@ -162,7 +172,7 @@ class RegionNetwork(nn.Module):
                 that only losses need: the dense predictions, and all decoder layers except the last.
             has_padding: False if `valid` is all True.
         """
-        features = self.project(maps[1:], valid, has_padding)
+        features = self.project(maps[self.first_scale :], valid, has_padding)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
@@ -177,15 +187,15 @@ class RegionNetwork(nn.Module):
             mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
-        hidden, boxes = self.decoder(contents, boxes, memory, features, mask, queries.objectness.detach(), self._judge)
+        normalise = self.norm if self.conventions.boxes_of_normed_states else None
+        scores = queries.objectness.detach()
+        hidden, boxes = self.decoder(contents, boxes, memory, features, mask, scores, self._judge, normalise)
         if targets is None:
             hidden, boxes = hidden[-1:], boxes[-1:]
         normalised = self.norm(hidden)
         return RegionOutput(
             hidden=normalised,
-            predictions=RegionPredictions(
-                self.objectness(normalised).squeeze(-1), boxes, self.mask_embedding(normalised)
-            ),
+            predictions=RegionPredictions(largest(self.objectness(normalised)), boxes, self.mask_embedding(normalised)),
             selected=selected,
             pixel_embeddings=pixel_embeddings,
             finest=maps[0],
@@ -197,7 +207,7 @@ class RegionNetwork(nn.Module):
 
     def _judge(self, states: Tensor) -> Tensor:
         """Objectness logits [B,O] of decoder states [B,O,dim]."""
-        return self.objectness(self.norm(states)).squeeze(-1)
+        return largest(self.objectness(self.norm(states)))
 
     def _selection(
         self, queries: Queries, pixel_embeddings: Tensor, extent: Tensor, with_losses: bool
@@ -214,7 +224,9 @@ class RegionNetwork(nn.Module):
                 inside = mask_logits(embeddings, pixel_embeddings) > 0
                 if self.criterion.masks_in_boxes:
                     inside &= touched(mask_windows(on_padded_map(boxes, extent)), inside.shape[-2:])
-                boxes = boxes_of_masks(inside, extent, otherwise=boxes)
+                nothing = self.conventions.box_of_no_pixel
+                otherwise = boxes if nothing is None else boxes.new_tensor(nothing).expand_as(boxes)
+                boxes = boxes_of_masks(inside, extent, otherwise, self.conventions.last_pixel_counts)
         return (selected if with_losses else None), boxes
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:

@@ -200,13 +200,14 @@ def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
     return boxes * extent.repeat(1, 2).view(boxes.shape[0], *[1] * (boxes.dim() - 2), 4)
 
 
-def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor) -> Tensor:
+def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor, last_pixel_counts: bool = True) -> Tensor:
     """The smallest boxes around masks.
 
     Args:
         inside: [B,Q,h,w] bool on the padded map.
         extent: [B,2], `image_extent`. Pixels in padding are left out.
         otherwise: [B,Q,4], the boxes of masks without a pixel.
+        last_pixel_counts: whether a box ends behind its last pixel. If not, it ends where that pixel begins.
     Returns:
         [B,Q,4].
     """
@@ -219,6 +220,7 @@ def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor) -> Tensor:
         low = torch.where(along, numbers, size).amin(-1)
         high = torch.where(along, numbers + 1, 0).amax(-1)
         empty |= high <= low
+        high = high if last_pixel_counts else high - 1
         sides.append(torch.stack((low, high), -1) / size / extent[:, axis, None, None])
     (x0, x1), (y0, y1) = (side.clamp(max=1).unbind(-1) for side in sides)
     boxes = torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), -1)

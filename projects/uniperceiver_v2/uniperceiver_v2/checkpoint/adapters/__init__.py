@@ -1,0 +1,53 @@
+"""Weights of others in our image encoder: one file for each source, and the table that says what became of each key."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from ...errors import UserError
+from ...files import shipped
+from . import backbones, deformable_detr, mask2former, mask_dino
+from .reading import read_source
+from .table import Plan, Rule, Table, convert
+
+__all__ = ["Plan", "Rule", "Table", "convert", "load_pretrained", "read_source"]
+
+logger = logging.getLogger(__name__)
+
+SOURCES = (mask_dino, mask2former, deformable_detr, backbones)
+
+
+def load_pretrained(image_encoder: nn.Module, heads: int, paths: Iterable[str]) -> list[Table]:
+    """Load weights of other projects into an image encoder, one file or directory after the other.
+
+    A source is recognised by its keys. The log has a table of what became of each key.
+
+    Args:
+        image_encoder: with the parts ``backbone`` and ``regions``.
+        heads: of the region network's attentions.
+        paths: files or directories, see :func:`read_source`. Of a weight that several have, the last one counts.
+
+    Raises:
+        UserError: a file cannot be read or is of no known source, or a key of it or of the model is not accounted for.
+    """
+    tables = []
+    for path in paths:
+        place = Path(path).expanduser()
+        state = read_source(place if place.exists() else shipped(path))
+        source = next((source for source in SOURCES if source.recognises(state)), None)
+        if source is None:
+            some = ", ".join(list(state)[:3])
+            raise UserError(f"{path} is of no known source: it has {len(state)} keys such as {some}")
+        own = image_encoder.state_dict()
+        try:
+            values, table = convert(state, own, source.plan(state, own, heads))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        image_encoder.load_state_dict({**own, **values})
+        logger.info("%s\n%s", path, table)
+        tables.append(table)
+    return tables

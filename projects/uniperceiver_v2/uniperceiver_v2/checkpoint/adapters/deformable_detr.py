@@ -1,0 +1,113 @@
+"""Hugging Face's Deformable DETR: backbone, deformable encoder, decoder layers and heads of the region network.
+
+The layers of encoder and decoder are the same functions as ours. What does not correspond:
+
+- There each decoder layer has heads of its own. Ours are shared by all layers and start as the last layer's.
+- There class heads read a state as it is, ours normalise it once more. So the objectness starts near the original's.
+- A query's content and position there follow from its first box; here from its token, and from its box in each layer.
+  Both keep their initial weights, and so do the parts for masks, which it does not have.
+- Tokens within 0.01 of the image's border select nothing there.
+- A model without two stages fills no query selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .backbones import KEPT, backbone_rules, huggingface
+from .table import Plan, Rule
+
+_BACKBONE = "model.backbone.conv_encoder.model."
+_NEW = "has no counterpart there"
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    return "model.level_embed" in state and "model.decoder.layers.0.encoder_attn.sampling_offsets.weight" in state
+
+
+def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> Plan:
+    """How a checkpoint's backbone and Transformers become ours. See the adapters' `Plan`."""
+    two_stages = "model.enc_output.weight" in state
+    number = max(int(key.split(".")[1]) for key in state if key.startswith("bbox_embed."))
+    of_selection, of_decoder = number, max(number - 1, 0) if two_stages else number
+    is_own = f"{_BACKBONE}embedder.embedder.convolution.weight" in state
+    rules = [
+        *(huggingface(_BACKBONE) if is_own else backbone_rules(state, _BACKBONE)),
+        *_transformers(),
+        *_heads(of_decoder, "regions.objectness", "regions.decoder.box_head"),
+    ]
+    kept = dict.fromkeys(("regions.mask_embedding.**", "regions.pixel_embedding.**"), "it has no masks")
+    without = (
+        "regions.denoising_content",
+        "regions.norm.*",
+        "regions.decoder.position.**",
+        "regions.decoder.covered.**",
+    )
+    kept |= dict.fromkeys((*without, "regions.select.content.**", "regions.select.one_to_many.*"), _NEW)
+    used = {of_decoder, of_selection} if two_stages else {of_decoder}
+    if two_stages:
+        rules += _heads(of_selection, "regions.select.objectness", "regions.select.box_head")
+    else:
+        kept["regions.select.**"] = "it has one stage"
+    for other in range(number + 1):
+        if other not in used:
+            rules += [Rule(f"{head}.{other}.**", "", "of another layer: ours are shared") for head in _HEADS]
+    dim = state["model.level_embed"].shape[1]
+    zero = {name: torch.zeros_like(own[name]) for name in own if name.startswith("regions.decoder.covered.layers.1.")}
+    supplied = {name: (value, "zero, so that it adds nothing at first") for name, value in zero.items()}
+    classes = len(state[f"class_embed.{of_decoder}.weight"])
+    needs = (
+        f"MODEL.UNIPERCEIVER_V2.REGION: DIM: {dim}, FFN_DIM: {len(state['model.encoder.layers.0.fc1.weight'])}, "
+        f"OBJECTNESS_PARTS: {classes}; BACKBONE.NORM: FrozenBN"
+    )
+    return Plan("Deformable DETR", rules, ("backbone.**", "regions.**"), needs, supplied, KEPT | kept)
+
+
+_HEADS = ("class_embed", "bbox_embed")
+
+
+def _heads(number: int, objectness: str, box_head: str) -> list[Rule]:
+    return [
+        Rule(f"class_embed.{number}.*", f"{objectness}.*", "classes are the parts of the objectness"),
+        Rule(f"bbox_embed.{number}.layers.**", f"{box_head}.layers.**"),
+    ]
+
+
+def _transformers() -> list[Rule]:
+    encoder, decoder = "model.encoder.layers.*", "model.decoder.layers.*"
+    ours, of_decoder = "regions.encoder.layers.*", "regions.decoder.layers.*"
+    return [
+        Rule("model.input_proj.**", "regions.project.projections.**"),
+        Rule("model.level_embed", "regions.project.scale_embedding"),
+        Rule(f"{encoder}.self_attn.**", f"{ours}.attention.**"),
+        Rule(f"{encoder}.self_attn_layer_norm.*", f"{ours}.attention_norm.*"),
+        *_feed_forward(encoder, ours),
+        *(Rule(f"{decoder}.self_attn.{name}.*", f"{of_decoder}.self_attention.{name}.*") for name in _PROJECTIONS),
+        Rule(f"{decoder}.self_attn.out_proj.*", f"{of_decoder}.self_attention.o_proj.*"),
+        Rule(f"{decoder}.self_attn_layer_norm.*", f"{of_decoder}.self_attention_norm.*"),
+        Rule(f"{decoder}.encoder_attn.**", f"{of_decoder}.cross_attention.**"),
+        Rule(f"{decoder}.encoder_attn_layer_norm.*", f"{of_decoder}.cross_attention_norm.*"),
+        *_feed_forward(decoder, of_decoder),
+        Rule("model.enc_output.*", "regions.select.project.0.*"),
+        Rule("model.enc_output_norm.*", "regions.select.project.1.*"),
+        Rule("model.pos_trans.*", "", "queries take their contents from tokens here"),
+        Rule("model.pos_trans_norm.*", "", "queries take their contents from tokens here"),
+        Rule("model.query_position_embeddings.*", "", "queries come from tokens here"),
+        Rule("model.reference_points.*", "", "queries come from tokens here"),
+        Rule("model.decoder.class_embed.*.*", "", "shared with the model's", like="class_embed.{0}.{1}"),
+        Rule("model.decoder.bbox_embed.*.layers.**", "", "shared with the model's", like="bbox_embed.{0}.layers.{1}"),
+    ]
+
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def _feed_forward(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(f"{source}.fc1.*", f"{target}.linear1.*"),
+        Rule(f"{source}.fc2.*", f"{target}.linear2.*"),
+        Rule(f"{source}.final_layer_norm.*", f"{target}.ffn_norm.*"),
+    ]
