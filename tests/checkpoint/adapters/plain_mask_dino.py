@@ -12,8 +12,8 @@ State = dict[str, Tensor]
 PIXELS, QUERIES = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
 
 
-def resnet(state: State, images: Tensor) -> list[Tensor]:
-    """Maps of strides 4 to 32."""
+def resnet(state: State, images: Tensor, stride_in_first: bool = False) -> list[Tensor]:
+    """Maps of strides 4 to 32. A stage's stride is in the first or the second convolution of its first block."""
 
     def convolve(x: Tensor, key: str, stride: int = 1) -> Tensor:
         weight = state[f"{key}.weight"]
@@ -31,7 +31,8 @@ def resnet(state: State, images: Tensor) -> list[Tensor]:
             key = f"backbone.res{stage}.{block}"
             stride = 2 if block == 0 and stage > 2 else 1
             shortcut = convolve(x, f"{key}.shortcut", stride) if block == 0 else x
-            inner = convolve(convolve(x, f"{key}.conv1").relu(), f"{key}.conv2", stride).relu()
+            first, second = (stride, 1) if stride_in_first else (1, stride)
+            inner = convolve(convolve(x, f"{key}.conv1", first).relu(), f"{key}.conv2", second).relu()
             x, block = (convolve(inner, f"{key}.conv3") + shortcut).relu(), block + 1
         maps.append(x)
     return maps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from ..checkpoint.adapters import Table, reason_for
 from ..errors import UserError
 from ..files import shipped
+
+logger = logging.getLogger(__name__)
 
 # The exceptions of transformers for bad fields or files. For example, a list with too few stages raises IndexError,
 # sizes that do not fit together raise RuntimeError, and a truncated weight file raises SafetensorError.
@@ -115,25 +119,46 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
 
 
+# Keys of a file that a model without its head does not have, and keys of a model that a file with a head does not have.
+_SKIPPED = {
+    "classifier.**": "the classifier",
+    "lm_head.**": "the head of its pre-training",
+    "cls.**": "the head of its pre-training",
+    "**pooler.**": "nothing reads it",
+    "pooler.**": "nothing reads it",
+}
+_KEPT = {
+    "hidden_states_norms.**": "a norm of each map, which the classifier does not have: it starts as the identity",
+    "**.num_batches_tracked": "a count that nothing reads",
+}
+
+
 def load_weights(model_class: Any, directory: Path, **arguments: Any) -> nn.Module:
     """`model_class.from_pretrained(directory, **arguments)` in float32, with a check that the weights fit.
 
-    Some parameters may be missing in the file and stay random. For example, a backbone has a norm behind each stage,
-    and the classifier that it was trained in has none.
+    The log has a table of what became of the keys. Some may be left out: for example, a backbone has a norm behind each
+    stage, and the classifier that it was trained in has none.
 
     Raises:
-        UserError: a weight in the file has another shape, or the file has none of the model's weights.
+        UserError: a key of the file or of the model is not accounted for, or a shape differs.
     """
     model, report = model_class.from_pretrained(
         directory, **arguments, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    different = [
-        f"{key}: {list(found)} in the file, {list(expected)} in the model"
-        for key, found, expected in sorted(report["mismatched_keys"])
-    ]
-    if {name for name, _ in model.named_parameters()} <= set(report["missing_keys"]):
-        different = [f"{key}: not in the file" for key in sorted(report["missing_keys"])]
-    if different:
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise UserError(f"the weights in {directory} are of another architecture: {'; '.join(different[:3])}{more}")
+    table, wrong = Table(f"{type(model).__name__} of Hugging Face"), []
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        wrong.append(f"{key}: {list(found)} in the file, {list(expected)} in the model")
+    for entries, keys, reasons, problem in (
+        (table.skipped, report["unexpected_keys"], _SKIPPED, "not in the model"),
+        (table.kept, report["missing_keys"], _KEPT, "not in the file"),
+    ):
+        for key in sorted(keys):
+            reason = reason_for(key, reasons)
+            wrong += [f"{key}: {problem}"] if reason is None else []
+            entries.append((key, "", reason or ""))
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"the weights in {directory} are of another architecture: {'; '.join(wrong[:3])}{more}")
+    table.loaded = [("", key, "") for key in sorted(model.state_dict().keys() - set(report["missing_keys"]))]
+    logger.info("%s\n%s", directory, table)
     return model

@@ -12,9 +12,9 @@ from ...errors import UserError
 from ...files import shipped
 from . import backbones, deformable_detr, mask2former, mask_dino
 from .reading import read_source
-from .table import Plan, Rule, Table, convert
+from .table import Plan, Rule, Table, convert, reason_for
 
-__all__ = ["Plan", "Rule", "Table", "convert", "load_pretrained", "read_source"]
+__all__ = ["Plan", "Rule", "Table", "convert", "load_pretrained", "read_source", "reason_for"]
 
 logger = logging.getLogger(__name__)
 

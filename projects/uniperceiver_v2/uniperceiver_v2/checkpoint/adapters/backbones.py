@@ -134,6 +134,8 @@ def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> 
                 if key.startswith(_OURS) and key.endswith(name):
                     statistics[key] = fill(own[key]), "weight and bias contain the statistics"
     rules = (
-        [*backbone_rules(state), Rule("stem.conv1.bias", "", "is zero", None)] if statistics else backbone_rules(state)
+        [*backbone_rules(state), Rule("stem.conv1.bias", "", "zeros, which Detectron2 leaves out, too")]
+        if statistics
+        else backbone_rules(state)
     )
     return Plan("A backbone", rules, PARTS, supplied=statistics, kept=KEPT | kept)

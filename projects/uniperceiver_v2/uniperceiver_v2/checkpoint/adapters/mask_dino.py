@@ -58,12 +58,12 @@ def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> 
         "regions.decoder.covered.layers.1.bias": (torch.zeros(dim), nothing),
     }
     kept = {
-        "regions.decoder.covered.layers.0.*": "of what it has no counterpart of, and adds nothing at first",
+        "regions.decoder.covered.layers.0.*": "of a part that adds nothing at first",
         "regions.select.one_to_many.*": "teaches in training alone, and the original has none",
     }
     needs = (
-        f"MODEL.UNIPERCEIVER_V2.REGION: FIRST_SCALE: {first}, EXTRA_SCALES: {extra}, "
-        f"OBJECTNESS_PARTS: {classes}, CONVENTIONS: mask_dino (mask_dino_mask2box where INITIALIZE_BOX_TYPE is mask2box)"
+        f"MODEL.UNIPERCEIVER_V2.REGION: FIRST_SCALE: {first}, EXTRA_SCALES: {extra}, OBJECTNESS_PARTS: {classes}, "
+        "CONVENTIONS: mask_dino, or mask_dino_mask2box where INITIALIZE_BOX_TYPE is mask2box"
     )
     return Plan("Mask DINO", rules, ("backbone.**", "regions.**"), needs, supplied, KEPT | kept)
 

@@ -132,8 +132,7 @@ def convert(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) 
             wrong.append(f"{key}: {list(value.shape)} in the source, {list(own[key].shape)} in the model")
     for key in own.keys() - found.keys():
         if any(_pattern(part).fullmatch(key) for part in plan.parts):
-            reason = next((reason for pattern, reason in plan.kept.items() if _pattern(pattern).fullmatch(key)), None)
-            if reason is None:
+            if (reason := reason_for(key, plan.kept)) is None:
                 wrong.append(f"{key} {list(own[key].shape)}: gets no value")
             else:
                 table.kept.append(("", key, reason))
@@ -146,6 +145,11 @@ def convert(state: Mapping[str, Tensor], own: Mapping[str, Tensor], plan: Plan) 
             f"{plan.source}: {len(wrong)} keys do not fit the settings or are not known:\n  {listed}{more}{needs}"
         )
     return {key: value.to(own[key].dtype) for key, value in found.items()}, table
+
+
+def reason_for(key: str, reasons: Mapping[str, str]) -> str | None:
+    """The reason of the first pattern that a key has, None if it has none."""
+    return next((reason for pattern, reason in reasons.items() if _pattern(pattern).fullmatch(key)), None)
 
 
 @lru_cache(maxsize=4096)
