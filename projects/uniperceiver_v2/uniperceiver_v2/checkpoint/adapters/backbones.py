@@ -115,7 +115,7 @@ def huggingface(prefix: str) -> list[Rule]:
         Rule(f"{block}.output.dense.*", f"{ours}.mlp.fc2.*"),
         Rule(f"{prefix}encoder.layers.*.downsample.**", f"{_OURS}.swin.encoder.layers.*.downsample.**"),
         Rule(f"{prefix}hidden_states_norms.**", f"{_OURS}.hidden_states_norms.**"),
-        Rule(f"{prefix}layernorm.*", f"{_OURS}.swin.layernorm.*"),
+        Rule(f"{prefix}swin.layernorm.*", f"{_OURS}.swin.layernorm.*"),
     ]
 
 
