@@ -32,7 +32,7 @@ def test_a_trained_model_has_the_zoo_s_weights():
 
 
 def test_errors_name_the_nearest_path():
-    with pytest.raises(UserError, match="joint/uniperceiver_v2_r50.yaml"):
+    with pytest.raises(UserError, match=r"joint/uniperceiver_v2_r50\.yaml"):
         model_zoo.get_config_file("joint/uniperceiver_v2_r51.yaml")
     with pytest.raises(UserError, match="only of digit_scenes/small"):
         model_zoo.get_config("joint/uniperceiver_v2_r50.yaml", trained=True)

@@ -31,13 +31,11 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> Plan:
     """How a checkpoint's backbone and Transformers become ours. See the adapters' `Plan`."""
     two_stages = "model.enc_output.weight" in state
-    number = max(int(key.split(".")[1]) for key in state if key.startswith("bbox_embed."))
-    of_selection, of_decoder = number, max(number - 1, 0) if two_stages else number
     is_own = f"{_BACKBONE}embedder.embedder.convolution.weight" in state
     rules = [
         *(huggingface(_BACKBONE) if is_own else backbone_rules(state, _BACKBONE)),
         *_transformers(),
-        *_heads(of_decoder, "regions.objectness", "regions.decoder.box_head"),
+        *(rule for head in _HEADS for rule in _heads(state, head, two_stages)),
     ]
     kept = dict.fromkeys(("regions.mask_embedding.**", "regions.pixel_embedding.**"), "it has no masks")
     without = (
@@ -47,18 +45,12 @@ def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> 
         "regions.decoder.covered.**",
     )
     kept |= dict.fromkeys((*without, "regions.select.content.**", "regions.select.one_to_many.*"), _NEW)
-    used = {of_decoder, of_selection} if two_stages else {of_decoder}
-    if two_stages:
-        rules += _heads(of_selection, "regions.select.objectness", "regions.select.box_head")
-    else:
+    if not two_stages:
         kept["regions.select.**"] = "it has one stage"
-    for other in range(number + 1):
-        if other not in used:
-            rules += [Rule(f"{head}.{other}.**", "", "of another layer: ours are shared") for head in _HEADS]
     dim = state["model.level_embed"].shape[1]
     zero = {name: torch.zeros_like(own[name]) for name in own if name.startswith("regions.decoder.covered.layers.1.")}
     supplied = {name: (value, "zero, so that it adds nothing at first") for name, value in zero.items()}
-    classes = len(state[f"class_embed.{of_decoder}.weight"])
+    classes = next(len(value) for key, value in state.items() if "class_embed." in key)
     needs = (
         f"MODEL.UNIPERCEIVER_V2.REGION: DIM: {dim}, FFN_DIM: {len(state['model.encoder.layers.0.fc1.weight'])}, "
         f"OBJECTNESS_PARTS: {classes}; BACKBONE.NORM: FrozenBN"
@@ -66,14 +58,29 @@ def plan(state: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: int) -> 
     return Plan("Deformable DETR", rules, ("backbone.**", "regions.**"), needs, supplied, KEPT | kept)
 
 
-_HEADS = ("class_embed", "bbox_embed")
+# The heads, and ours in the decoder and in query selection.
+_HEADS = {"class_embed": ("objectness", "select.objectness"), "bbox_embed": ("decoder.box_head", "select.box_head")}
 
 
-def _heads(number: int, objectness: str, box_head: str) -> list[Rule]:
-    return [
-        Rule(f"class_embed.{number}.*", f"{objectness}.*", "classes are the parts of the objectness"),
-        Rule(f"bbox_embed.{number}.layers.**", f"{box_head}.layers.**"),
-    ]
+def _heads(state: Mapping[str, Tensor], head: str, two_stages: bool) -> list[Rule]:
+    """Rules of a head of all layers. The model and its decoder share heads, and often layers do: files have one name of
+    a shared head or all of them. With two stages, query selection has the head behind the last layer's."""
+    layers = sum(key.endswith(".encoder_attn.value_proj.bias") for key in state)
+    found: dict[int, list[str]] = {}
+    for prefix in (f"{head}.", f"model.decoder.{head}."):
+        for number in {int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)}:
+            found.setdefault(number, []).append(f"{prefix}{number}")
+    wanted = (layers - 1, layers) if two_stages else (layers - 1,)
+    used = [number if number in found else min(found) for number in wanted]
+    how = "classes are the parts of the objectness" if head == "class_embed" else ""
+    rules = []
+    for number, (first, *others) in found.items():
+        rules += [Rule(f"{other}.**", "", f"shared with {first}", like=f"{first}.{{0}}") for other in others]
+        ours = [target for target, place in zip(_HEADS[head], used, strict=False) if place == number]
+        rules += [Rule(f"{first}.**", f"regions.{target}.**", how) for target in ours]
+        if not ours:
+            rules.append(Rule(f"{first}.**", "", "of another layer: ours are shared"))
+    return rules
 
 
 def _transformers() -> list[Rule]:
@@ -97,8 +104,6 @@ def _transformers() -> list[Rule]:
         Rule("model.pos_trans_norm.*", "", "queries take their contents from tokens here"),
         Rule("model.query_position_embeddings.*", "", "queries come from tokens here"),
         Rule("model.reference_points.*", "", "queries come from tokens here"),
-        Rule("model.decoder.class_embed.*.*", "", "shared with the model's", like="class_embed.{0}.{1}"),
-        Rule("model.decoder.bbox_embed.*.layers.**", "", "shared with the model's", like="bbox_embed.{0}.layers.{1}"),
     ]
 
 
