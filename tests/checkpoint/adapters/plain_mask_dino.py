@@ -166,10 +166,12 @@ def _decode(state: State, scales: list[Tensor], pixels: Tensor, count: int, mask
         boxes = (_mlp(state, f"{QUERIES}._bbox_embed", normed) + _logits(reference)).sigmoid()
         reference = (_mlp(state, f"{QUERIES}._bbox_embed", states) + _logits(reference)).sigmoid()
         layer += 1
+    # The decoder has normalised its states, and these two heads do so once more.
+    twice = _norm(state, f"{QUERIES}.decoder_norm", normed)
     return {
-        "classes": _linear(state, f"{QUERIES}.class_embed", normed),
+        "classes": _linear(state, f"{QUERIES}.class_embed", twice),
         "boxes": boxes,
-        "masks": _masks(state, states, pixels),
+        "masks": _masks(state, normed, pixels),
     }
 
 

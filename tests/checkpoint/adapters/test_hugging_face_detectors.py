@@ -178,11 +178,12 @@ def test_mask2former_gives_the_same_pixel_and_mask_embeddings(tmp_path):
         torch.testing.assert_close(ours, expected, **TOLERANCE)
     pixels = regions.pixel_embedding(maps[0], scales[0])
     torch.testing.assert_close(pixels, theirs.decoder_last_hidden_state, **TOLERANCE)
-    gradients = [
+    # Where a sample lies between two pixels, rounding decides which of two gradients is taken.
+    mine, other = (
         torch.autograd.grad(x.square().sum(), images, retain_graph=True)[0]
         for x in (pixels, theirs.decoder_last_hidden_state)
-    ]
-    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
+    )
+    assert (mine - other).norm() < 1e-3 * other.norm()
 
     states, decoder = torch.randn(2, 7, DIM), original.model.transformer_module.decoder
     expected = decoder.mask_predictor.mask_embedder(decoder.layernorm(states))

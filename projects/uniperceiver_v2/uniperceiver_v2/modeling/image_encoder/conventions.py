@@ -20,8 +20,9 @@ class Conventions:
         border: tokens nearer to the image's border than this share of its sides are zero in query selection, and
             predict the box (1, 1, 1, 1) (Deformable DETR, A.4).
         tokens_are_contents: whether a query's content is its token, not a projection of it.
-        boxes_of_normed_states: whether predicted boxes come from the normalised states. The corrections that the next
-            layer starts from come from the states themselves (DINO).
+        decoder_normalises: whether states leave the decoder normalised. Boxes are predicted from them, and the other
+            heads normalise them once more. The corrections that the next layer starts from come from the states
+            themselves (DINO).
         last_pixel_counts: whether a mask's box ends behind its last pixel, not at it.
         box_of_no_pixel: (cx, cy, w, h) of a mask without a pixel; None for the box that its token predicts.
     """
@@ -30,7 +31,7 @@ class Conventions:
     large_anchors_first: bool = False
     border: float = 0.0
     tokens_are_contents: bool = False
-    boxes_of_normed_states: bool = False
+    decoder_normalises: bool = False
     last_pixel_counts: bool = True
     box_of_no_pixel: tuple[float, float, float, float] | None = None
 
@@ -40,7 +41,7 @@ _MASK_DINO = {
     "large_anchors_first": True,
     "border": 0.01,
     "tokens_are_contents": True,
-    "boxes_of_normed_states": True,
+    "decoder_normalises": True,
 }
 # By the value of REGION.CONVENTIONS. Mask DINO has two ways to make a box of a mask: INITIALIZE_BOX_TYPE "bitmask" and
 # "mask2box".

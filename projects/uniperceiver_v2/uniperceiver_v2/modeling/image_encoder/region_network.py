@@ -187,12 +187,12 @@ class RegionNetwork(nn.Module):
             mask = denoising_attention_mask(denoising, contents.shape[1])
             known = self.denoising_content.to(contents.dtype).expand(*denoising.boxes.shape[:2], -1)
             contents, boxes = torch.cat((known, contents), dim=1), torch.cat((denoising.boxes, boxes), dim=1)
-        normalise = self.norm if self.conventions.boxes_of_normed_states else None
+        normalise = self.norm if self.conventions.decoder_normalises else None
         scores = queries.objectness.detach()
         hidden, boxes = self.decoder(contents, boxes, memory, features, mask, scores, self._judge, normalise)
         if targets is None:
             hidden, boxes = hidden[-1:], boxes[-1:]
-        normalised = self.norm(hidden)
+        normalised = self._normalised(hidden)
         return RegionOutput(
             hidden=normalised,
             predictions=RegionPredictions(largest(self.objectness(normalised)), boxes, self.mask_embedding(normalised)),
@@ -207,7 +207,11 @@ class RegionNetwork(nn.Module):
 
     def _judge(self, states: Tensor) -> Tensor:
         """Objectness logits [B,O] of decoder states [B,O,dim]."""
-        return largest(self.objectness(self.norm(states)))
+        return largest(self.objectness(self._normalised(states)))
+
+    def _normalised(self, states: Tensor) -> Tensor:
+        """Decoder states as the heads read them, except that of boxes."""
+        return self.norm(self.norm(states) if self.conventions.decoder_normalises else states)
 
     def _selection(
         self, queries: Queries, pixel_embeddings: Tensor, extent: Tensor, with_losses: bool
