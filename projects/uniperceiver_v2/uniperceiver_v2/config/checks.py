@@ -39,6 +39,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     if not datasets:
         return
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)
+    _check_datasets("DATASETS.HELD_OUT", cfg.DATASETS.HELD_OUT)
     if training:
         _check_task_groups(cfg, world_size)
     _check_tasks(cfg, max(world_size // max(cfg.SOLVER.TASK_GROUPS, 1), 1))

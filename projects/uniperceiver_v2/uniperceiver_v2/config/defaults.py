@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from ..data.datasets.held_out import STANDARD
+
 
 def add_uniperceiver_v2_config(cfg: CN) -> None:
     """Add this project's keys to ``cfg`` in place, beside Detectron2's own."""
@@ -13,6 +15,10 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 
     # The user's own datasets by name: a format and paths. uniperceiver_v2.data.datasets.custom has the formats.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
+
+    # Datasets whose images are never trained on, whatever dataset they come from: the field's test and validation
+    # splits. Those of DATASETS.TEST are held out as well.
+    cfg.DATASETS.HELD_OUT = list(STANDARD)
 
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
     # "unmixed": one batch of one task in an iteration. "mixed": a batch of each task, with losses weighted by s_k.

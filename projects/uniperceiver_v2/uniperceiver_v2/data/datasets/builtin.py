@@ -13,7 +13,7 @@ from .phrases import register_phrases
 from .records import register_dataset
 from .refer import register_refer
 from .shards import register_image_text_shards
-from .visual_genome import register_region_descriptions
+from .visual_genome import register_region_captions, register_region_descriptions
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -141,12 +141,9 @@ def register_grounding_sets(root: str) -> None:
                 split,
             )
     genome = os.path.join(root, "visual_genome")
-    register_region_descriptions(
-        "visual_genome_regions_train",
-        os.path.join(genome, "region_descriptions.json"),
-        os.path.join(genome, "image_data.json"),
-        genome,
-    )
+    genome_files = [os.path.join(genome, name) for name in ("region_descriptions.json", "image_data.json")]
+    register_region_descriptions("visual_genome_regions_train", *genome_files, genome)
+    register_region_captions("visual_genome_captions_train", *genome_files, genome)
     flickr = os.path.join(root, "flickr30k")
     for split in ("train", "val", "test"):
         register_flickr30k_entities(

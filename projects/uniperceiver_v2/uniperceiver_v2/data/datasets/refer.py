@@ -27,6 +27,7 @@ def register_refer(
         lambda: load_refer(refs_file, instances_json, image_root, split),
         json_file=instances_json,
         image_root=image_root,
+        photos=lambda: {f"coco:{reference['image_id']}" for reference in _references_of(refs_file, split)},
         **metadata,
     )
 
@@ -43,11 +44,7 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
     Raises:
         UserError: a reference is of an image or an annotation that is not there, or is not as refer writes them.
     """
-    references = [_checked(entry, number, refs_file) for number, entry in enumerate(_list_of(refs_file))]
-    chosen = [reference for reference in references if reference["split"] == split]
-    if not chosen:
-        splits = ", ".join(sorted({str(reference["split"]) for reference in references}))
-        raise UserError(f"{refs_file} has no references of split '{split}'; there are: {splits}")
+    chosen = _references_of(refs_file, split)
     records = objects_by_image(instances_json, image_root)
     for reference in chosen:
         what = f"{refs_file}: ref_id {reference['ref_id']}"
@@ -57,6 +54,15 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
             phrase = string(sentence["sent"], f"{what}: its sentence {sentence.get('sent_id')}")
             record["phrases"].append({"phrase": phrase, "objects": [place]})
     return [record for record in records.values() if record["phrases"]]
+
+
+def _references_of(refs_file: str, split: str) -> list[dict]:
+    references = [_checked(entry, number, refs_file) for number, entry in enumerate(_list_of(refs_file))]
+    chosen = [reference for reference in references if reference["split"] == split]
+    if not chosen:
+        splits = ", ".join(sorted({str(reference["split"]) for reference in references}))
+        raise UserError(f"{refs_file} has no references of split '{split}'; there are: {splits}")
+    return chosen
 
 
 def _list_of(refs_file: str) -> list:

@@ -1,4 +1,4 @@
-"""Visual Genome's region descriptions (Krishna et al., 2017): phrases that mean a box each."""
+"""Visual Genome's region descriptions (Krishna et al., 2017): phrases that mean a box each, or captions."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ from typing import Any
 
 from .formats import read_json, string
 from .phrases import add_box, record_of, register_grounding
-from .records import Records
+from .records import Records, register_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,60 @@ def register_region_descriptions(
     )
 
 
+def register_region_captions(
+    name: str, regions_json: str, image_data_json: str, image_root: str, **metadata: Any
+) -> None:
+    """Register Visual Genome's regions as captions of their images, as in the paper.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        regions_json, image_data_json, image_root: see :func:`load_region_descriptions`.
+        metadata: more of it.
+    """
+    register_dataset(
+        name,
+        lambda: load_region_captions(regions_json, image_data_json, image_root),
+        json_file=regions_json,
+        image_root=image_root,
+        evaluator_type="coco_caption",
+        **metadata,
+    )
+
+
+def load_region_captions(regions_json: str, image_data_json: str, image_root: str) -> Records:
+    """Records of the images that have regions, in order of image id. Each region's phrase is a caption.
+
+    Args:
+        regions_json, image_data_json, image_root: see :func:`load_region_descriptions`.
+
+    Raises:
+        UserError: a region is of an image that is not there, or its phrase is no string.
+    """
+    records: dict[int, dict] = {
+        image_id: {**image, "captions": []} for image_id, image in _images(image_data_json, image_root).items()
+    }
+    for image in read_json(regions_json):
+        for region in image["regions"]:
+            what = f"{regions_json}: region_id {region['region_id']}"
+            caption = string(region["phrase"], f"{what}: its phrase")
+            record_of(records, image["id"], what)["captions"].append(caption)
+    return [record for record in records.values() if record["captions"]]
+
+
+def _images(image_data_json: str, image_root: str) -> dict[int, dict]:
+    """Records of the images by id, without their regions, and with the ids at COCO and Flickr that are known."""
+    return {
+        image["image_id"]: {
+            "file_name": os.path.join(image_root, *image["url"].split("/")[-2:]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["image_id"],
+            "photos": [f"{site}:{image[f'{site}_id']}" for site in ("coco", "flickr") if image.get(f"{site}_id")],
+        }
+        for image in sorted(read_json(image_data_json), key=lambda image: image["image_id"])
+    }
+
+
 def load_region_descriptions(regions_json: str, image_data_json: str, image_root: str) -> Records:
     """Records of the images that have regions, in order of image id.
 
@@ -44,16 +98,10 @@ def load_region_descriptions(regions_json: str, image_data_json: str, image_root
     Raises:
         UserError: a region is of an image that is not there, or its phrase is no string.
     """
-    records = {}
-    for image in sorted(read_json(image_data_json), key=lambda image: image["image_id"]):
-        records[image["image_id"]] = {
-            "file_name": os.path.join(image_root, *image["url"].split("/")[-2:]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["image_id"],
-            "annotations": [],
-            "phrases": [],
-        }
+    records: dict[int, dict] = {
+        image_id: {**image, "annotations": [], "phrases": []}
+        for image_id, image in _images(image_data_json, image_root).items()
+    }
     outside = 0
     for image in read_json(regions_json):
         for region in image["regions"]:

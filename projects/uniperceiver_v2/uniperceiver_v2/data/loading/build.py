@@ -9,6 +9,7 @@ from ... import ranks
 from ...errors import UserError
 from ...kinds import configured_task, evaluating_task
 from ..datasets.captioned import captioned_images
+from ..datasets.held_out import without_held_out
 from ..datasets.records import Records, check_known
 from ..datasets.shards import ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer
@@ -36,6 +37,7 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
     """
     task = configured_task(cfg, task_name)
     records, mapper = task.kind.training_data(cfg, task)
+    records = _without_held_out(cfg, records, task_name)
     batch_size, sharers = task.settings.ims_per_batch, ranks.group_size()
     if batch_size % sharers:
         raise UserError(f"TASKS.{task_name}.IMS_PER_BATCH: {sharers} processes cannot share {batch_size} equally")
@@ -80,10 +82,20 @@ def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, M
     If there are other data with captions, shards from the web are left out. Captions that were written for their images
     are more similar to those of a test set.
 
+    Images of test sets are left out, as in training.
+
     Raises:
         UserError: a dataset cannot be used.
     """
     tasks = [cfg.TASKS[name] for name in cfg.TASKS.NAMES if cfg.TASKS[name].KIND == "captioning"]
     names = list(dict.fromkeys(name for task in tasks for name in task.DATASETS))
     annotated = [name for name in names if not is_in_shards(name)]
-    return captioned_images(annotated or names, build_tokenizer(cfg)), ReferenceMapper(cfg, "captioning")
+    records = captioned_images(annotated or names, build_tokenizer(cfg))
+    return _without_held_out(cfg, records, "captioning"), ReferenceMapper(cfg, "captioning")
+
+
+def _without_held_out(cfg: CfgNode, records: Records | ShardRecords, task_name: str) -> Records | ShardRecords:
+    """Pairs in shards have no ids: they are left out when shards are made (datasets/README.md)."""
+    if isinstance(records, ShardRecords):
+        return records
+    return without_held_out(records, (*cfg.DATASETS.HELD_OUT, *cfg.DATASETS.TEST), task_name)
