@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from uniperceiver_v2.data.order import SampleOrder, numpy_draws_from
+from uniperceiver_v2.data.order import RepeatOrder, SampleOrder, numpy_draws_from
 from uniperceiver_v2.engine.schedules import TaskSchedule
 
 RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
@@ -93,3 +93,24 @@ def test_numpys_functions_draw_from_the_generator_and_go_on_afterwards():
             raise KeyError
     np.testing.assert_array_equal(np.concatenate([before, np.random.uniform(size=2)]), expected)
     assert drawn[0] == drawn[1]
+
+
+def test_records_come_as_often_as_their_factors_in_every_epoch_and_on_average():
+    factors = [1.0, 1.0, 2.5, 1.0, 1.2, 3.0, 0.25]
+    order = RepeatOrder(factors, "lvis", seed=3)
+    length, epochs = 10, 400  # the sum of the factors is 9.95
+    counts = np.zeros((epochs, len(factors)))
+    for position in range(epochs * length):
+        counts[position // length, order.index_at(position)] += 1
+    scaled = np.array(factors) * length / sum(factors)
+    assert (counts >= np.floor(scaled)).all() and (counts <= np.ceil(scaled)).all()
+    assert np.allclose(counts.mean(0), scaled, atol=0.1)
+    fresh = RepeatOrder(factors, "lvis", seed=3)
+    assert [fresh.index_at(p) for p in (3999, 7, 7, 2041)] == [order.index_at(p) for p in (3999, 7, 7, 2041)]
+    assert any(RepeatOrder(factors, "lvis", 4).index_at(p) != order.index_at(p) for p in range(length))
+
+
+def test_factors_of_one_are_permutations():
+    order = RepeatOrder([1.0] * 9, "lvis", seed=0)
+    for epoch in range(3):
+        assert sorted(order.index_at(9 * epoch + n) for n in range(9)) == list(range(9))

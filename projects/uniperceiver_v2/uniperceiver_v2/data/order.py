@@ -62,6 +62,36 @@ class SampleOrder:
         return int(rng.integers(self._num_records))
 
 
+class RepeatOrder(SampleOrder):
+    """An order in which record i comes ``factors[i]`` times an epoch on average, for example to show rare categories.
+
+    All epochs have the same length, so that a position alone says which epoch it is in. Therefore the factors are
+    scaled until their sum is whole. In each epoch, a record comes as often as its factor, rounded down or up.
+
+    Args:
+        factors: [N], each 0 or more, not all 0.
+        task, seed: see :class:`SampleOrder`.
+    """
+
+    def __init__(self, factors: Sequence[float], task: str, seed: int):
+        ends = np.cumsum(np.asarray(factors, dtype=np.float64))
+        self._length = int(np.ceil(ends[-1]))
+        self._ends = ends * (self._length / ends[-1])
+        self._ends[-1] = self._length  # exactly
+        super().__init__(len(ends), task, seed)
+
+    def index_at(self, position: int) -> int:
+        epoch, offset = divmod(position, self._length)
+        if self._cached_epoch is None or self._cached_epoch[0] != epoch:
+            rng = np.random.default_rng([*self._stream, 0, epoch])
+            # One offset for all records: the number of whole numbers in a record's interval is its factor on average,
+            # and their sum is the length.
+            until = np.floor(self._ends + rng.random()).astype(np.int64)
+            times = np.diff(until, prepend=0)
+            self._cached_epoch = (epoch, rng.permutation(np.repeat(np.arange(self._num_records), times)))
+        return int(self._cached_epoch[1][offset])
+
+
 class ShardOrder(SampleOrder):
     """The order of records in shards. Neighbouring positions use records of few shards, so that few files are open at a
     time.

@@ -42,6 +42,9 @@ class DetectionSettings(TaskSettings):
     temperature: float = setting(
         1.0, "divides the logits of scores; `python -m uniperceiver_v2.calibrate` fits it", above=0
     )
+    repeat_threshold: float = setting(
+        0.0, "images of categories that fewer than this share of images show are repeated; LVIS: 0.001", at_least=0
+    )
 
 
 class DetectionTask(NamingTask):

@@ -28,7 +28,8 @@ def register_image_folder(
         class_names: the names of the folders in the order of the labels, or {folder: name of the class}. By default the
             folders in alphabetical order, with their names as classes.
         names_file: a text file such as ImageNet's ``LOC_synset_mapping.txt``. A line has a folder and the names of its
-            class, separated by commas. The first name is used. Not together with ``class_names``.
+            class, separated by commas. The first name is used, if no other class has it. Not together with
+            ``class_names``.
         metadata: further metadata.
     """
 
@@ -75,10 +76,42 @@ def _by_folder(class_names: Sequence[str] | Mapping[str, str]) -> dict[str, str]
     return dict(class_names) if isinstance(class_names, Mapping) else {name: name for name in class_names}
 
 
+# The two cranes of ImageNet-1k have no other name in its list.
+_CRANES = {"n02012849": "crane bird", "n03126707": "construction crane"}
+
+
 def _read_class_names(path: str) -> dict[str, str]:
+    """{folder: name of its class} of a list such as ImageNet's. No two names are the same, whatever their case.
+
+    A class has its first name. Where several classes share it, the one with the fewest names keeps it, and each other
+    one takes its next name that no class has. For example, ImageNet's "maillot" keeps its name, and "maillot, tank
+    suit" becomes "tank suit".
+
+    Raises:
+        UserError: a line has no name, or two classes have the same name and no other one.
+    """
     with open(path, encoding="utf-8") as file:
         lines = [line.split(maxsplit=1) for line in file if line.strip()]
-    return {folder: names.split(",")[0].strip() for folder, names in lines}
+    listed = {folder: [name.strip() for name in names.split(",")] for folder, *rest in lines for names in (rest or [""])}
+    for folder, names in listed.items():
+        if not names[0]:
+            raise UserError(f"{os.path.abspath(path)}: the class {folder} has no name")
+        if names == ["crane"]:
+            listed[folder] = [_CRANES.get(folder, "crane")]
+    first_names = {names[0].casefold() for names in listed.values()}
+    owners: dict[str, str] = {}
+    for folder, names in sorted(listed.items(), key=lambda item: len(item[1])):
+        free = (n for n in names[1:] if n.casefold() not in owners and n.casefold() not in first_names)
+        name = names[0] if names[0].casefold() not in owners else next(free, None)
+        if name is None:
+            other = owners[names[0].casefold()]
+            raise UserError(
+                f"{os.path.abspath(path)}: the classes {other} and {folder} are both called '{names[0]}', and the model "
+                "could not tell them apart; add another name to one of the lines, after a comma"
+            )
+        owners[name.casefold()] = folder
+        listed[folder] = [name]
+    return {folder: names[0] for folder, names in listed.items()}
 
 
 def register_captions(

@@ -134,11 +134,16 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
 
 
 def candidate_names(name: str) -> tuple[str, ...]:
-    """The class names of a loaded dataset in the order of its labels: the candidates Y of equation (5)."""
-    classes = MetadataCatalog.get(name).get("thing_classes")
+    """The class names of a loaded dataset in the order of its labels: the candidates Y of equation (5).
+
+    LVIS writes "bow_(decorative_ribbons)"; the candidate is "bow (decorative ribbons)".
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
     if not classes:
         raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
-    return tuple(classes)
+    is_lvis = metadata.get("evaluator_type") == "lvis" and not metadata.get("own_format")
+    return tuple(name.replace("_", " ") for name in classes) if is_lvis else tuple(classes)
 
 
 def own_category_ids(name: str) -> tuple[int | str, ...] | None:

@@ -3,18 +3,19 @@
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
 from ... import ranks
 from ...errors import UserError
-from ...kinds import configured_task, evaluating_task
+from ...kinds import ConfiguredTask, configured_task, evaluating_task
 from ..datasets.captioned import captioned_images
 from ..datasets.held_out import without_held_out
 from ..datasets.records import Records, check_known
 from ..datasets.shards import ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer
 from ..mappers.captions import ReferenceMapper
-from ..order import CountFrom, SampleOrder
+from ..order import CountFrom, RepeatOrder, SampleOrder
 from .test import TestLoader
 from .train import TrainingBatches, TrainLoader
 from .transport import Mapper
@@ -41,12 +42,10 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
     batch_size, sharers = task.settings.ims_per_batch, ranks.group_size()
     if batch_size % sharers:
         raise UserError(f"TASKS.{task_name}.IMS_PER_BATCH: {sharers} processes cannot share {batch_size} equally")
-    seed = max(cfg.SEED, 0)
-    in_shards = isinstance(records, ShardRecords)
     batches = TrainingBatches(
         records,
         mapper,
-        records.order(task_name, seed) if in_shards else SampleOrder(len(records), task_name, seed),
+        _order(records, task, max(cfg.SEED, 0)),
         batch_size=batch_size,
         rank=ranks.rank_in_group(),
         world_size=sharers,
@@ -58,6 +57,17 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
         max_corrupt_share=cfg.DATALOADER.MAX_CORRUPT_SHARE,
         task_name=task_name,
     )
+
+
+def _order(records: Records | ShardRecords, task: ConfiguredTask, seed: int) -> SampleOrder:
+    """The order in which a task goes through its records."""
+    if isinstance(records, ShardRecords):
+        return records.order(task.name, seed)
+    threshold = getattr(task.settings, "repeat_threshold", 0.0)  # of detection
+    if not threshold:
+        return SampleOrder(len(records), task.name, seed)
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, threshold)
+    return RepeatOrder(factors.tolist(), task.name, seed)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
