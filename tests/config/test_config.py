@@ -210,7 +210,7 @@ def test_the_papers_joint_configurations_are_valid(name):
 
     cfg = load_config(str(REPOSITORY / f"configs/joint/uniperceiver_v2_{name}.yaml"))
     kinds = {cfg.TASKS[task].KIND for task in cfg.TASKS.NAMES}
-    assert kinds == {"detection", "classification", "captioning", "retrieval"}
+    assert kinds == {"detection", "classification", "captioning", "retrieval", "language_modelling"}
     node = cfg.MODEL.UNIPERCEIVER_V2
     assert (node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS) == (768, 6, 12)
     assert node.DECODER.FFN_DIM * node.DECODER.ACTIVE_EXPERTS == 3072  # BERT-base's width, for a token

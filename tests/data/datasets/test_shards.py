@@ -83,7 +83,7 @@ def web(folder, config, catalogs):
 
 
 def records_of(*paths: Path) -> shards_module.ShardRecords:
-    return shards_module.ShardRecords(shards_module._load_shards([str(path) for path in paths]))
+    return shards_module.ShardRecords(shards_module.load_each([str(path) for path in paths], shards_module._load_shard))
 
 
 def test_pairs_are_what_the_webdataset_library_reads(folder, web):

@@ -8,6 +8,7 @@ from .datasets.formats import register_captions, register_image_folder, register
 from .datasets.phrases import register_phrases
 from .datasets.records import load_dataset, same_images
 from .datasets.shards import register_image_text_shards
+from .datasets.text_shards import register_text_shards
 from .datasets.texts import load_captions, load_texts
 from .loading.build import build_task_train_loader, build_test_loader, training_images_of_captions
 from .mappers.images import ImageMapper
@@ -27,6 +28,7 @@ __all__ = [
     "register_image_text_shards",
     "register_phrases",
     "register_text_lines",
+    "register_text_shards",
     "same_images",
     "training_images_of_captions",
 ]

@@ -11,7 +11,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..data import load_texts
+from ..data.datasets.captioned import training_texts
 from ..data.datasets.records import Records
+from ..data.datasets.text_shards import TextShards
 from ..data.datasets.texts import build_tokenizer
 from ..data.mappers.texts import EachTokenOnceMapper, TextMapper, each_token_once
 from ..data.samples import NOT_PREDICTED, TextSample
@@ -85,10 +87,11 @@ class LanguageModellingTask(Task):
         return decoded[masked.gather(1, positions)], labels[masked], counts
 
 
-def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, TextMapper]:
+def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | TextShards, TextMapper]:
     tokenizer = build_tokenizer(cfg)
-    records = [record for name in task.settings.datasets for record in load_texts(name, tokenizer)]
-    return records, TextMapper(task.name, tokenizer, task.settings.masked_share)
+    return training_texts(task.settings.datasets, tokenizer), TextMapper(
+        task.name, tokenizer, task.settings.masked_share
+    )
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, EachTokenOnceMapper]:

@@ -13,6 +13,7 @@ from .phrases import register_phrases
 from .records import register_dataset
 from .refer import register_refer
 from .shards import register_image_text_shards
+from .text_shards import register_text_shards
 from .visual_genome import register_region_captions, register_region_descriptions
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -164,6 +165,16 @@ def register_web_pairs(root: str) -> None:
         register_image_text_shards(f"{name}_train", os.path.join(root, name, "*.tar"))
 
 
+def register_corpora(root: str) -> None:
+    """Register the paper's corpora as ``datasets/prepare/corpus.py`` writes them.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    for name in ("bookcorpus", "wikipedia"):
+        register_text_shards(f"{name}_train", os.path.join(root, name, "*.txt"))
+
+
 def register_all(root: str) -> None:
     """Register all datasets of this file.
 
@@ -174,6 +185,7 @@ def register_all(root: str) -> None:
     register_imagenet(os.path.join(root, "imagenet"))
     register_karpathy(root)
     register_web_pairs(root)
+    register_corpora(root)
     register_grounding_sets(root)
 
 

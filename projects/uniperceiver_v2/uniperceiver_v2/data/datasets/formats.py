@@ -92,7 +92,9 @@ def _read_class_names(path: str) -> dict[str, str]:
     """
     with open(path, encoding="utf-8") as file:
         lines = [line.split(maxsplit=1) for line in file if line.strip()]
-    listed = {folder: [name.strip() for name in names.split(",")] for folder, *rest in lines for names in (rest or [""])}
+    listed = {
+        folder: [name.strip() for name in names.split(",")] for folder, *rest in lines for names in (rest or [""])
+    }
     for folder, names in listed.items():
         if not names[0]:
             raise UserError(f"{os.path.abspath(path)}: the class {folder} has no name")
@@ -106,8 +108,8 @@ def _read_class_names(path: str) -> dict[str, str]:
         if name is None:
             other = owners[names[0].casefold()]
             raise UserError(
-                f"{os.path.abspath(path)}: the classes {other} and {folder} are both called '{names[0]}', and the model "
-                "could not tell them apart; add another name to one of the lines, after a comma"
+                f"{os.path.abspath(path)}: the classes {other} and {folder} are both called '{names[0]}', so "
+                "the model could not tell them apart; add another name to one of the lines, after a comma"
             )
         owners[name.casefold()] = folder
         listed[folder] = [name]

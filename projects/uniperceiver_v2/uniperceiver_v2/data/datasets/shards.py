@@ -14,8 +14,8 @@ import re
 import tarfile
 import time
 import zipfile
-from collections.abc import Sequence
-from typing import IO, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -30,6 +30,7 @@ from .texts import tidy
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 # Columns of ``Shard.members``.
 _IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
 _BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
@@ -67,7 +68,33 @@ class Shard(NamedTuple):
     members: np.ndarray
 
 
-class ShardRecords:
+class InShards:
+    """Records that are read from shards when they are requested. They have an order of their own.
+
+    Args:
+        shards: the shards. They may share nothing but an order.
+        sizes: the number of records of each.
+    """
+
+    def __init__(self, shards: Sequence[Any], sizes: Sequence[int]):
+        self.shards = tuple(shards)
+        self._sizes = list(sizes)
+        self._ends = np.cumsum(self._sizes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def order(self, task: str, seed: int) -> ShardOrder:
+        """The order in which a task goes through the records."""
+        return ShardOrder(self._sizes, task, seed)
+
+    def place_of(self, index: int) -> tuple[Any, int]:
+        """The shard of a record, and its place in it, counted from the shard's end and negative."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.shards[number], int(index - self._ends[number])
+
+
+class ShardRecords(InShards):
     """The pairs of shards. Each is read when it is requested, and only offsets are in memory.
 
     Raises:
@@ -77,19 +104,12 @@ class ShardRecords:
     """
 
     def __init__(self, shards: Sequence[Shard]):
-        self.shards = tuple(shards)
-        self._sizes = [len(shard.keys) for shard in self.shards]
-        self._ends = np.cumsum(self._sizes, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return sum(self._sizes)
+        super().__init__(shards, [len(shard.keys) for shard in shards])
 
     def __getitem__(self, index: int) -> dict:
         """{"file_name": the shard's path with the key, "image_id", "image_bytes", "captions": a list of one
         caption}."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self.shards[number]
-        place = int(index - self._ends[number])  # negative, counted from the shard's end
+        shard, place = self.place_of(index)
         name = shard.keys[place].decode()
         file_name = f"{shard.path}/{name}"
         image_at, image_size, caption_at, caption_size = shard.members[place].tolist()
@@ -105,30 +125,40 @@ class ShardRecords:
             "captions": [caption],
         }
 
-    def order(self, task: str, seed: int) -> ShardOrder:
-        """The order in which a task goes through the pairs."""
-        return ShardOrder(self._sizes, task, seed)
 
-
-def register_image_text_shards(name: str, shards: str | Sequence[str]) -> None:
+def register_image_text_shards(name: str, shards: str | Sequence[str], **metadata: Any) -> None:
     """Register WebDataset shards for the training of captioning and retrieval.
 
     Args:
         name: for ``DatasetCatalog``.
         shards: the paths of uncompressed tars, or a pattern of paths: as for glob, or with a range of numbers, for
             example "{00000..00099}.tar". They are searched when the dataset is first loaded.
+        metadata: further metadata.
+    """
+    register_shards(name, shards, lambda paths: ShardRecords(load_each(paths, _load_shard)), **metadata)
+
+
+def register_shards(
+    name: str, shards: str | Sequence[str], load: Callable[[Sequence[str]], InShards], **metadata: Any
+) -> None:
+    """Register shards of any format for training; see :func:`register_image_text_shards`.
+
+    Args:
+        name, shards, metadata: as there.
+        load: the paths of the shards -> their records.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
-
-    def load() -> ShardRecords:
-        paths = [path for pattern in patterns for path in _find(pattern)]
-        return ShardRecords(_load_shards(paths))
-
-    register_dataset(name, load, source=patterns[0] if patterns else name, in_shards=True)
+    register_dataset(
+        name,
+        lambda: load([path for pattern in patterns for path in _find(pattern)]),
+        source=patterns[0] if patterns else name,
+        in_shards=True,
+        **metadata,
+    )
 
 
 def is_in_shards(name: str) -> bool:
-    """Whether a dataset was registered by :func:`register_image_text_shards`."""
+    """Whether a dataset was registered by :func:`register_shards`."""
     return name in DatasetCatalog and MetadataCatalog.get(name).get("in_shards", False)
 
 
@@ -146,13 +176,14 @@ def _find(pattern: str) -> list[str]:
     raise FileNotFoundError(None, "no such shards", pattern)
 
 
-def _load_shards(paths: Sequence[str]) -> list[Shard]:
+def load_each(paths: Sequence[str], load: Callable[[str, Stamp], T]) -> list[T]:
+    """The shards at these paths, in their order. Shards are indexed when they are first loaded, which takes time."""
     # Each rank begins at another shard. Later it finds the indices that other ranks have written.
     first = len(paths) * comm.get_rank() // comm.get_world_size()
     loaded = {}
     last_message = time.monotonic()
     for path in [*paths[first:], *paths[:first]]:
-        loaded[path] = _load_shard(path, _stamp(os.stat(path)))
+        loaded[path] = load(path, _stamp(os.stat(path)))
         if time.monotonic() > last_message + _SECONDS_BETWEEN_MESSAGES:
             last_message = time.monotonic()
             logger.info("looked through %d of %d shards", len(loaded), len(paths))
@@ -257,12 +288,27 @@ def _add_member(pairs: dict[str, list[int]], member: tarfile.TarInfo) -> None:
 
 def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
     """The content of a member, of an image or a caption."""
-    if offset + size > shard.stamp.size:
+    return read_part(shard.path, shard.stamp, offset, size, file_name)
+
+
+def read_part(path: str, stamp: Stamp, offset: int, size: int, file_name: str) -> bytes:
+    """A part of a shard.
+
+    Args:
+        path, stamp: of the shard.
+        offset, size: in bytes.
+        file_name: names the record in messages.
+
+    Raises:
+        UnreadableImage: the part is too large, or the shard ends before it.
+        UserError: the shard has been changed.
+    """
+    if offset + size > stamp.size:
         raise UnreadableImage(f"{file_name}: the shard is cut short here")
     if size > LARGEST_FILE:
         raise UnreadableImage(f"{file_name} has {size} bytes, more than {LARGEST_FILE}")
     try:
-        content = patiently(lambda: _read_at(shard, offset, size), shard.path)
+        content = patiently(lambda: _read_at(path, stamp, offset, size), path)
     except OSError as error:
         raise UnreadableImage(f"{file_name}: {error}") from error
     if len(content) < size:
@@ -270,9 +316,9 @@ def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
     return content
 
 
-def _read_at(shard: Shard, offset: int, size: int) -> bytes:
+def _read_at(path: str, stamp: Stamp, offset: int, size: int) -> bytes:
     try:
-        return os.pread(_open(shard.path, shard.stamp).fileno(), size, offset)
+        return os.pread(_open(path, stamp).fileno(), size, offset)
     except OSError:
         _open.cache_clear()  # after a server has failed, open files stay broken
         raise

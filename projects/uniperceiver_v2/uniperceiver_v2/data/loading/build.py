@@ -12,7 +12,7 @@ from ...kinds import ConfiguredTask, configured_task, evaluating_task
 from ..datasets.captioned import captioned_images
 from ..datasets.held_out import without_held_out
 from ..datasets.records import Records, check_known
-from ..datasets.shards import ShardRecords, is_in_shards
+from ..datasets.shards import InShards, ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer
 from ..mappers.captions import ReferenceMapper
 from ..order import CountFrom, RepeatOrder, SampleOrder
@@ -59,9 +59,9 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
     )
 
 
-def _order(records: Records | ShardRecords, task: ConfiguredTask, seed: int) -> SampleOrder:
+def _order(records: Records | InShards, task: ConfiguredTask, seed: int) -> SampleOrder:
     """The order in which a task goes through its records."""
-    if isinstance(records, ShardRecords):
+    if isinstance(records, InShards):
         return records.order(task.name, seed)
     threshold = getattr(task.settings, "repeat_threshold", 0.0)  # of detection
     if not threshold:
@@ -104,8 +104,8 @@ def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, M
     return _without_held_out(cfg, records, "captioning"), ReferenceMapper(cfg, "captioning")
 
 
-def _without_held_out(cfg: CfgNode, records: Records | ShardRecords, task_name: str) -> Records | ShardRecords:
+def _without_held_out(cfg: CfgNode, records: Records | InShards, task_name: str) -> Records | InShards:
     """Pairs in shards have no ids: they are left out when shards are made (datasets/README.md)."""
-    if isinstance(records, ShardRecords):
+    if isinstance(records, InShards):
         return records
     return without_held_out(records, (*cfg.DATASETS.HELD_OUT, *cfg.DATASETS.TEST), task_name)

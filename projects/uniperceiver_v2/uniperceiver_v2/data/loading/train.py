@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...errors import UnreadableImage, UserError
 from ..datasets.records import Records
-from ..datasets.shards import ShardRecords
+from ..datasets.shards import InShards
 from ..order import SampleOrder, numpy_draws_from
 from .transport import Batch, Mapper, UserErrorsAsValues, pack, raise_user_errors, unpack
 from .workers import WorkerDied, Workers
@@ -36,7 +36,7 @@ class TrainingBatches(Dataset):
 
     def __init__(
         self,
-        records: Records | ShardRecords,
+        records: Records | InShards,
         mapper: Mapper,
         order: SampleOrder,
         *,
