@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 PROJECT = "projects/uniperceiver_v2"
 # Files that the package finds in the repository, or in a wheel below uniperceiver_v2/shipped (see its files.py).
-SHIPPED = ("configs/**/*", "zoo/**/*", "datasets/*.py", f"{PROJECT}/train_net.py", f"{PROJECT}/demo/*.py")
+SHIPPED = ("configs/**/*", "zoo/**/*", "datasets/**/*.py", f"{PROJECT}/train_net.py", f"{PROJECT}/demo/*.py")
 
 
 class BuildWithShippedFiles(build_py):

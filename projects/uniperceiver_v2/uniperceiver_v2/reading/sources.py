@@ -76,7 +76,7 @@ def require_source(name: str) -> None:
 def _remedy(name: str) -> str:
     metadata = MetadataCatalog.get(name)
     if command := metadata.get("prepare_command"):
-        return f"; prepare it with: {command}"
+        return f"; prepare it with: {command} (datasets/README.md shows the expected files)"
     if form := metadata.get("expected_form"):
         return f"; expected: {form}"
     return "; datasets/README.md shows the expected files"

@@ -5,6 +5,7 @@ Files are read when a dataset is used. Detectron2 itself registers COCO and LVIS
 
 import os
 
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 
 from .flickr30k_entities import register_flickr30k_entities
@@ -22,6 +23,11 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 def datasets_root() -> str:
     """The folder of all datasets, by Detectron2's rule."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+
+
+def _prepared_by(program: str) -> str:
+    """The command that prepares a dataset, for messages and for metadata."""
+    return f"python datasets/prepare/{program}"
 
 
 def register_digit_scenes(root: str, prefix: str = "") -> None:
@@ -92,6 +98,7 @@ def register_imagenet(root: str) -> None:
             f"imagenet_{split}",
             os.path.join(root, split),
             names_file=os.path.join(root, "LOC_synset_mapping.txt"),
+            prepare_command=_prepared_by("imagenet.py"),
         )
 
 
@@ -105,12 +112,23 @@ def register_karpathy(root: str) -> None:
     coco_json = os.path.join(coco, "annotations", "dataset_coco.json")
     flickr_json = os.path.join(flickr, "dataset_flickr30k.json")
     flickr_images = os.path.join(flickr, "flickr30k-images")
+    coco_command = _prepared_by("karpathy.py coco")
     for split in ("train", "val", "test"):
-        register_captions(f"coco_2014_captions_karpathy_{split}", coco_json, coco, karpathy_split=split)
+        register_captions(
+            f"coco_2014_captions_karpathy_{split}", coco_json, coco, karpathy_split=split, prepare_command=coco_command
+        )
     for split in ("val", "test"):
         settings = {"karpathy_split": split, "evaluator_type": "retrieval"}
-        register_captions(f"coco_2014_retrieval_karpathy_{split}", coco_json, coco, **settings)
-        register_captions(f"flickr30k_retrieval_karpathy_{split}", flickr_json, flickr_images, **settings)
+        register_captions(
+            f"coco_2014_retrieval_karpathy_{split}", coco_json, coco, prepare_command=coco_command, **settings
+        )
+        register_captions(
+            f"flickr30k_retrieval_karpathy_{split}",
+            flickr_json,
+            flickr_images,
+            prepare_command=_prepared_by("karpathy.py flickr30k"),
+            **settings,
+        )
 
 
 # Of refer: the folder, who divided it, and the splits.
@@ -140,11 +158,13 @@ def register_grounding_sets(root: str) -> None:
                 os.path.join(tree, "instances.json"),
                 os.path.join(root, "coco", "train2014"),
                 split,
+                prepare_command=_prepared_by("refcoco.py"),
             )
     genome = os.path.join(root, "visual_genome")
     genome_files = [os.path.join(genome, name) for name in ("region_descriptions.json", "image_data.json")]
-    register_region_descriptions("visual_genome_regions_train", *genome_files, genome)
-    register_region_captions("visual_genome_captions_train", *genome_files, genome)
+    command = _prepared_by("visual_genome.py")
+    register_region_descriptions("visual_genome_regions_train", *genome_files, genome, prepare_command=command)
+    register_region_captions("visual_genome_captions_train", *genome_files, genome, prepare_command=command)
     flickr = os.path.join(root, "flickr30k")
     for split in ("train", "val", "test"):
         register_flickr30k_entities(
@@ -152,6 +172,7 @@ def register_grounding_sets(root: str) -> None:
             os.path.join(flickr, "entities"),
             os.path.join(flickr, "flickr30k-images"),
             split,
+            prepare_command=_prepared_by("flickr30k_entities.py"),
         )
 
 
@@ -162,7 +183,8 @@ def register_web_pairs(root: str) -> None:
         root: the folder of all datasets.
     """
     for name in ("cc3m", "cc12m", "sbu", "yfcc"):
-        register_image_text_shards(f"{name}_train", os.path.join(root, name, "*.tar"))
+        command = _prepared_by(f"web_pairs.py {name}")
+        register_image_text_shards(f"{name}_train", os.path.join(root, name, "*.tar"), prepare_command=command)
 
 
 def register_corpora(root: str) -> None:
@@ -172,7 +194,15 @@ def register_corpora(root: str) -> None:
         root: the folder of all datasets.
     """
     for name in ("bookcorpus", "wikipedia"):
-        register_text_shards(f"{name}_train", os.path.join(root, name, "*.txt"))
+        command = _prepared_by(f"corpus.py {name} TEXTS")
+        register_text_shards(f"{name}_train", os.path.join(root, name, "*.txt"), prepare_command=command)
+
+
+def _describe_detectron2s() -> None:
+    """Give the datasets that Detectron2 registers the command that prepares them."""
+    for prefix, program in (("coco_2017", "coco.py"), ("lvis_v1", "lvis_v1.py")):
+        for name in (f"{prefix}_{split}" for split in ("train", "val")):
+            MetadataCatalog.get(name).prepare_command = _prepared_by(program)
 
 
 def register_all(root: str) -> None:
@@ -187,6 +217,7 @@ def register_all(root: str) -> None:
     register_web_pairs(root)
     register_corpora(root)
     register_grounding_sets(root)
+    _describe_detectron2s()
 
 
 register_all(datasets_root())

@@ -60,7 +60,7 @@ def without_held_out(records: Records, names: Sequence[str], task: str) -> Recor
     photos = [photos_of(record) for record in records]
     if not any(photos):
         return records
-    held_out = {name: _photos_in(name) for name in dict.fromkeys(names)}
+    held_out = {name: photos_in(name) for name in dict.fromkeys(names)}
     everything = frozenset().union(*(its for its in held_out.values() if its))
     left_out = [its for its in photos if its & everything]
     _warn_of_missing(tuple(name for name, its in held_out.items() if its is None))
@@ -77,7 +77,7 @@ def without_held_out(records: Records, names: Sequence[str], task: str) -> Recor
     return [record for record, its in zip(records, photos) if not its & everything]
 
 
-def _photos_in(name: str) -> frozenset[str] | None:
+def photos_in(name: str) -> frozenset[str] | None:
     """The photographs of a registered dataset. None if its files are not there."""
     check_known(name)
     try:

@@ -1,0 +1,197 @@
+"""Datasets that are published as archives: what the programs make of them is what the readers read."""
+
+import gzip
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from uniperceiver_v2.data import load_dataset
+from uniperceiver_v2.data.datasets.records import candidate_names
+from uniperceiver_v2.errors import UserError
+
+from ...data import miniatures
+from .conftest import tar_of, write_tar, write_zip
+
+
+@pytest.fixture
+def registered(root, monkeypatch) -> Path:
+    miniatures.register_only(root, monkeypatch)
+    return root
+
+
+def test_all_that_is_missing_is_said_at_once(prepare, root):
+    status, told = prepare("coco")
+    assert status == 1
+    for file in ("train2017.zip (18 GB)", "val2017.zip (780 MB)", "annotations_trainval2017.zip (240 MB)"):
+        assert f"expected {file} in {root / 'downloads'}, from https://cocodataset.org" in told
+    assert f"{root / 'coco/train2017'} is not there" in told
+    assert f"run again: python datasets/prepare/coco.py --root {root}" in told
+
+
+def test_coco_and_lvis(prepare, registered, downloads):
+    root = registered
+    miniatures.write_coco(root, [1, 2])
+    miniatures.write_coco(root, [3], "val2017")
+    miniatures.write_lvis(root, [1, 2])
+    miniatures.write_lvis(root, [2], "val")
+    for split in ("train", "val"):
+        write_zip(downloads / f"{split}2017.zip", root / "coco", f"{split}2017")
+        shutil.rmtree(root / "coco" / f"{split}2017")
+        write_zip(downloads / f"lvis_v1_{split}.json.zip", root / "lvis", f"lvis_v1_{split}.json")
+    write_zip(downloads / "annotations_trainval2017.zip", root / "coco", "annotations")
+    message = _message("coco_2017_train")
+    assert str(root / "coco/annotations/instances_train2017.json") in message
+    assert "python datasets/prepare/coco.py" in message and "datasets/prepare/lvis_v1.py" in _message("lvis_v1_val")
+    assert prepare("lvis_v1")[0] == prepare("coco")[0] == 0
+    for name, count in {"coco_2017_train": 2, "coco_2017_val": 1, "lvis_v1_train": 2, "lvis_v1_val": 1}.items():
+        records = load_dataset(name)
+        assert len(records) == count and all(Path(record["file_name"]).is_file() for record in records)
+    shutil.rmtree(downloads)
+    assert prepare("coco")[0] == 0  # nothing is left to do
+
+
+def _message(name: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_dataset(name)
+    return str(caught.value)
+
+
+def test_karpathys_splits_with_the_images_of_2017(prepare, registered, downloads):
+    root = registered
+    miniatures.write_karpathy_coco(root, {"train": [1, 2], "restval": [3], "val": [4], "test": [5]})
+    miniatures.write_flickr30k(root, {"train": [7], "test": [8, 9]})
+    with zipfile.ZipFile(downloads / "caption_datasets.zip", "w") as archive:
+        for path in (root / "coco/annotations/dataset_coco.json", root / "flickr30k/dataset_flickr30k.json"):
+            archive.write(path, path.name)
+            path.unlink()
+    write_tar(downloads / "flickr30k-images.tar.gz", root / "flickr30k", "flickr30k-images")
+    shutil.rmtree(root / "flickr30k")
+    for year14, year17, ids in (("train2014", "train2017", (1, 2)), ("val2014", "train2017", (3, 4))):
+        for i in ids:  # image 5 stays as it is in 2014
+            (root / "coco" / year17).mkdir(exist_ok=True)
+            name = miniatures.coco_name(i, year14)
+            (root / "coco" / year14 / name).rename(root / "coco" / year17 / f"{i:012d}.jpg")
+    assert "datasets/prepare/karpathy.py coco" in _message("coco_2014_captions_karpathy_test")
+    status, told = prepare("karpathy")
+    assert status == 0 and "5 images of COCO, 4 of them new links" in told
+    for name, count in {
+        "coco_2014_captions_karpathy_train": 3,
+        "coco_2014_retrieval_karpathy_test": 1,
+        "flickr30k_retrieval_karpathy_test": 2,
+    }.items():
+        records = load_dataset(name)
+        assert len(records) == count and all(Path(record["file_name"]).is_file() for record in records)
+    (root / "coco/train2017/000000000002.jpg").unlink()
+    status, told = prepare("karpathy", "coco")
+    assert status == 1 and "1 of 5 images are not there, such as" in told and "datasets/prepare/coco.py" in told
+
+
+def test_visual_genome(prepare, registered, downloads):
+    folder = registered / "visual_genome"
+    miniatures.write_visual_genome(registered, [(1, 7, 8), (2, None, None)])
+    (folder / "VG_100K_2").mkdir()
+    image_data = folder / "image_data.json"
+    image_data.write_text(image_data.read_text().replace("VG_100K/2.jpg", "VG_100K_2/2.jpg"))
+    (folder / "VG_100K/2.jpg").rename(folder / "VG_100K_2/2.jpg")
+    for name, holds in (("images", "VG_100K"), ("images2", "VG_100K_2")):
+        write_zip(downloads / f"{name}.zip", folder, holds)
+    for name in ("image_data.json", "region_descriptions.json"):
+        write_zip(downloads / f"{name}.zip", folder, name)
+    shutil.rmtree(folder)
+    assert prepare("visual_genome")[0] == 0
+    captions = load_dataset("visual_genome_captions_train")
+    assert [record["captions"] for record in captions] == [["boat number 0", "boat number 1"]] * 2
+    assert all(Path(record["file_name"]).is_file() for record in captions)
+    assert captions[0]["photos"] == ["coco:7", "flickr:8"]
+    assert [len(record["phrases"]) for record in load_dataset("visual_genome_regions_train")] == [2, 2]
+
+
+def test_refcoco(prepare, registered, downloads):
+    root = registered
+    for folder, by in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
+        miniatures.write_refer(root, {"train": [1, 2], "val": [3]}, folder, by)
+        write_zip(downloads / f"{folder}.zip", root / "refer", folder)
+    shutil.rmtree(root / "refer")
+    (root / "coco/train2014").rename(root / "images_of_2014")
+    status, told = prepare("refcoco")
+    assert status == 1 and "3 of 3 images are not there" in told
+    (root / "images_of_2014").rename(root / "coco/train2014")
+    assert prepare("refcoco")[0] == 0
+    for name in ("refcoco_unc_val", "refcoco+_unc_val", "refcocog_umd_val"):
+        assert [record["image_id"] for record in load_dataset(name)] == [3]
+
+
+def test_flickr30k_entities(prepare, registered, downloads):
+    miniatures.write_flickr30k(registered, {"test": [1000092795]})
+    xml = (
+        "<annotation><size><width>64</width><height>48</height></size><object><name>1</name><bndbox><xmin>1</xmin>"
+        "<ymin>3</ymin><xmax>21</xmax><ymax>33</ymax></bndbox></object></annotation>"
+    )
+    with zipfile.ZipFile(downloads / "annotations.zip", "w") as inner:
+        inner.writestr("Annotations/1000092795.xml", xml)
+        inner.writestr("Sentences/1000092795.txt", "[/EN#1/people A guy] waits .\n")
+    with zipfile.ZipFile(downloads / "flickr30k_entities-master.zip", "w") as outer:
+        for split in ("train", "val", "test"):
+            outer.writestr(f"flickr30k_entities-master/{split}.txt", "1000092795\n")
+        outer.write(downloads / "annotations.zip", "flickr30k_entities-master/annotations.zip")
+    (downloads / "annotations.zip").unlink()  # the one in the other remains
+    assert prepare("flickr30k_entities")[0] == 0
+    (record,) = load_dataset("flickr30k_entities_test")
+    assert record["phrases"] == [{"phrase": "A guy", "objects": [0]}]
+
+
+@pytest.fixture
+def imagenet(downloads):
+    """The three archives of ImageNet with two classes, two training images of each, and three validation images."""
+    image = miniatures.write_image(downloads / "x.jpg").read_bytes()
+    train = {
+        f"{folder}.tar": tar_of({f"{folder}_{n}.JPEG": image for n in (3, 12)}) for folder in ("n02012849", "n01440764")
+    }
+    (downloads / "ILSVRC2012_img_train.tar").write_bytes(tar_of(train))
+    val = {f"ILSVRC2012_val_{n:08d}.JPEG": image for n in (1, 2, 3)}
+    (downloads / "ILSVRC2012_img_val.tar").write_bytes(tar_of(val))
+    fields = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
+    synsets = [(1, "n02012849", "crane", 0), (2, "n01440764", "tench, Tinca tinca", 0), (1001, "n00001740", "thing", 2)]
+    savemat(downloads / "meta.mat", {"synsets": np.array(synsets, dtype=fields)[:, None]})
+    kit = {
+        "ILSVRC2012_devkit_t12/data/meta.mat": (downloads / "meta.mat").read_bytes(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"2\n1\n2\n",
+    }
+    (downloads / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(tar_of(kit)))
+
+
+def test_imagenet(prepare, registered, imagenet):
+    assert "python datasets/prepare/imagenet.py" in _message("imagenet_val")
+    assert prepare("imagenet")[0] == 0
+    labels = [record["label"] for record in load_dataset("imagenet_train")]
+    assert labels == [0, 0, 1, 1] and candidate_names("imagenet_train") == ("tench", "crane bird")
+    names = [(Path(r["file_name"]).name, r["label"]) for r in load_dataset("imagenet_val")]
+    assert names == [(f"ILSVRC2012_val_{n:08d}.JPEG", label) for n, label in ((1, 0), (3, 0), (2, 1))]
+    assert prepare("imagenet")[0] == 0
+    shutil.rmtree(registered / "imagenet/val")
+    (registered / "downloads/ILSVRC2012_devkit_t12.tar.gz").unlink()
+    status, told = prepare("imagenet")
+    assert status == 1 and "expected ILSVRC2012_devkit_t12.tar.gz" in told
+
+
+def test_damaged_and_hostile_archives_leave_nothing(prepare, root, downloads):
+    archive = downloads / "lvis_v1_train.json.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("../../outside.json", "{}")
+    for split in ("train", "val"):
+        (root / "coco" / f"{split}2017").mkdir(parents=True)
+    status, told = prepare("lvis_v1")
+    assert status == 1 and "lies outside" in told and not list(root.parent.rglob("outside.json"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    status, told = prepare("lvis_v1")
+    assert status == 1 and str(archive) in told
+    assert not list((root / "lvis").rglob("*"))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("lvis_v0.5_train.json", "{}")
+    status, told = prepare("lvis_v1")
+    assert status == 1 and "it is not the archive of https://www.lvisdataset.org" in told
