@@ -18,6 +18,7 @@ PROGRAMS = REPOSITORY / "datasets/prepare"
 def prepare(tmp_path, monkeypatch, capsys):
     """(name, options) -> (exit status, what the program printed). The folder of all datasets is ``tmp_path/root``."""
     monkeypatch.syspath_prepend(str(PROGRAMS))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")  # back afterwards; a program may set it
     (tmp_path / "root").mkdir()
 
     def run(name: str, *options) -> tuple[int, str]:
