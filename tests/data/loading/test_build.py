@@ -23,6 +23,7 @@ from uniperceiver_v2.data.loading.test import MAX_WAITING, of_one_size
 from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.errors import UserError
 
+from .. import miniatures
 from ..conftest import SCENES
 
 
@@ -319,3 +320,19 @@ def test_what_cannot_be_evaluated_is_refused(scenes_config, catalogs):
     DatasetCatalog.register("odd", lambda: [{"file_name": "a.png", "image_id": 0}])
     with pytest.raises(UserError, match="'smell'"):
         build_test_loader(scenes_config, "odd")
+
+
+def test_images_that_are_missing_are_an_error_with_the_command(tmp_path, monkeypatch, config):
+    miniatures.register_only(tmp_path, monkeypatch)
+    miniatures.write_coco(tmp_path, [1, 2])
+    (tmp_path / "coco/train2017/000000000002.jpg").unlink()
+    task = {"KIND": "detection", "DATASETS": ["coco_2017_train"], "IMS_PER_BATCH": 2}
+    cfg = config(coco=task)
+    cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.0
+    for loader in (build_task_train_loader(cfg, "coco"), build_test_loader(cfg, "coco_2017_train")):
+        with pytest.raises(UserError) as caught:
+            for _ in zip(range(60), loader):
+                pass
+        assert str(tmp_path / "coco/train2017/000000000002.jpg") in str(caught.value)
+        assert "python datasets/check.py coco_2017_train" in str(caught.value)
+        assert "python datasets/prepare/coco.py" in str(caught.value)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from scipy.io import savemat
 
+from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import load_dataset
 from uniperceiver_v2.data.datasets.records import candidate_names
 from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.files import REPOSITORY
 
 from ...data import miniatures
 from .conftest import tar_of, write_tar, write_zip
@@ -195,3 +198,14 @@ def test_damaged_and_hostile_archives_leave_nothing(prepare, root, downloads):
         file.writestr("lvis_v0.5_train.json", "{}")
     status, told = prepare("lvis_v1")
     assert status == 1 and "it is not the archive of https://www.lvisdataset.org" in told
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs").glob("[jl]*/uniperceiver*.yaml")), ids=lambda p: p.stem
+)
+def test_every_dataset_of_the_papers_configurations_has_a_program(path):
+    cfg = load_config(str(path))
+    trained = (name for task in cfg.TASKS.NAMES for name in cfg.TASKS[task].DATASETS)
+    for name in {*trained, *cfg.DATASETS.TEST}:
+        _, program, *_ = MetadataCatalog.get(name).prepare_command.split()
+        assert (REPOSITORY / program).is_file(), name

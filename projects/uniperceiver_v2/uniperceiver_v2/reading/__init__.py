@@ -9,7 +9,7 @@ from .disk import LARGEST_FILE, patiently, read_file
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
-from .sources import explained, require_source, source_of
+from .sources import explained, remedy_of, require_source, source_of
 
 __all__ = [
     "LARGEST_FILE",
@@ -35,6 +35,7 @@ __all__ = [
     "read_text",
     "read_xml",
     "read_yaml",
+    "remedy_of",
     "require_source",
     "sorted_ids",
     "source_of",

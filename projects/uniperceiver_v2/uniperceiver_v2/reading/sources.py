@@ -31,7 +31,7 @@ def explained(name: str) -> Iterator[None]:
     "prepare_command"; or the form of its files, if its metadata has it as "expected_form"; or the place where the
     expected files are described.
     """
-    source, remedy = source_of(name), _remedy(name)
+    source, remedy = source_of(name), remedy_of(name)
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -73,7 +73,8 @@ def require_source(name: str) -> None:
         raise FileNotFoundError(None, "no such dataset", str(path))
 
 
-def _remedy(name: str) -> str:
+def remedy_of(name: str) -> str:
+    """The end of a message about a dataset's files: how to get them right."""
     metadata = MetadataCatalog.get(name)
     if command := metadata.get("prepare_command"):
         return f"; prepare it with: {command} (datasets/README.md shows the expected files)"

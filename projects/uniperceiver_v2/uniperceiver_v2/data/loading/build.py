@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from ... import ranks
 from ...errors import UserError
 from ...kinds import ConfiguredTask, configured_task, evaluating_task
+from ...reading import remedy_of
 from ..datasets.captioned import captioned_images
 from ..datasets.held_out import without_held_out
 from ..datasets.records import Records, check_known
@@ -56,6 +57,7 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         max_corrupt_share=cfg.DATALOADER.MAX_CORRUPT_SHARE,
         task_name=task_name,
+        remedy="".join(map(_remedy, task.settings.datasets)),
     )
 
 
@@ -83,7 +85,12 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
     task = evaluating_task(cfg, dataset_name)
     records, mapper = task.kind.test_data(cfg, dataset_name, task)
     batch_size = max(cfg.TEST.IMS_PER_BATCH // comm.get_world_size(), 1)
-    return TestLoader(records, mapper, batch_size=batch_size, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return TestLoader(records, mapper, batch_size=batch_size, num_workers=workers, remedy=_remedy(dataset_name))
+
+
+def _remedy(dataset_name: str) -> str:
+    return f"; `python datasets/check.py {dataset_name}` names all of its files that are wrong{remedy_of(dataset_name)}"
 
 
 def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, Mapper]:

@@ -24,14 +24,15 @@ class TestLoader:
         mapper: turns a record into a sample; may raise :class:`UnreadableImage`.
         batch_size: the batch size of this rank.
         num_workers: the number of worker processes; with 0 this process does the work.
+        remedy: the end of the message about an image that cannot be read.
     """
 
     __test__ = False  # pytest must not collect it
 
-    def __init__(self, records: Records, mapper: Mapper, *, batch_size: int, num_workers: int):
+    def __init__(self, records: Records, mapper: Mapper, *, batch_size: int, num_workers: int, remedy: str = ""):
         self._loader = build_detection_test_loader(
             records,
-            mapper=UserErrorsAsValues(_Demanding(mapper)),
+            mapper=UserErrorsAsValues(_Demanding(mapper, remedy)),
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=pack if num_workers else None,
@@ -83,11 +84,11 @@ def of_one_size(batches: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
 class _Demanding:
     """A mapper that raises :class:`UserError` for an image that cannot be read."""
 
-    def __init__(self, mapper: Mapper):
-        self._mapper = mapper
+    def __init__(self, mapper: Mapper, remedy: str):
+        self._mapper, self._remedy = mapper, remedy
 
     def __call__(self, record: dict) -> dict:
         try:
             return self._mapper(record)
         except UnreadableImage as error:
-            raise UserError(f"an image to be evaluated cannot be read: {error}") from error
+            raise UserError(f"an image to be evaluated cannot be read: {error}{self._remedy}") from error

@@ -95,6 +95,7 @@ class TrainLoader:
         num_workers: the number of worker processes; with 0 this process does the work.
         max_corrupt_share: iteration ends when the share of unreadable images exceeds this.
         task_name: the task's name, for messages.
+        remedy: the end of the message about too many unreadable images.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class TrainLoader:
         num_workers: int,
         max_corrupt_share: float,
         task_name: str,
+        remedy: str = "",
     ):
         self._batches = batches
         self._numbers = numbers
@@ -112,6 +114,7 @@ class TrainLoader:
         self._samples_per_batch = batches.samples_per_batch
         self._max_corrupt_share = max_corrupt_share
         self._task_name = task_name
+        self._remedy = remedy
         self._num_read = 0
         self._num_unreadable = 0
         self._named: set[str] = set()
@@ -178,7 +181,7 @@ class TrainLoader:
         raise UserError(
             f"task {self._task_name}: {self._num_unreadable} of {self._num_read} images cannot be read, more than "
             f"DATALOADER.MAX_CORRUPT_SHARE ({self._max_corrupt_share}) allows, among them "
-            f"{'; '.join(sorted(self._named)[:3])}"
+            f"{'; '.join(sorted(self._named)[:3])}{self._remedy}"
         )
 
 
