@@ -231,8 +231,8 @@ class Loader(yaml.SafeLoader):
 
 Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
 SITE = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
-# Public names that are a type's name or a table alone, or that only fill registries when they are imported.
-WITHOUT_AN_ENTRY = {"ImageLike", "ImagesLike", "MODEL_ZOO", "SECTIONS"}
+# Public names that are a number, a type's name or a table alone, or that only fill registries when they are imported.
+WITHOUT_AN_ENTRY = {"THRESHOLD", "ImageLike", "ImagesLike", "MODEL_ZOO", "SECTIONS"}
 
 
 def leaves(nav: list | dict | str) -> Iterator[str]:
