@@ -29,7 +29,8 @@ def begin(cfg: CfgNode, resume: bool, has_checkpoint: bool) -> list:
     """What a run's checkpointer is asked for."""
     asked = []
     trainer = object.__new__(UniPerceiverTrainer)
-    trainer.cfg, trainer.model, trainer.iter = cfg, SimpleNamespace(image_encoder="the encoder"), 3
+    trainer.cfg, trainer.iter = cfg, 3
+    trainer._trainer = SimpleNamespace(model=SimpleNamespace(image_encoder="the encoder"))
     trainer.checkpointer = SimpleNamespace(
         has_checkpoint=lambda: has_checkpoint, resume_or_load=lambda path, resume: asked.append((path, resume))
     )

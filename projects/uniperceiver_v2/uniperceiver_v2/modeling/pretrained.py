@@ -122,6 +122,7 @@ def has_weights(directory: Path) -> bool:
 # Keys of a file that a model without its head does not have, and keys of a model that a file with a head does not have.
 _SKIPPED = {
     "classifier.**": "the classifier",
+    "layernorm.*": "the norm before the classifier",
     "lm_head.**": "the head of its pre-training",
     "cls.**": "the head of its pre-training",
     "**pooler.**": "nothing reads it",
