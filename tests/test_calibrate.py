@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from scipy.special import expit, log_softmax, logit
 from scipy.special import softmax as scipy_softmax
@@ -218,6 +220,23 @@ def test_a_temperature_that_does_not_help_is_not_kept(tiny_config, capsys):
     unsure = replace(made_up_detections(0.5), logits=np.zeros((40_000, 2)))  # any temperature leaves a score of 0.5
     assert calibrate._fit(task, unsure) == 1.0
     assert "temperature 1, since the fitted one does not help there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["scenes", "digits"])
+def test_photographs_of_test_sets_are_left_out(task, tiny_config, scenes_tree, monkeypatch):
+    records = [{**r, "photos": [f"coco:{i}"]} for i, r in enumerate(load_dataset(TRAINED[task]))]
+    DatasetCatalog.register("photos_train", lambda: records)
+    DatasetCatalog.register("photos_test", lambda: records[2:])
+    for name in ("photos_train", "photos_test"):
+        MetadataCatalog.get(name).set(thing_classes=["a"] * 10, evaluator_type="coco")
+    tiny_config.DATASETS.TEST = ["photos_test"]
+    tiny_config.TASKS[task].DATASETS = ["photos_train"]
+    seen = []
+    monkeypatch.setattr(calibrate, "_predictions", lambda predictor, own, *_: seen.append(own) or iter(()))
+    configured = calibrate.configured_task(tiny_config, task)
+    with pytest.raises(ValueError):  # of no prediction
+        calibrate.JUDGES[configured.kind.name](SimpleNamespace(cfg=tiny_config), configured, 100)
+    assert [record["photos"] for record in seen[0]] == [["coco:0"], ["coco:1"]]
 
 
 KILLED = """

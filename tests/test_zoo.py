@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from detectron2.structures import Boxes, pairwise_iou
 
 from uniperceiver_v2 import Predictor
@@ -24,6 +25,19 @@ def test_a_directory_of_the_zoo_is_complete(name):
     assert f"box / mask AP {results['digit_scenes_test']['bbox']['AP']:.1f}" in card
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     assert lines[-1]["iteration"] > 6000 and (folder / "log.txt").exists() and (folder / "config.yaml").exists()
+
+
+def test_the_zoos_scores_are_calibrated_in_both_files():
+    """`config.json` is what a predictor reads, `config.yaml` what train_net reads."""
+    folder = REPOSITORY / MODEL_ZOO["digit_scenes/small"]
+    of_predictor = json.loads((folder / "config.json").read_text())["settings"]["TASKS"]
+    of_run = yaml.safe_load((folder / "config.yaml").read_text())["TASKS"]
+    predictor = Predictor.from_zoo("digit_scenes/small")
+    table = (REPOSITORY / "projects/uniperceiver_v2/MODEL_ZOO.md").read_text()
+    for task, kind in (("scenes", "detection"), ("digits", "classification")):
+        temperature = of_run[task]["TEMPERATURE"]
+        assert temperature == of_predictor[task]["TEMPERATURE"] == predictor.task(kind).settings.temperature
+        assert temperature != 1 and f"| {temperature} |" in table
 
 
 def test_the_small_model_finds_and_names_digits(prepare_digit_scenes, catalogs, tmp_path):

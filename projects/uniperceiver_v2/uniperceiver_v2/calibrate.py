@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 from tqdm import tqdm
 
+from .data.datasets.held_out import without_held_out
 from .data.datasets.records import candidate_names
 from .errors import UnreadableImage, UserError, exit_code
 from .files import write_atomically, write_json
@@ -105,6 +107,7 @@ def judge_detections(predictor: Predictor, task: ConfiguredTask, count: int) -> 
     for name in task.settings.datasets:
         own, mapper = task.kind.test_data(predictor.cfg, name, task)
         records += own
+    records = _without_held_out(predictor.cfg, task, records)
     dataset = task.settings.datasets[0]
     is_lvis = MetadataCatalog.get(dataset).get("evaluator_type") == "lvis"
     class_of = classes_by_id(dataset, len(candidate_names(dataset)), is_lvis)
@@ -137,6 +140,7 @@ def judge_classes(predictor: Predictor, task: ConfiguredTask, count: int) -> Jud
     """The classes of training images, cropped and flipped as in training: the whole ones a model knows by heart. If
     there are fewer, an image is seen several times, each time with another crop."""
     records, mapper = task.kind.training_data(predictor.cfg, task)
+    records = _without_held_out(predictor.cfg, task, records)
     chosen = np.resize(_shuffled(len(records)), count)
     found = _predictions(predictor, records, chosen, mapper)
     places, probabilities = zip(*((place, prediction["scores"].double().numpy()) for place, prediction in found))
@@ -149,6 +153,11 @@ JUDGES: dict[str, Callable[[Predictor, ConfiguredTask, int], Judged]] = {
     "detection": judge_detections,
     "classification": judge_classes,
 }
+
+
+def _without_held_out(cfg: CfgNode, task: ConfiguredTask, records: Sequence[dict]) -> list[dict]:
+    """Without the photographs of test sets, as in training."""
+    return without_held_out(list(records), (*cfg.DATASETS.HELD_OUT, *cfg.DATASETS.TEST), task.name)
 
 
 def _shuffled(count: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def count_duplicates(detections: Iterable[dict], score: float = 0.3, overlap: fl
 
     Args:
         detections: in COCO's format of results, with boxes (x, y, width, height).
-        score: detections with lower scores do not count.
+        score: detections with lower scores do not count. Scores are as they are shown, calibrated or not.
         overlap: the IoU of boxes from which a detection counts as a duplicate.
     """
     alike = defaultdict(list)
