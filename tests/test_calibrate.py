@@ -225,12 +225,13 @@ def test_a_temperature_that_does_not_help_is_not_kept(tiny_config, capsys):
 @pytest.mark.parametrize("task", ["scenes", "digits"])
 def test_photographs_of_test_sets_are_left_out(task, tiny_config, scenes_tree, monkeypatch):
     records = [{**r, "photos": [f"coco:{i}"]} for i, r in enumerate(load_dataset(TRAINED[task]))]
-    DatasetCatalog.register("photos_train", lambda: records)
-    DatasetCatalog.register("photos_test", lambda: records[2:])
-    for name in ("photos_train", "photos_test"):
+    train, test = f"{task}_photos_train", f"{task}_photos_test"
+    DatasetCatalog.register(train, lambda: records)
+    DatasetCatalog.register(test, lambda: records[2:])
+    for name in (train, test):
         MetadataCatalog.get(name).set(thing_classes=["a"] * 10, evaluator_type="coco")
-    tiny_config.DATASETS.TEST = ["photos_test"]
-    tiny_config.TASKS[task].DATASETS = ["photos_train"]
+    tiny_config.DATASETS.TEST = [test]
+    tiny_config.TASKS[task].DATASETS = [train]
     seen = []
     monkeypatch.setattr(calibrate, "_predictions", lambda predictor, own, *_: seen.append(own) or iter(()))
     configured = calibrate.configured_task(tiny_config, task)
