@@ -72,7 +72,7 @@ class InShards:
     """Records that are read from shards when they are requested. They have an order of their own.
 
     Args:
-        shards: the shards. They may share nothing but an order.
+        shards: the shards, of any format.
         sizes: the number of records of each.
     """
 

@@ -1,0 +1,62 @@
+"""The data of the paper's joint training, as miniatures in the real formats: a batch of every task and of every test."""
+
+import pytest
+
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader, build_test_loader
+from uniperceiver_v2.files import REPOSITORY
+
+from . import miniatures
+from .datasets.test_shards import pairs_of, write_shard
+
+
+@pytest.fixture
+def joint(tmp_path, monkeypatch):
+    """The configuration of the ResNet-50 model with small batches and images, on miniatures of all of its datasets."""
+    miniatures.register_only(tmp_path, monkeypatch)
+    miniatures.write_coco(tmp_path, [1, 2, 3, 21, 22])
+    miniatures.write_coco(tmp_path, [4, 5], "val2017")
+    miniatures.write_karpathy_coco(tmp_path, {"train": [1, 2, 3], "restval": [4, 24], "val": [21], "test": [22, 23]})
+    miniatures.write_flickr30k(tmp_path, {"train": [7], "val": [8], "test": [9, 10]})
+    miniatures.write_imagenet(tmp_path, {"n02012849": "crane", "n01440764": "tench, Tinca tinca"}, images=3)
+    miniatures.write_visual_genome(tmp_path, [(101, 1, None), (102, 22, None), (103, None, 9), (104, None, None)])
+    for name in ("cc3m", "cc12m", "sbu", "yfcc"):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "00000.tar", pairs_of(0))
+    for name in ("bookcorpus", "wikipedia"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.txt").write_text("".join(f"a text with the number {n}\n" for n in range(9)))
+    options = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(REPOSITORY / "configs/digit_scenes/text_encoder")]
+    options += ["INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.MIN_SIZE_TEST", "48", "DATALOADER.NUM_WORKERS", "0"]
+    options += ["TEST.IMS_PER_BATCH", "2", "SEED", "3"]
+    path = str(REPOSITORY / "configs/joint/uniperceiver_v2_r50.yaml")
+    for task in load_config(path).TASKS.NAMES:
+        options += [f"TASKS.{task}.IMS_PER_BATCH", "2"]
+    return load_config(path, options)
+
+
+def test_every_task_has_batches(joint):
+    loaders = {name: build_task_train_loader(joint, name) for name in joint.TASKS.NAMES}
+    batches = {name: next(iter(loader)) for name, loader in loaders.items()}
+    assert all(len(batch) == 2 for batch in batches.values())
+    kept = {name: len(loader._batches._records) for name, loader in loaders.items()}
+    assert kept == {
+        "coco": 3,  # without 21 and 22, which are Karpathy's
+        "imagenet": 6,
+        **dict.fromkeys(("coco_captions", "coco_pairs"), 4),  # without 4, which coco_2017_val has
+        **dict.fromkeys(("genome_captions", "genome_pairs"), 2),  # without 22 and without Flickr30k's 9
+        **dict.fromkeys(("web_captions", "web_pairs"), 4 * 7),
+        "texts": 18,
+    }
+    assert batches["imagenet"][0]["candidates"] == ("crane bird", "tench")
+
+
+def test_every_test_set_has_batches(joint):
+    sizes = {name: sum(map(len, build_test_loader(joint, name))) for name in joint.DATASETS.TEST}
+    assert sizes == {
+        "coco_2017_val": 2,
+        "imagenet_val": 6,
+        "coco_2014_captions_karpathy_test": 2,
+        "coco_2014_retrieval_karpathy_test": 2,
+        "flickr30k_retrieval_karpathy_test": 2,
+    }
