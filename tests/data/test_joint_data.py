@@ -1,4 +1,4 @@
-"""The data of the paper's joint training, as miniatures in the real formats: a batch of every task and of every test."""
+"""The data of the joint training, as miniatures in the real formats: a batch of every task and of every test."""
 
 import pytest
 

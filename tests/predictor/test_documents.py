@@ -69,12 +69,14 @@ def test_the_snippet_on_a_checkpoint_runs(after_training, capsys):
     assert {line.split()[0] for line in printed} == {"seven", "two"}
 
 
-def test_the_snippet_of_the_zoo_runs(tmp_path, monkeypatch):
-    (code,) = snippets("projects/uniperceiver_v2/MODEL_ZOO.md")
+def test_the_snippets_of_the_zoo_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code, names)
+    for code in snippets("projects/uniperceiver_v2/MODEL_ZOO.md"):
+        exec(code, names)
+    assert names["cfg"].MODEL.META_ARCHITECTURE == "UniPerceiverV2"
     assert "seven" in names["predictor"].labels()
+    assert names["model"].tasks["scenes"].labels == names["predictor"].labels()
 
 
 def test_the_comparison_of_two_runs_sees_what_differs(tmp_path):
