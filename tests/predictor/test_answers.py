@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -67,6 +67,20 @@ def test_classes_are_those_of_evaluation(predictor, files):
         torch.testing.assert_close(ours.probabilities, theirs["scores"], atol=1e-4, rtol=0)
         assert ours.label == LABELS[int(theirs["scores"].argmax())]
         assert [name for name, _ in ours.top(2)] == [LABELS[i] for i in theirs["scores"].topk(2).indices]
+
+
+def test_calibrated_scores_are_those_of_evaluation(predictor, files):
+    plain = predictor.detect(files[0], threshold=0).scores, predictor.classify(files[0]).probabilities
+    for kind, temperature in (("detection", 0.4), ("classification", 3.0)):
+        task = predictor.task(kind)
+        task.settings = replace(task.settings, temperature=temperature)
+    detections, classes = predictor.detect(files[0], threshold=0), predictor.classify(files[0])
+    (boxes,) = evaluated(predictor, DetectionMapper(predictor.cfg, "detection", LABELS, is_train=False), files[:1])
+    (whole,) = evaluated(predictor, ClassificationMapper("classification", LABELS, "RGB", 32), files[:1])
+    assert_same_instances(detections.instances, boxes["instances"])
+    torch.testing.assert_close(classes.probabilities, whole["scores"], atol=1e-4, rtol=0)
+    assert np.abs(detections.scores - plain[0]).max() > 0.01
+    assert (classes.probabilities - plain[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("beams", [1, 3])
