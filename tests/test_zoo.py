@@ -37,7 +37,8 @@ def test_the_zoos_scores_are_calibrated_in_both_files():
     for task, kind in (("scenes", "detection"), ("digits", "classification")):
         temperature = of_run[task]["TEMPERATURE"]
         assert temperature == of_predictor[task]["TEMPERATURE"] == predictor.task(kind).settings.temperature
-        assert temperature != 1 and f"| {temperature} |" in table
+        assert f"| {temperature:g} |" in table
+    assert of_run["scenes"]["TEMPERATURE"] < 1  # objectness is taught the quality of boxes, so it is too low
 
 
 def test_the_small_model_finds_and_names_digits(prepare_digit_scenes, catalogs, tmp_path):
