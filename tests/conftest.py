@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gzip
 import logging
 import random
 import sys
@@ -53,6 +54,16 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("small") / "digit_scenes"
     prepare_digit_scenes(output, train_scenes=24, test_scenes=6)
     return output
+
+
+@pytest.fixture
+def few_paraphrases(monkeypatch, tmp_path) -> None:
+    """METEOR's five million paraphrases take longer to read than most tests run."""
+    from uniperceiver_v2.evaluation import meteor
+
+    with gzip.open(tmp_path / "paraphrases.gz", "wb") as file:
+        file.write(b"0.5\na pair\ntwo\n")
+    monkeypatch.setattr(meteor, "_PARAPHRASES", str(tmp_path / "paraphrases.gz"))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The studies as modules, on a small digit_scenes and with a model that trains quickly."""
 
-import gzip
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from uniperceiver_v2.data import register_digit_scenes
-from uniperceiver_v2.evaluation import meteor
+from uniperceiver_v2.data.datasets.builtin import register_grounding_sets, register_karpathy
 
 PROJECT = Path(__file__).parents[2] / "projects" / "uniperceiver_v2"
 
@@ -68,16 +67,14 @@ def small_tree(prepare_digit_scenes, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_data(small_tree, monkeypatch, tmp_path) -> None:
+def small_data(small_tree, monkeypatch, few_paraphrases) -> None:
     """Lets the registered names refer to the small trees."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_tree))
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", {})
     register_digit_scenes(str(small_tree / "digit_scenes"))
-    # METEOR's five million paraphrases take longer to read than all that a test trains.
-    with gzip.open(tmp_path / "paraphrases.gz", "wb") as file:
-        file.write(b"0.5\na pair\ntwo\n")
-    monkeypatch.setattr(meteor, "_PARAPHRASES", str(tmp_path / "paraphrases.gz"))
+    for held_out in (register_karpathy, register_grounding_sets):  # names that every configuration has
+        held_out(str(small_tree))
 
 
 @pytest.fixture

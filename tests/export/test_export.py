@@ -181,7 +181,7 @@ def test_average_precision_of_each_precision(deployed, test_sets):
         figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_retrieval_test")
 
 
-def test_captions_of_each_precision(deployed, test_sets):
+def test_captions_of_each_precision(deployed, test_sets, few_paraphrases):
     found = figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_captions_test")
     assert set(found) == {"pytorch", *PRECISIONS}
     assert found["fp32"] == pytest.approx(found["pytorch"], abs=1e-3)

@@ -79,8 +79,8 @@ def test_the_snippets_of_the_zoo_run(tmp_path, monkeypatch):
     assert names["model"].tasks["scenes"].labels == names["predictor"].labels()
 
 
-def test_the_comparison_of_two_runs_sees_what_differs(tmp_path):
-    """CONTRIBUTING.md's program, as a shell gives it to Python."""
+def test_the_comparison_of_two_runs_sees_what_differs(tmp_path, monkeypatch, capsys):
+    """CONTRIBUTING.md's program, which a shell gives to Python."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^python - .*?<<'PYTHON'\n(.*?)^PYTHON$", text, re.MULTILINE | re.DOTALL)
     rows = {"same": {"loss": 1.0, "time": 1.0}, "other": {"loss": 2.0, "time": 1.0}}
@@ -89,13 +89,15 @@ def test_the_comparison_of_two_runs_sees_what_differs(tmp_path):
         torch.save({"model": {"x": torch.tensor([weight])}}, tmp_path / name / "model_final.pth")
         (tmp_path / name / "metrics.json").write_text(json.dumps({**rows[row], "time": weight}) + "\n")
 
-    def compared(one: str, other: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-", str(tmp_path / one), str(tmp_path / other)]
-        return subprocess.run(command, input=code, capture_output=True, text=True)
+    def compare(one: str, other: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["-", str(tmp_path / one), str(tmp_path / other)])
+        exec(code, {"__name__": "__main__"})
 
-    assert compared("a", "b").stdout == "the same: 1 weights, 1 rows of metrics\n"
-    assert "weights differ" in compared("a", "c").stderr
-    assert "metrics differ" in compared("a", "d").stderr
+    compare("a", "b")
+    assert capsys.readouterr().out == "the same: 1 weights, 1 rows of metrics\n"
+    for other, difference in (("c", "weights differ"), ("d", "metrics differ")):
+        with pytest.raises((AssertionError, SystemExit), match=difference):
+            compare("a", other)
 
 
 def test_the_listing_of_a_scalar(tmp_path):
