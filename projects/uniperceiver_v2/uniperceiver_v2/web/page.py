@@ -268,7 +268,7 @@ def _upload(most: int) -> gr.Image:
         return await fetched(path)
 
     fetched = field.async_move_resource_to_block_cache
-    field.preprocess, field.async_move_resource_to_block_cache = path_of, kept  # type: ignore[method-assign]
+    field.preprocess, field.async_move_resource_to_block_cache = path_of, kept  # type: ignore[method-assign, assignment]
     return field
 
 
