@@ -162,7 +162,7 @@ def test_the_detector_gives_the_models_scores(deployed):
 
 
 @pytest.fixture
-def test_sets(prepare_digit_scenes, catalogs, tmp_path) -> str:
+def small_sets(prepare_digit_scenes, catalogs, tmp_path) -> str:
     """Three test scenes. The prefix of the datasets' names."""
     from uniperceiver_v2.data import register_digit_scenes
 
@@ -171,18 +171,18 @@ def test_sets(prepare_digit_scenes, catalogs, tmp_path) -> str:
     return "tiny_"
 
 
-def test_average_precision_of_each_precision(deployed, test_sets):
-    found = figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_test")
+def test_average_precision_of_each_precision(deployed, small_sets):
+    found = figures(deployed.predictor, deployed.directory, f"{small_sets}digit_scenes_test")
     assert set(found) == {"pytorch", *PRECISIONS}
     assert found["fp32"] == pytest.approx(found["pytorch"], abs=1e-3, nan_ok=True)
     assert all(set(values) == {"box AP", "mask AP"} for values in found.values())
     assert not any(math.isnan(values["box AP"]) for values in found.values())
     with pytest.raises(UserError, match="test set of retrieval"):
-        figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_retrieval_test")
+        figures(deployed.predictor, deployed.directory, f"{small_sets}digit_scenes_retrieval_test")
 
 
-def test_captions_of_each_precision(deployed, test_sets, few_paraphrases):
-    found = figures(deployed.predictor, deployed.directory, f"{test_sets}digit_scenes_captions_test")
+def test_captions_of_each_precision(deployed, small_sets, few_paraphrases):
+    found = figures(deployed.predictor, deployed.directory, f"{small_sets}digit_scenes_captions_test")
     assert set(found) == {"pytorch", *PRECISIONS}
     assert found["fp32"] == pytest.approx(found["pytorch"], abs=1e-3)
     assert all(set(values) == {"CIDEr", "wholly true"} for values in found.values())
