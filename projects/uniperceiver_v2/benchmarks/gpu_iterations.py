@@ -40,7 +40,7 @@ from uniperceiver_v2.solver import build_optimizer
 RESNET50 = {"model_type": "resnet", "layer_type": "bottleneck", "depths": [3, 4, 6, 3]}
 R50_SIZES = {
     "EMBED_DIM": 768,
-    "DECODER": {"LAYERS": 6, "HEADS": 12, "FFN_DIM": 1536, "EXPERTS": 8},
+    "DECODER": {"LAYERS": 6, "HEADS": 12, "FFN_DIM": 1024, "EXPERTS": 7, "ACTIVE_EXPERTS": 3},
     "REGION": {
         "DIM": 256,
         "MASK_DIM": 256,

@@ -136,4 +136,4 @@ def _spread_gate(embedded: Tensor, kinds: Sequence[object], experts: int, active
     if active < experts:
         ordered = logits.gather(-1, order)
         cost -= (ordered[..., active - 1] - ordered[..., active]).quantile(0.25, dim=1)
-    return gates[cost.argmin()]
+    return gates.index_select(0, cost.argmin().view(1))[0]  # gates[i] would need a value, which "meta" does not have
