@@ -86,5 +86,5 @@ def test_images_of_rare_categories_are_repeated(root, config):
 
 def test_the_configuration_of_lvis():
     cfg = load_config(str(REPOSITORY / "configs/lvis/uniperceiver_v2_r50.yaml"))
-    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300 and cfg.TASKS.lvis.REPEAT_THRESHOLD == 0.001
+    assert cfg.TASKS.lvis.DETECTIONS_PER_IMAGE == 300 and cfg.TASKS.lvis.REPEAT_THRESHOLD == 0.001
     assert list(cfg.TASKS.NAMES) == ["lvis"] and cfg.DATASETS.TEST == ("lvis_v1_val",)

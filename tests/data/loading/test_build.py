@@ -52,6 +52,20 @@ def assert_same(a, b):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_objects_of_another_image_are_pasted_the_same_with_any_number_of_workers(all_tasks_config):
+    plain = take(build_task_train_loader(all_tasks_config, "scenes"), 4)
+    all_tasks_config.TASKS.scenes.update({"COPY_PASTE": 0.7, "JITTER_SIZE": 96})
+    expected = take(build_task_train_loader(all_tasks_config, "scenes"), 4)
+    counts = [[sum(len(x["instances"]) for x in batch) for batch in batches] for batches in (plain, expected)]
+    assert sum(counts[1]) > sum(counts[0])
+    all_tasks_config.DATALOADER.NUM_WORKERS = 2
+    assert_same(take(build_task_train_loader(all_tasks_config, "scenes"), 4), expected)
+    all_tasks_config.MODEL.MASK_ON = False
+    with pytest.raises(UserError, match=r"TASKS\.scenes\.COPY_PASTE: .*MASK_ON"):
+        build_task_train_loader(all_tasks_config, "scenes")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("task", ["scenes", "digits", "captions", "retrieval", "texts"])
 def test_any_number_of_workers_gives_the_same_batches(all_tasks_config, workers, task):

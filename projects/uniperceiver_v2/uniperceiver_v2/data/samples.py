@@ -36,6 +36,10 @@ class DetectionSample(ImageSample):
 
     candidates: tuple[str, ...]  # category names to choose from
     instances: NotRequired[Instances]  # training: gt_boxes in the transformed image, gt_classes, gt_masks
+    # With a federated sample of categories, in training: how many images show each category, and which categories the
+    # image may show more objects of than it annotates.
+    category_images: NotRequired[tuple[int, ...]]
+    unsure_categories: NotRequired[tuple[int, ...]]
 
 
 class GroundingSample(ImageSample):

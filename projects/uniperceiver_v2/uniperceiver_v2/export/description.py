@@ -43,8 +43,8 @@ def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> 
             # 0: images are not resized
             "whole": {"shorter_side": cfg.INPUT.MIN_SIZE_TEST, "longer_side_at_most": cfg.INPUT.MAX_SIZE_TEST},
             "square": {
-                "shorter_side": classification.settings.image_size,
-                "centre": classification.settings.image_size,
+                "shorter_side": classification.settings.tested_size,
+                "centre": classification.settings.tested_size,
             },
         },
         "temperatures": {
@@ -54,7 +54,7 @@ def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> 
         "detection": {
             "score_temperature": detection.settings.temperature,
             "prompt": detection.settings.prompt,
-            "per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "per_image": detection.detections_per_image,
             "masks": cfg.MODEL.MASK_ON,  # False: they were not learned
             "masks_end_at_boxes": region.MASKS_IN_BOXES,
             "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,

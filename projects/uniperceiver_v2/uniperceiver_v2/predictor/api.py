@@ -106,7 +106,7 @@ class Predictor(
                     f"no task {name!r} in the settings{nearest(name, [x for x in cfg.TASKS if x != 'NAMES'])}"
                 )
             self._tasks[configured_task(cfg, name).kind.name] = model.tasks[name]
-        views = Views.of(cfg, self._tasks["classification"].settings.image_size)
+        views = Views.of(cfg, self._tasks["classification"].settings.tested_size)
         size = cfg.TEST.IMS_PER_BATCH if batch_size is None else batch_size
         self._asker = Asker(self.model, views, autocast, size)
 

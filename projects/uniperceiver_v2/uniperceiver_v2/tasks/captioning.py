@@ -22,7 +22,7 @@ from ..data.mappers.captions import CaptionMapper, ReferenceMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import TRUTH_METRICS, CaptionEvaluator, SceneCaptionEvaluator
 from ..evaluation.caption_metrics import METRICS
-from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..kinds import ConfiguredTask, TaskKind, setting
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
@@ -31,16 +31,15 @@ from ..ranks import mean_divisor, sum_over_ranks
 from ..visualization import draw_caption_sheet
 from .caption_baselines import caption_baselines
 from .generation import Step, search
-from .task import Task, log_accuracy
+from .task import CaptionedImageSettings, Task, log_accuracy
 from .vocabulary import vocabulary_logits
 
 CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptioningSettings(TaskSettings):
-    """Settings of captioning. Images are resized as in detection, but not flipped or cropped, as captions say left
-    and right."""
+class CaptioningSettings(CaptionedImageSettings):
+    """Settings of captioning."""
 
     captions_per_image: int = setting(
         1, "captions of an image in a training step, for which it is encoded once", at_least=1
@@ -156,12 +155,14 @@ def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, CaptionMapper]:
     tokenizer = build_tokenizer(cfg)
-    mapper = CaptionMapper(cfg, task.name, tokenizer, task.settings.captions_per_image)
+    settings: CaptioningSettings = task.settings
+    mapper = CaptionMapper(cfg, task.name, tokenizer, settings.captions_per_image, **settings.training_sizes)
     return captioned_images(task.settings.datasets, tokenizer), mapper
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, ReferenceMapper]:
-    return load_captions(dataset_name, build_tokenizer(cfg)), ReferenceMapper(cfg, task.name)
+    records = load_captions(dataset_name, build_tokenizer(cfg))
+    return records, ReferenceMapper(cfg, task.name, **task.settings.test_sizes)
 
 
 def _evaluator(name: str, folder: str) -> CaptionEvaluator:

@@ -19,6 +19,7 @@ from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import sum_over_ranks
+from .mixing import mix, mixing_weights
 from .task import NamingTask, log_accuracy, naming_datasets
 
 
@@ -32,11 +33,22 @@ class ClassificationSettings(TaskSettings):
     crop_scale: list[float] = setting(
         [0.08, 1.0], "smallest and largest share of an image's area that a random crop takes", above=0, at_most=1
     )
+    test_size: int = setting(0, "the same in evaluation; 0: `IMAGE_SIZE`", at_least=0)
     flip: bool = setting(True, "whether training mirrors every other image")
+    rand_augment: int = setting(0, "operations of RandAugment on a training image", at_least=0)
+    rand_augment_magnitude: float = setting(9.0, "their strength", at_least=0, at_most=10)
+    erasing: float = setting(0.0, "share of training images that lose a rectangle", at_least=0, at_most=1)
+    mixup: float = setting(0.0, "α of mixup, two images of a batch blended; 0 for none", at_least=0)
+    cutmix: float = setting(0.0, "α of CutMix, a rectangle of one in the other; with both, either has half", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
     temperature: float = setting(
         1.0, "divides the likelihoods before the softmax; `python -m uniperceiver_v2.calibrate` fits it", above=0
     )
+
+    @property
+    def tested_size(self) -> int:
+        """The side of the square in evaluation, in pixels."""
+        return self.test_size or self.image_size
 
 
 class ClassificationTask(NamingTask):
@@ -48,11 +60,18 @@ class ClassificationTask(NamingTask):
         return cls(settings, naming_datasets(cfg, "classification", settings))
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
-        encoding, _ = model.image_encoder(model.preprocess(inputs))
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(self.candidates_of(inputs))
+        images, settings = model.preprocess(inputs), self.settings
+        labels = torch.tensor([x["label"] for x in inputs], device=images.tensor.device)
+        texts = self.candidates_of(inputs)
+        weights = mixing_weights(len(images), images.image_sizes[0], settings.mixup, settings.cutmix)
+        if weights is not None:
+            weights = weights.to(labels.device)
+            images.tensor, labels = mix(images.tensor, labels, weights, len(texts))
+        encoding, _ = model.image_encoder(images)
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(texts)
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
-        labels = torch.tensor([x["label"] for x in inputs], device=logits.device)
-        hits = (logits.argmax(-1) == labels).sum()
+        likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
+        hits = (logits.argmax(-1) == likeliest).sum()
         log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
         aligned = model.likelihood(encoding.mean_global_token(), alignment_targets)
         smoothing = self.settings.label_smoothing
@@ -84,6 +103,8 @@ def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, Classif
         settings.image_size,
         crop_scale=settings.crop_scale,
         flip=settings.flip,
+        rand_augment=(settings.rand_augment, settings.rand_augment_magnitude),
+        erasing=settings.erasing,
     )
     return records, mapper
 
@@ -91,7 +112,7 @@ def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, Classif
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:
     records = load_dataset(dataset_name)
     return records, ClassificationMapper(
-        task.name, candidate_names(dataset_name), cfg.INPUT.FORMAT, task.settings.image_size
+        task.name, candidate_names(dataset_name), cfg.INPUT.FORMAT, task.settings.tested_size
     )
 
 

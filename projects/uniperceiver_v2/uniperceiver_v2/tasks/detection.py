@@ -16,9 +16,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
 from ..data import build_test_loader, load_dataset
-from ..data.datasets.records import Records, candidate_names, load_detection_training
+from ..data.datasets.records import Records, candidate_names, federation_of, load_detection_training
 from ..data.mappers.images import DetectionMapper
 from ..data.samples import DetectionSample
+from ..errors import UserError
 from ..evaluation.lvis_numpy import repair_lvis
 from ..evaluation.own_ids import OwnIdsEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
@@ -29,12 +30,14 @@ from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
 from ..reading import check_instances
 from ..visualization import draw_test_scenes
+from .category_sample import CategorySample
 from .task import NamingTask, log_accuracy, naming_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings(TaskSettings):
-    """Settings of detection. ``INPUT`` has the sizes, flips and crops of images."""
+    """Settings of detection. ``INPUT`` has the sizes, flips and crops of images, unless ``JITTER_SIZE`` gives the sizes
+    of training."""
 
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
@@ -42,8 +45,26 @@ class DetectionSettings(TaskSettings):
     temperature: float = setting(
         1.0, "divides the logits of scores; `python -m uniperceiver_v2.calibrate` fits it", above=0
     )
+    detections_per_image: int = setting(
+        0, "detections of an image; 0: `TEST.DETECTIONS_PER_IMAGE`; LVIS: 300", at_least=0
+    )
     repeat_threshold: float = setting(
         0.0, "images of categories that fewer than this share of images show are repeated; LVIS: 0.001", at_least=0
+    )
+    federated_sample: int = setting(
+        0,
+        "categories that a batch compares with: its own and others drawn by frequency, for an image without those "
+        "that it does not exhaustively annotate; 0: all; LVIS: 50",
+        at_least=0,
+    )
+    jitter_size: int = setting(
+        0,
+        "side in pixels of the square of large-scale jitter in training, in place of `INPUT`'s sizes; 0: no jitter",
+        at_least=0,
+    )
+    jitter_scale: list[float] = setting([0.1, 2.0], "its smallest and largest scale", above=0)
+    copy_paste: float = setting(
+        0.0, "share of training images onto which objects of another image are pasted", at_least=0, at_most=1
     )
 
 
@@ -61,37 +82,49 @@ class DetectionTask(NamingTask):
 
     def __init__(self, settings: DetectionSettings, detections_per_image: int = 100, named_by: Sequence[str] = ()):
         super().__init__(settings, named_by)
-        self._detections_per_image = detections_per_image
+        self.detections_per_image = detections_per_image
 
     @classmethod
     def from_config(cls, cfg: CfgNode, settings: DetectionSettings) -> DetectionTask:
-        return cls(settings, cfg.TEST.DETECTIONS_PER_IMAGE, naming_datasets(cfg, "detection", settings))
+        count = settings.detections_per_image or cfg.TEST.DETECTIONS_PER_IMAGE
+        return cls(settings, count, naming_datasets(cfg, "detection", settings))
 
     def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
-        encoding, regions = model.image_encoder(images, targets)
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(self.candidates_of(inputs))
+        categories = self._categories(inputs, targets.labels)
+        # As label each object has its place in the batch: so each state knows which object it answers for.
+        places = torch.arange(targets.valid.numel(), device=targets.valid.device).view_as(targets.valid)
+        encoding, regions = model.image_encoder(images, replace(targets, labels=places))
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(categories.texts)
         matches = regions.matches
-        labels = targets.labels[matches.image, matches.target]
+        labels = categories.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]
         logits = model.likelihood.of_directions(matched_proposals, candidates)
+        logits = categories.compared(logits, matches.image, labels)
         # Align before fuse: every state of the region network that is matched to an object is also compared with the
         # names, as the text encoder encodes them. The matched proposals are too few to teach the region network to
         # distinguish categories. And as long as it cannot, the unified decoder learns to make all candidates equal.
         aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
+        owner = regions.labels
+        state_labels = categories.labels.flatten()[owner]
+        aligned = categories.compared(aligned, owner // targets.valid.shape[1], state_labels)
         matched, hits, answering = sum_over_ranks(
             torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), regions.weights.sum()
         )
         log_accuracy("category_accuracy", hits, matched)
         category = F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(matched)
-        of_states = F.cross_entropy(aligned, regions.labels, reduction="none")
+        of_states = F.cross_entropy(aligned, state_labels, reduction="none")
         alignment = (of_states * regions.weights).sum() / mean_divisor(answering)
         return {
             **regions.losses,
             "loss_category": self.settings.category_weight * category,
             "loss_alignment": self.settings.alignment_weight * alignment,
         }
+
+    def _categories(self, inputs: Sequence[DetectionSample], labels: Tensor) -> CategorySample:
+        texts, count = self.candidates_of(inputs), self.settings.federated_sample
+        return CategorySample.federated(texts, labels, inputs, count) if count else CategorySample(texts, labels)
 
     def loss_count(self, inputs: Sequence[DetectionSample]) -> int:
         return sum(len(x["instances"]) for x in inputs)
@@ -117,7 +150,7 @@ class DetectionTask(NamingTask):
         candidates = model.encode_candidates(texts)
         categories = model.likelihood.of_directions(model.decode_proposals(encoding), candidates).softmax(-1)
         scores = encoding.proposals.objectness.float().sigmoid().unsqueeze(-1) * categories  # [B,O,C]
-        count, temperature = self._detections_per_image, self.settings.temperature
+        count, temperature = self.detections_per_image, self.settings.temperature
         return [
             best_pairs(of_image, encoding.proposals, index, sizes, count, temperature)
             for index, of_image in enumerate(scores)
@@ -268,7 +301,21 @@ def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, Detecti
     records = load_detection_training(
         names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, with_masks=cfg.MODEL.MASK_ON
     )
-    return records, DetectionMapper(cfg, task.name, candidate_names(names[0]), is_train=True)
+    settings: DetectionSettings = task.settings
+    if settings.copy_paste and not cfg.MODEL.MASK_ON:
+        raise UserError(
+            f"TASKS.{task.name}.COPY_PASTE: objects are cut out by their masks, which MODEL.MASK_ON turns on"
+        )
+    mapper = DetectionMapper(
+        cfg,
+        task.name,
+        candidate_names(names[0]),
+        is_train=True,
+        jitter=(settings.jitter_size, *settings.jitter_scale) if settings.jitter_size else None,
+        copy_paste=settings.copy_paste,
+        federation=federation_of(records, names[0]) if settings.federated_sample else None,
+    )
+    return records, mapper
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, DetectionMapper]:

@@ -19,18 +19,17 @@ from ..data.datasets.texts import build_tokenizer
 from ..data.mappers.captions import PairMapper, RetrievalMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import RetrievalEvaluator, SceneRetrievalEvaluator
-from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..kinds import ConfiguredTask, TaskKind, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import gather_from_ranks, group_size, rank_in_group, sum_over_ranks
-from .task import Task, log_accuracy
+from .task import CaptionedImageSettings, Task, log_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalSettings(TaskSettings):
-    """Settings of retrieval. Images are resized as in detection, but not flipped or cropped, as captions say left
-    and right."""
+class RetrievalSettings(CaptionedImageSettings):
+    """Settings of retrieval."""
 
     captions_per_image: int = setting(
         1, "captions of an image in a training step, all of them right for it", at_least=1
@@ -117,13 +116,16 @@ def _key(content: bytes) -> int:
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, PairMapper]:
     tokenizer = build_tokenizer(cfg)
-    mapper = PairMapper(cfg, task.name, tokenizer, task.settings.captions_per_image)
+    settings: RetrievalSettings = task.settings
+    mapper = PairMapper(cfg, task.name, tokenizer, settings.captions_per_image, **settings.training_sizes)
     return captioned_images(task.settings.datasets, tokenizer), mapper
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, RetrievalMapper]:
     tokenizer = build_tokenizer(cfg)
-    return load_captions(dataset_name, tokenizer), RetrievalMapper(cfg, task.name, tokenizer)
+    return load_captions(dataset_name, tokenizer), RetrievalMapper(
+        cfg, task.name, tokenizer, **task.settings.test_sizes
+    )
 
 
 def _evaluator(name: str, folder: str) -> RetrievalEvaluator:

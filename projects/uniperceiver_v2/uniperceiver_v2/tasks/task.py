@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,36 @@ from torch import Tensor
 from ..data import load_dataset
 from ..data.datasets.records import candidate_names, own_category_ids
 from ..errors import UserError
-from ..kinds import kind_of_dataset
+from ..kinds import TaskSettings, kind_of_dataset, setting
 from ..modeling.model import UniPerceiver
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedImageSettings(TaskSettings):
+    """Sizes of images with captions. They are never mirrored, as captions say left and right."""
+
+    image_size: int = setting(
+        0, "side in pixels of the square that images are made; 0: detection's sizes, without crops", at_least=0
+    )
+    crop_scale: list[float] = setting(
+        [0.5, 1.0],
+        "smallest and largest share of an image's area that a random crop to such a square takes in training",
+        above=0,
+        at_most=1,
+    )
+    test_size: int = setting(
+        0, "side of the square that whole images are scaled to in evaluation; 0: `IMAGE_SIZE`", at_least=0
+    )
+
+    @property
+    def training_sizes(self) -> dict[str, Any]:
+        """Arguments of the mappers of training."""
+        return {"square": self.image_size, "crop_scale": self.crop_scale}
+
+    @property
+    def test_sizes(self) -> dict[str, Any]:
+        """Arguments of the mappers of evaluation."""
+        return {"square": self.test_size or self.image_size}
 
 
 class Task(ABC):

@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -93,6 +95,32 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
     if not kept:
         raise UserError(f"no image of {', '.join(names)} has an object to learn")
     return kept
+
+
+class Federation(NamedTuple):
+    """What is known of the categories of a dataset that annotates each in some images only, as LVIS does.
+
+    Attributes:
+        image_counts: [C], the number of images with each category.
+        index_of: {a category's id in the file: its index}.
+    """
+
+    image_counts: tuple[int, ...]
+    index_of: dict[int | str, int]
+
+    def unsure(self, record: dict) -> tuple[int, ...]:
+        """The categories of which an image may show more objects than it annotates."""
+        return tuple(sorted(self.index_of[i] for i in record.get("not_exhaustive_category_ids", ())))
+
+
+def federation_of(records: Records, name: str) -> Federation:
+    """The federation of a loaded detection dataset. A dataset in COCO's format annotates all categories everywhere."""
+    count = len(candidate_names(name))
+    images = Counter(c for record in records for c in {a["category_id"] for a in record["annotations"]})
+    # LVIS's own ids begin at 1 and have no gaps, so its readers need no table.
+    known = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+    index_of = {index + 1: index for index in range(count)} if known is None else dict(known)
+    return Federation(tuple(images[index] for index in range(count)), index_of)
 
 
 def load_classification_training(names: Sequence[str]) -> Records:

@@ -108,7 +108,9 @@ def training_images_of_captions(cfg: CfgNode) -> tuple[Records | ShardRecords, M
     names = list(dict.fromkeys(name for task in tasks for name in task.DATASETS))
     annotated = [name for name in names if not is_in_shards(name)]
     records = captioned_images(annotated or names, build_tokenizer(cfg))
-    return _without_held_out(cfg, records, "captioning"), ReferenceMapper(cfg, "captioning")
+    first = next(name for name in cfg.TASKS.NAMES if cfg.TASKS[name].KIND == "captioning")
+    mapper = ReferenceMapper(cfg, "captioning", **configured_task(cfg, first).settings.test_sizes)
+    return _without_held_out(cfg, records, "captioning"), mapper
 
 
 def _without_held_out(cfg: CfgNode, records: Records | InShards, task_name: str) -> Records | InShards:

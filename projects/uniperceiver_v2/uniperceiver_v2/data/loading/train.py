@@ -28,7 +28,8 @@ class TrainingBatches(Dataset):
 
     Args:
         records: the records of the task's datasets. A list is serialised for the workers.
-        mapper: turns a record into a sample; may raise :class:`UnreadableImage`.
+        mapper: turns a record into a sample; may raise :class:`UnreadableImage`. If its ``takes_another`` is true, a
+            record comes with a second one of the same task, below the key "another".
         order: the order of the records.
         batch_size: the batch size over all ranks that share a batch, a multiple of ``world_size``.
         rank, world_size: decide this rank's share.
@@ -47,6 +48,7 @@ class TrainingBatches(Dataset):
         # Serialised, so that forked workers share the memory of the records. Each access returns a new copy.
         self._records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
         self._mapper = UserErrorsAsValues(mapper)
+        self._takes_another = getattr(mapper, "takes_another", False)
         self._order = order
         self._batch_size = batch_size
         self.samples_per_batch = batch_size // world_size
@@ -73,6 +75,8 @@ class TrainingBatches(Dataset):
         for _ in range(MAX_REPLACEMENTS):
             try:
                 record = self._records[index]
+                if self._takes_another:
+                    record = {**record, "another": self._records[self._order.other_index(rng)]}
                 with numpy_draws_from(rng):
                     return self._mapper(record)
             except UserError as error:  # raised by reading the record; the mapper returns its errors as values

@@ -22,8 +22,11 @@ from pycocotools import mask as mask_api
 
 from ...errors import UnreadableImage
 from ...reading import read_image
+from ..datasets.records import Federation
 from ..samples import ClassificationSample, DetectionSample, ImageSample
 from .augmentations import BoundedResize, CenterCrop, RandomResizedCrop
+from .copy_paste import paste_objects
+from .rand_augment import RandAugment, RandomErasing
 
 _SMALLEST_EDGE = 1e-5  # pixels; smaller boxes count as empty, as in Detectron2
 
@@ -47,7 +50,8 @@ class ImageMapper(ABC):
     ):
         self._task = task
         self._classes = {} if candidates is None else {"candidates": tuple(candidates)}
-        bounded = [BoundedResize(a) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+        resizing = (T.ResizeShortestEdge, T.ResizeScale)
+        bounded = [BoundedResize(a) if isinstance(a, resizing) else a for a in augmentations]
         self._augmentations = T.AugmentationList(bounded)
         self._image_format = image_format
 
@@ -103,22 +107,56 @@ class DetectionMapper(ImageMapper):
     "instances" has gt_boxes (absolute XYXY in the transformed image), gt_classes [N] int64 and, with masks, gt_masks
     (``BitMasks`` [N, H, W]). Crowds, and objects outside the crop, are left out.
 
+    With ``copy_paste``, a record has the key "another", with a second record.
+
     Args:
         cfg: the settings. ``INPUT`` decides how images are resized, cropped and flipped, as in Detectron2's own mapper.
             ``MODEL.MASK_ON`` decides whether there are masks.
         task, candidates: see :class:`ImageMapper`.
         is_train: whether images are augmented and have targets.
+        jitter: (side, smallest, largest scale) of large-scale jitter in training, which takes the place of
+            ``INPUT``'s sizes: an image is scaled to fit into a square of this side times a random scale, and what
+            exceeds the square is cut off. None for ``INPUT``'s sizes.
+        copy_paste: the probability that an image in training gets objects of another image.
+        federation: adds "category_images" and "unsure_categories" in training; None adds neither.
     """
 
-    def __init__(self, cfg: CfgNode, task: str, candidates: Sequence[str], is_train: bool):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        task: str,
+        candidates: Sequence[str],
+        is_train: bool,
+        *,
+        jitter: tuple[int, float, float] | None = None,
+        copy_paste: float = 0.0,
+        federation: Federation | None = None,
+    ):
         augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if jitter is not None:
+            side, smallest, largest = jitter
+            # Without padding: the model pads a batch itself, and knows then what is no image.
+            augmentations[:1] = [T.ResizeScale(smallest, largest, side, side), T.FixedSizeCrop((side, side), pad=False)]
         crop = cfg.INPUT.CROP
-        self._cropped = is_train and crop.ENABLED
-        if self._cropped:
+        self._cropped = is_train and (crop.ENABLED or jitter is not None)
+        if is_train and crop.ENABLED:
             augmentations.insert(0, T.RandomCrop(crop.TYPE, crop.SIZE))
         super().__init__(task, candidates, augmentations, cfg.INPUT.FORMAT)
         self._is_train = is_train
         self._with_masks = cfg.MODEL.MASK_ON
+        self._copy_paste = copy_paste
+        self._federation = federation
+
+    @property
+    def takes_another(self) -> bool:
+        """Whether a record needs the key "another"."""
+        return self._copy_paste > 0
+
+    def __call__(self, record: dict) -> DetectionSample:
+        sample = super().__call__(record)
+        if self.takes_another and np.random.uniform() < self._copy_paste:
+            paste_objects(sample, super().__call__(record["another"]))
+        return sample
 
     def add_targets(self, sample: DetectionSample, record: dict, transforms: T.TransformList) -> None:
         if not self._is_train:
@@ -128,6 +166,9 @@ class DetectionMapper(ImageMapper):
         instances, keep = make_instances(annotations, transforms, size, self._with_masks, self._cropped)
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         sample["instances"] = instances if keep.all() else instances[keep]
+        if self._federation is not None:
+            sample["category_images"] = self._federation.image_counts
+            sample["unsure_categories"] = self._federation.unsure(record)
 
 
 def make_instances(
@@ -199,14 +240,16 @@ def _masks(segmentations: list, transforms: T.TransformList, size: tuple[int, in
 class ClassificationMapper(ImageMapper):
     """Whole images: adds "label", the index of the class among the candidates.
 
-    Training takes random resized crops and optionally flips them. Evaluation scales the image's shorter edge to
-    ``image_size`` and takes the square at the centre.
+    Training takes random resized crops, which it may flip, change by RandAugment and erase in part. Evaluation scales
+    the image's shorter edge to ``image_size`` and takes the square at the centre.
 
     Args:
         task, candidates, image_format: see :class:`ImageMapper`.
         image_size: H = W in pixels.
         crop_scale: the smallest and the largest share of an image's area in a random crop; None in evaluation.
         flip: whether images are flipped with a probability of one half.
+        rand_augment: the number and the magnitude of RandAugment's operations.
+        erasing: the probability that a rectangle is erased.
     """
 
     def __init__(
@@ -217,6 +260,8 @@ class ClassificationMapper(ImageMapper):
         image_size: int,
         crop_scale: Sequence[float] | None = None,
         flip: bool = False,
+        rand_augment: tuple[int, float] = (0, 0.0),
+        erasing: float = 0.0,
     ):
         if crop_scale is None:
             augmentations = [T.ResizeShortestEdge(image_size), CenterCrop(image_size)]
@@ -224,6 +269,10 @@ class ClassificationMapper(ImageMapper):
             augmentations = [RandomResizedCrop(image_size, crop_scale)]
         if flip:
             augmentations.append(T.RandomFlip())
+        if rand_augment[0]:
+            augmentations.append(RandAugment(*rand_augment))
+        if erasing:
+            augmentations.append(RandomErasing(erasing))
         super().__init__(task, candidates, augmentations, image_format)
 
     def add_targets(self, sample: ClassificationSample, record: dict, transforms: T.TransformList) -> None:
