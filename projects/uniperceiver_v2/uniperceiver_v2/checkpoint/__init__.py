@@ -1,5 +1,5 @@
 """Checkpoints in Detectron2's format that are safe against crashes and cannot run code."""
 
-from .checkpointer import AtomicCheckpointer, read_tensors
+from .checkpointer import AtomicCheckpointer
 
-__all__ = ["AtomicCheckpointer", "read_tensors"]
+__all__ = ["AtomicCheckpointer"]

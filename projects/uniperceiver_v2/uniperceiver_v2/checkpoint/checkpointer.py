@@ -3,23 +3,23 @@
 import contextlib
 import glob
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomically
+from ..reading import read_tensors
+from .states import require_alike
 
 # A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
 _LONGEST_NAME = 4096  # characters of a path
+# Weights of these types may be given for one another: they differ in precision only.
+_PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -29,8 +29,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
       last checkpoint is readable, whenever the process dies.
     - Files are read with ``weights_only=True``, so that a checkpoint from elsewhere cannot run code. Weights may also
       be a ``.safetensors`` file, in half precision too.
-    - Weights must fit the model key by key. Otherwise a part would keep its random weights, and only bad results would
-      show it. With ``weights_may_differ``, the weights that training starts from may fit in part.
+    - Weights must fit the model key by key, and be finite. Otherwise a part would keep its random weights, and only bad
+      results would show it. With ``weights_may_differ``, the weights that training starts from may fit in part.
 
     Args:
         model, save_dir, save_to_disk, checkpointables: as in ``DetectionCheckpointer``.
@@ -54,6 +54,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._averaging = averaging
         self._weights_may_differ = weights_may_differ
         self._in_part = False  # while a file is loaded: whether its weights may fit in part
+        self._resuming = False  # while a file is loaded: whether training goes on from it
+        self._with_states = False  # while a file is loaded: whether the checkpointables take their states from it
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write model, checkpointables and ``kwargs`` to ``<save_dir>/<name>.pth``, and make it the last checkpoint.
@@ -147,42 +149,82 @@ class AtomicCheckpointer(DetectionCheckpointer):
         names = sorted(os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth")))
         return f" ({', '.join(names[-3:])})" if names else ""
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As in ``DetectionCheckpointer``.
+
+        Raises:
+            UserError: as :meth:`load`. Also if ``resume`` finds a checkpoint of weights alone: training would begin anew.
+        """
+        self._resuming = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As in ``DetectionCheckpointer``.
 
         Raises:
-            UserError: the file is missing or truncated, has more than tensors and plain values, has weights of another
-                architecture, or does not fit the settings.
+            UserError: the file is missing, truncated or damaged, has more than tensors and plain values, has weights of
+                another architecture or weights that are not finite, or does not fit the settings.
         """
-        if path and "://" not in path and not os.path.isfile(path):
-            raise UserError(f"checkpoint not found: {path}")
+        if path:
+            path = self._local(path)
         self._in_part = self._weights_may_differ and checkpointables == []
+        self._with_states = checkpointables is None
         try:
             return super().load(path, checkpointables=checkpointables)
         except UserError as error:
             raise error if path in str(error) else UserError(f"{path}: {error}") from error
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path} does not fit these settings: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a damaged state ends in whatever its first wrong value leads to
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{path} does not fit these settings: {reason}") from error
+
+    def _local(self, path: str) -> str:
+        """The file that a path means. Addresses are fetched by Detectron2's ``PathManager``, if it knows their kind."""
+        hint = ""
+        if "://" in path:
+            try:
+                path = self.path_manager.get_local_path(path)
+            except Exception as error:  # of whatever handler a user has registered
+                raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from error
+            hint = "; copy the file here, or register a handler for its address with Detectron2's PathManager"
+        if not os.path.isfile(path):
+            raise UserError(f"checkpoint not found: {path}{hint}")
+        return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         loaded = read_tensors(filename)
+        lacking = [key for key in self.checkpointables if key not in loaded]
+        if self._resuming and lacking:
+            raise UserError(
+                f"--resume: {filename} has weights, but no state of training ({', '.join(lacking)}), so training would "
+                "begin anew; give it as MODEL.WEIGHTS without --resume if that is meant"
+            )
+        for key in self.checkpointables.keys() & loaded.keys() if self._with_states else ():
+            require_alike(self.checkpointables[key].state_dict(), loaded[key], key)
         return loaded if "model" in loaded else {"model": loaded}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = checkpoint["model"]
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise UserError("the checkpoint's 'model' is not a dict of tensors")
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        ):
+            raise UserError("the checkpoint's 'model' is not a dict of tensors by their names")
         torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
         if self._in_part:
             checkpoint["model"] = self._what_fits(state)
         else:
             require_fit(state, self.model)
+        _require_finite(state)
         return super()._load_model(checkpoint)
 
     def _what_fits(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's state with the weights of the checkpoint that fit. The log lists the others."""
         own = self.model.state_dict()
-        fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        fitting = {key: value for key, value in state.items() if key in own and not _difference(value, own[key])}
         if not fitting:
             raise UserError(f"none of the {len(state)} weights of the checkpoint fits the model")
         if differences := state_differences(state, own):
@@ -212,44 +254,39 @@ def require_fit(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """A line for each key that is missing, unknown, or has another shape. ``own`` is the model's state."""
+    """A line for each key that is missing, unknown, or has another shape or type. ``own`` is the model's state."""
     lines = []
     for key in sorted(state.keys() | own.keys()):
         if key not in own:
             lines.append(f"{key}: {list(state[key].shape)} in the checkpoint, not in the model")
         elif key not in state:
             lines.append(f"{key}: {list(own[key].shape)} in the model, not in the checkpoint")
-        elif state[key].shape != own[key].shape:
-            lines.append(f"{key}: {list(state[key].shape)} in the checkpoint, {list(own[key].shape)} in the model")
+        elif difference := _difference(state[key], own[key]):
+            lines.append(f"{key}: {difference}")
     return lines
 
 
-def read_tensors(path: str) -> dict[str, Any]:
-    """A dict that ``torch.save`` wrote, or the tensors of a ``.safetensors`` file, on the CPU. Code in the file is not
-    run.
+def _difference(given: Tensor, own: Tensor) -> str:
+    """In which property a weight differs from the model's, so that it cannot be copied without loss. "" if in none."""
+    kinds = given.dtype, own.dtype
+    dense = given.layout == torch.strided and given.device.type == "cpu" and not given.is_quantized
+    if not dense:
+        return "not a tensor of plain numbers in the checkpoint"
+    if given.shape != own.shape:
+        return f"{list(given.shape)} in the checkpoint, {list(own.shape)} in the model"
+    if kinds[0] != kinds[1] and not set(kinds) <= set(_PRECISIONS):
+        return f"{kinds[0]} in the checkpoint, {kinds[1]} in the model"
+    return ""
 
-    Raises:
-        UserError: the file is truncated, or has more than tensors and plain values.
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
     """
-    if path.endswith(".safetensors"):
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    with open(path, "rb") as file:
-        is_archive = file.read(2) == b"PK"
-    if is_archive and not zipfile.is_zipfile(path):
-        # The directory of a zip archive is at its end.
-        raise UserError(f"{path} is cut short: copy it again or take an older checkpoint")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds "
-            "code, none of which was run"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
-    return loaded
+    Raises:
+        UserError: a weight is NaN or infinite. A model with such weights answers with nothing but NaN.
+    """
+    for key, value in state.items():
+        # The sum is fast, and finite for almost all weights that are.
+        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise UserError(f"{key} has {count} of {value.numel()} values that are NaN or infinite")
+

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..checkpoint import read_tensors
 from ..errors import UserError, nearest
+from ..reading import read_tensors
 
 if TYPE_CHECKING:
     from ..checkpoint import AtomicCheckpointer

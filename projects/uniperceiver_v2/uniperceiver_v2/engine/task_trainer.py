@@ -341,7 +341,16 @@ class TaskTrainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            UserError: a moment of the optimizer has another shape than its parameter, which PyTorch does not notice.
+        """
         super().load_state_dict(state_dict)
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    shapes = f"{list(value.shape)}, and its parameter {list(parameter.shape)}"
+                    raise UserError(f"the optimizer's '{name}' of a parameter has the shape {shapes}")
         if "skipped" in state_dict:
             self._skipped = Counter(state_dict["skipped"]["all"])
             self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])

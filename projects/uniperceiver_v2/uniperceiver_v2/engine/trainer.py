@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Iterations between two progress lines, and between two rows of metrics.json and TensorBoard.
 WRITE_PERIOD = 20
+_MOST_ITERATIONS = 2**40  # of a run; a checkpoint with more is damaged
 
 
 class UniPerceiverTrainer(DefaultTrainer):
@@ -98,6 +99,16 @@ class UniPerceiverTrainer(DefaultTrainer):
         if not (resume and self.checkpointer.has_checkpoint()):
             load_pretrained_parts(self.cfg, self.model)
         super().resume_or_load(resume)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in Detectron2.
+
+        Raises:
+            UserError: the iteration is not one that a run can have finished.
+        """
+        super().load_state_dict(state_dict)
+        if not 0 <= self.iter < _MOST_ITERATIONS:
+            raise UserError(f"its state of training is that of iteration {self.iter}")
 
     def train(self) -> dict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER``, or until ``SOLVER.EARLY_STOPPING`` ends training.

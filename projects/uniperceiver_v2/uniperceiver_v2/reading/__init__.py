@@ -10,6 +10,7 @@ from .documents import read_columns, read_json, read_lines, read_table, read_tex
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
 from .sources import explained, remedy_of, require_source, source_of
+from .weights import read_tensors
 
 __all__ = [
     "LARGEST_FILE",
@@ -32,6 +33,7 @@ __all__ = [
     "read_lines",
     "read_size",
     "read_table",
+    "read_tensors",
     "read_text",
     "read_xml",
     "read_yaml",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..checkpointer import read_tensors
+from ...reading import read_tensors
 
 # All that a pickle of numbers and NumPy arrays names. Each makes a value of its arguments and runs nothing else.
 _HARMLESS = {
