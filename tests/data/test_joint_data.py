@@ -7,25 +7,14 @@ from uniperceiver_v2.data import build_task_train_loader, build_test_loader
 from uniperceiver_v2.files import REPOSITORY
 
 from . import miniatures
-from .datasets.test_shards import pairs_of, write_shard
+from .joint_miniatures import write_all
 
 
 @pytest.fixture
 def joint(tmp_path, monkeypatch):
     """The configuration of the ResNet-50 model with small batches and images, on miniatures of all of its datasets."""
     miniatures.register_only(tmp_path, monkeypatch)
-    miniatures.write_coco(tmp_path, [1, 2, 3, 21, 22])
-    miniatures.write_coco(tmp_path, [4, 5], "val2017")
-    miniatures.write_karpathy_coco(tmp_path, {"train": [1, 2, 3], "restval": [4, 24], "val": [21], "test": [22, 23]})
-    miniatures.write_flickr30k(tmp_path, {"train": [7], "val": [8], "test": [9, 10]})
-    miniatures.write_imagenet(tmp_path, {"n02012849": "crane", "n01440764": "tench, Tinca tinca"}, images=3)
-    miniatures.write_visual_genome(tmp_path, [(101, 1, None), (102, 22, None), (103, None, 9), (104, None, None)])
-    for name in ("cc3m", "cc12m", "sbu", "yfcc"):
-        (tmp_path / name).mkdir()
-        write_shard(tmp_path / name / "00000.tar", pairs_of(0))
-    for name in ("bookcorpus", "wikipedia"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "00000.txt").write_text("".join(f"a text with the number {n}\n" for n in range(9)))
+    write_all(tmp_path)
     options = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(REPOSITORY / "configs/digit_scenes/text_encoder")]
     options += ["INPUT.MIN_SIZE_TRAIN", "(48,)", "INPUT.MIN_SIZE_TEST", "48", "DATALOADER.NUM_WORKERS", "0"]
     options += ["TEST.IMS_PER_BATCH", "2", "SEED", "3"]

@@ -4,6 +4,7 @@ import gzip
 import math
 import random
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,10 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from uniperceiver_v2.config.checks import check_config
+from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import caption_metrics as module
-from uniperceiver_v2.evaluation import meteor
+from uniperceiver_v2.evaluation import meteor, spice
 from uniperceiver_v2.evaluation.caption_metrics import METRICS, caption_metrics
 from uniperceiver_v2.evaluation.caption_tokens import has_java, tokenize_plainly
 
@@ -180,23 +183,59 @@ def test_a_word_may_be_cut_at_any_sign():
     }
 
 
-class FakeSpice:
-    def compute_score(self, references, candidates):
-        if candidates[1] == ["fails"]:
-            raise subprocess.CalledProcessError(1, "java")
-        return 0.25, []
+# Stands for SPICE's program: it writes the share of a caption's words that its first reference has, or fails.
+FAKE_JAVA = """#!{python}
+import json, sys
+assert sys.argv[sys.argv.index("-cp") + 2] == "edu.anu.spice.SpiceScorer" and "-subset" in sys.argv
+jars = sys.argv[sys.argv.index("-cp") + 1].split(":")
+assert jars[0].endswith("spice/spice-1.0.jar") and jars[1].endswith("spice/lib/*") and jars[2] == "models/*", jars
+given = json.load(open(sys.argv[sys.argv.index("edu.anu.spice.SpiceScorer") + 1]))
+if any(item["test"] == "fails" for item in given):
+    sys.exit("out of memory")
+scores = []
+for item in given:
+    words = item["test"].split()
+    share = sum(word in item["refs"][0].split() for word in words) / len(words) if words else "NaN"
+    scores.append({{"image_id": item["image_id"], "scores": {{"All": {{"f": share}}}}}})
+json.dump(scores[::-1], open(sys.argv[sys.argv.index("-out") + 1], "w"))
+"""
 
 
-def test_spice_where_its_models_are(monkeypatch):
-    monkeypatch.setattr(module, "_SPICE_MODELS", ())
-    monkeypatch.setattr(module.spice, "Spice", FakeSpice)
-    assert module._spice_scores({1: ["a"]}, {"x": {1: ["a"]}, "y": {1: ["b"]}}) == {"x": 0.25, "y": 0.25}
-    assert module._spice_scores({1: ["a"]}, {"x": {1: ["a"]}, "y": {1: ["fails"]}}) == {}
+@pytest.fixture
+def fake_java(monkeypatch, tmp_path):
+    program = tmp_path / "bin/java"
+    program.parent.mkdir()
+    program.write_text(FAKE_JAVA.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
 
 
-def test_spice_without_its_models_is_missing_and_downloads_nothing(monkeypatch, caplog):
-    monkeypatch.setattr(module, "_SPICE_MODELS", ("no-such-models.jar",))
-    monkeypatch.setattr(module.spice, "Spice", None)
-    with caplog.at_level("INFO"):
-        assert module._spice_scores({1: ["a"]}, {"x": {1: ["a"]}}) == {}
-    assert "no-such-models.jar" in caplog.text
+def test_spice_of_all_rows_from_one_process(fake_java):
+    references = {7: ["a dog", "two dogs"], 9: ["one cat"]}
+    rows = {"x": {7: ["a dog"], 9: ["one dog"]}, "y": {7: ["dogs"], 9: ["no cat here now"]}, "z": {7: [""], 9: ["a"]}}
+    scores = spice.spice_scores(references, rows, "models")
+    assert scores["x"] == 0.75 and scores["y"] == 0.125 and math.isnan(scores["z"])
+
+
+def test_a_failure_of_spice_is_logged(fake_java, caplog):
+    assert spice.spice_scores({1: ["a"]}, {"x": {1: ["fails"]}}, "models") == {}
+    assert "SPICE failed: out of memory" in caplog.text
+
+
+def test_spice_is_computed_only_where_its_models_are_given(monkeypatch):
+    monkeypatch.setattr(module, "tokenize", lambda texts: (texts, True))
+    monkeypatch.setattr(module, "meteor_scores", lambda references, rows: {})
+    asked = []
+    monkeypatch.setattr(module, "spice_scores", lambda *given: asked.append(given[2]) or {"caption": 0.25})
+    arguments = {1: ["a dog"]}, {"caption": {1: "a dog"}}
+    assert math.isnan(caption_metrics(*arguments)["caption"]["SPICE"]) and not asked
+    assert caption_metrics(*arguments, "models")["caption"]["SPICE"] == 25 and asked == ["models"]
+
+
+def test_a_missing_model_of_spice_is_named_before_any_work(tiny_config, tmp_path):
+    tiny_config.TASKS.NAMES, tiny_config.TEST.SPICE_MODELS = [], str(tmp_path)
+    for name in spice.MODELS:
+        with pytest.raises(UserError, match=rf"TEST\.SPICE_MODELS: no file {tmp_path}/{name}; .*2015-12-09\.zip"):
+            check_config(tiny_config, training=False)
+        (tmp_path / name).touch()
+    assert not spice.missing_models(str(tmp_path))

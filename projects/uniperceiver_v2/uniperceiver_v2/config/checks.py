@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from ..errors import UserError, nearest
+from ..evaluation.spice import missing_models
 from ..kinds import KINDS, evaluating_task, kind_of_dataset
 from ..modeling.image_encoder.conventions import CONVENTIONS
 
@@ -103,6 +104,11 @@ def _check_tasks(cfg: CfgNode, sharers: int) -> None:
 def _check_evaluation(cfg: CfgNode) -> None:
     if cfg.TEST.IMS_PER_BATCH < 1:
         raise UserError(f"TEST.IMS_PER_BATCH must be at least 1, not {cfg.TEST.IMS_PER_BATCH}")
+    if cfg.TEST.SPICE_MODELS and (missing := missing_models(cfg.TEST.SPICE_MODELS)):
+        raise UserError(
+            f"TEST.SPICE_MODELS: no file {missing[0]}; it is in stanford-corenlp-full-2015-12-09.zip of "
+            "https://nlp.stanford.edu/software"
+        )
     for name, task in cfg.TASKS.items():
         if name != "NAMES":
             _check_datasets(f"TASKS.{name}.EVALUATES", task.EVALUATES)

@@ -57,6 +57,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # Images (or texts) of a batch in evaluation, over all ranks. The images of a batch have the same size, so that a
     # result does not depend on the other images of its batch.
     cfg.TEST.IMS_PER_BATCH = 8
+    # The folder of Stanford's models for SPICE, one of the metrics of captions. It is left out without them.
+    cfg.TEST.SPICE_MODELS = ""
 
     # Unreadable images are skipped. Training stops when their share among all images seen exceeds this.
     cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.01

@@ -2,37 +2,33 @@
 
 import logging
 import math
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.spice import spice
 
 from .caption_tokens import tokenize
 from .meteor import Captions, meteor_scores
+from .spice import spice_scores
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
-_SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-
 
 def caption_metrics(
-    references: Mapping[int, Sequence[str]], rows: Mapping[str, Mapping[int, str]]
+    references: Mapping[int, Sequence[str]], rows: Mapping[str, Mapping[int, str]], spice_models: str = ""
 ) -> dict[str, dict[str, float]]:
     """All metrics of several sets of captions of the same images, in percent.
 
     Without Java, METEOR and SPICE cannot be computed, and :func:`~.caption_tokens.tokenize_plainly` splits captions
-    into words. SPICE also needs models that do not come with pycocoevalcap. The log says which metrics are missing and
-    why.
+    into words. SPICE also needs models that do not come with pycocoevalcap. The log says which metrics are missing.
 
     Args:
         references: {image id: captions}, at least one caption for each image.
         rows: {name: {image id: caption}}, each with a caption for every image.
+        spice_models: the folder of SPICE's models; without one there is no SPICE.
 
     Returns:
         {name: {metric: value}}. A missing metric is NaN. If no reference contains a word, all metrics are NaN.
@@ -49,15 +45,16 @@ def caption_metrics(
         return {name: dict.fromkeys(METRICS, math.nan) for name in rows}
 
     if by_java:
-        meteor, spice_scores = meteor_scores(references, rows), _spice_scores(references, rows)
+        meteor = meteor_scores(references, rows)
+        spice = spice_scores(references, rows, spice_models) if spice_models else {}
     else:
-        meteor = spice_scores = {}
+        meteor = spice = {}
         logger.warning("no Java: captions are tokenized by simpler rules, and METEOR and SPICE are missing")
     found = {
         name: {
             **_plain_metrics(references, row),
             "METEOR": meteor.get(name, math.nan),
-            "SPICE": spice_scores.get(name, math.nan),
+            "SPICE": spice.get(name, math.nan),
         }
         for name, row in rows.items()
     }
@@ -70,19 +67,3 @@ def _plain_metrics(references: Captions, candidates: Captions) -> dict[str, floa
     rouge, _ = Rouge().compute_score(references, candidates)
     cider, _ = Cider().compute_score(references, candidates)
     return {**{f"Bleu_{n + 1}": value for n, value in enumerate(bleu)}, "ROUGE_L": rouge, "CIDEr": cider}
-
-
-def _spice_scores(references: Captions, rows: Mapping[str, Captions]) -> dict[str, float]:
-    """SPICE in 0..1 by name. If its models are missing or it fails, the result is empty and the log says why."""
-    folder = os.path.join(os.path.dirname(spice.__file__), "lib")
-    # Without this check pycocoevalcap would download the models in the middle of an evaluation.
-    missing = [name for name in _SPICE_MODELS if not os.path.exists(os.path.join(folder, name))]
-    if missing:
-        logger.info("no SPICE: %s not found in %s", " and ".join(missing), folder)
-        return {}
-    try:
-        scorer = spice.Spice()
-        return {name: scorer.compute_score(references, row)[0] for name, row in rows.items()}
-    except (OSError, subprocess.CalledProcessError) as error:
-        logger.warning("SPICE failed: %s", error)
-        return {}

@@ -67,11 +67,15 @@ class CaptionEvaluator(GatheringEvaluator):
             ``predictions.json``, which lists each caption with its references and baselines. None writes no files.
         baselines: adds two rows to the results, for the random caption and for the nearest image's caption. The
             attribute may also be set later, before the first prediction.
+
+    Attributes:
+        spice_models: the folder of SPICE's models; without one there is no SPICE.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None, baselines: CaptionBaselines | None = None):
         super().__init__(dataset_name, output_folder)
         self.baselines = baselines
+        self.spice_models = ""
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
@@ -108,4 +112,4 @@ class CaptionEvaluator(GatheringEvaluator):
         readable = [{key: value for key, value in r.items() if key != "image_feature"} for r in records]
         self._write("predictions.json", [{**record, **row} for record, row in zip(readable, by_image)])
         references = {record["image_id"]: record["references"] for record in records}
-        return caption_metrics(references, {name: dict(zip(ids, row)) for name, row in rows.items()})
+        return caption_metrics(references, {name: dict(zip(ids, row)) for name, row in rows.items()}, self.spice_models)

@@ -172,10 +172,10 @@ def _evaluator(name: str, folder: str) -> CaptionEvaluator:
 
 
 def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[CaptionEvaluator]) -> None:
-    """Give the evaluators the captions of the training set as baselines."""
+    """Give the evaluators the captions of the training set as baselines, and the place of SPICE's models."""
     baselines = caption_baselines(cfg, model)
     for evaluator in evaluators:
-        evaluator.baselines = baselines
+        evaluator.baselines, evaluator.spice_models = baselines, cfg.TEST.SPICE_MODELS
 
 
 def _draw(cfg: CfgNode, model: nn.Module, dataset_name: str) -> None:
