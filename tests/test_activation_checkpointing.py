@@ -93,6 +93,7 @@ def count_runs(model) -> dict[str, list[int]]:
             *(layer.attention for layer in regions.encoder.layers),
             *(layer.self_attention for layer in regions.decoder.layers),
         ],
+        "text_encoder": [layer.attention for layer in model.text_encoder.model.encoder.layer],
         "decoder": [layer.ffn_norm for layer in model.decoder.layers],
     }
     runs = {part: [0] * len(modules) for part, modules in first.items()}

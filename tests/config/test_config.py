@@ -214,3 +214,26 @@ def test_the_papers_joint_configurations_are_valid(name):
     node = cfg.MODEL.UNIPERCEIVER_V2
     assert (node.EMBED_DIM, node.DECODER.LAYERS, node.DECODER.HEADS) == (768, 6, 12)
     assert node.DECODER.FFN_DIM * node.DECODER.ACTIVE_EXPERTS == 3072  # BERT-base's width, for a token
+
+
+@pytest.mark.parametrize("name", ["r50", "swin_base", "swin_large"])
+def test_no_task_of_the_joint_training_takes_much_longer_steps_than_another(name):
+    """A draw of task k moves a parameter by about ω_k/s_k times the rate."""
+    cfg = load_config(str(REPOSITORY / f"configs/joint/uniperceiver_v2_{name}.yaml"))
+    ratios = sampling_ratios(cfg)
+    steps = {task: cfg.TASKS[task].GRADIENT_WEIGHT / ratio for task, ratio in ratios.items()}
+    assert steps.pop("coco") == pytest.approx(12)
+    assert steps == {task: pytest.approx(6) for task in ratios if task != "coco"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.BACKBONE_LAYER_DECAY", "1.1", "above 0 and at most 1, not 1.1"),
+        ("SOLVER.TEXT_ENCODER_LAYER_DECAY", "0", "above 0 and at most 1, not 0"),
+        ("MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH", "1.0", "in [0, 1), or below 0 to keep the model's, not 1.0"),
+    ],
+)
+def test_factors_of_the_recipe_are_checked(config_file, key, value, expected):
+    found = message(key, value, config_file=config_file)
+    assert key in found and expected in found

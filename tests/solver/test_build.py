@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from torch import nn
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
 from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.solver import TaskBalancedAdamW, build_optimizer
 from uniperceiver_v2.solver.build import parameter_groups
 
@@ -167,3 +169,46 @@ def test_cosine_with_a_rescaled_interval_is_a_one_cycle_rate(cfg):
                 p.grad = torch.zeros_like(p)
         optimizer.step(task="scenes")
         scheduler.step()
+
+
+def test_layer_decay_slows_early_blocks(tiny_config, tiny_model):
+    tiny_config.SOLVER.update({"BASE_LR": 1.0, "BACKBONE_MULTIPLIER": 0.5, "TEXT_ENCODER_MULTIPLIER": 0.8})
+    plain = rates(tiny_config, tiny_model)
+    tiny_config.SOLVER.update({"BACKBONE_LAYER_DECAY": 0.9, "TEXT_ENCODER_LAYER_DECAY": 0.7})
+    found = rates(tiny_config, tiny_model)
+    blocks = tiny_model.image_encoder.backbone.blocks()
+    layers = tiny_model.text_encoder.model.encoder.layer
+    for modules, rate, decay in ((blocks, 0.5, 0.9), (layers, 0.8, 0.7)):
+        for behind, module in enumerate(reversed(modules)):
+            assert list({found[p] for p in module.parameters()}) == [pytest.approx(rate * decay**behind)]
+    backbone, text = tiny_model.image_encoder.backbone.model, tiny_model.text_encoder.model
+    first = (0.5 * 0.9 ** (len(blocks) - 1), 0.8 * 0.7 ** (len(layers) - 1))
+    for module, rate in ((backbone.embedder, first[0]), (text.embeddings, first[1])):
+        assert list({found[p] for p in module.parameters()}) == [pytest.approx(rate)], "as the first block"
+    slowed = {*backbone.parameters(), *text.parameters()}
+    assert {p for p in plain if found[p] != plain[p]} < slowed and len(found) == len(plain)
+
+
+def rates(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
+    return {p: group["lr"] for group in parameter_groups(cfg, model) for p in group["params"]}
+
+
+def test_what_stands_between_blocks_learns_as_the_next_one(tiny_config):
+    fields = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    tiny_config.MODEL.UNIPERCEIVER_V2.BACKBONE.update({"CONFIG": CfgNode(fields), "NORM": ""})
+    tiny_config.SOLVER.update({"BASE_LR": 1.0, "BACKBONE_MULTIPLIER": 1.0, "BACKBONE_LAYER_DECAY": 0.5})
+    model = build_model(tiny_config)
+    found = {
+        name: rate for p, rate in rates(tiny_config, model).items() for name, q in model.named_parameters() if p is q
+    }
+    swin = "image_encoder.backbone.model.swin"
+    assert found[f"{swin}.encoder.layers.2.blocks.0.layernorm_before.weight"] == 0.5
+    assert found[f"{swin}.encoder.layers.1.downsample.reduction.weight"] == 0.5
+    assert found[f"{swin}.embeddings.patch_embeddings.projection.weight"] == 0.125
+    assert found["image_encoder.backbone.model.hidden_states_norms.stage1.weight"] == 1
+
+
+def test_layer_decay_needs_known_blocks(cfg):
+    cfg.SOLVER.BACKBONE_LAYER_DECAY = 0.9
+    with pytest.raises(UserError, match=r"SOLVER\.BACKBONE_LAYER_DECAY: the blocks of the backbone are not known"):
+        parameter_groups(cfg, Toy())

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from uniperceiver_v2.shared_noise import noise_of_step
 from uniperceiver_v2.tasks import CLASSIFICATION, ClassificationTask
 
 
@@ -121,3 +122,39 @@ def test_candidates_are_needed(tiny_model, digits, names):
     digits[0]["candidates"] = names
     with pytest.raises(ValueError, match="candidates"):
         tiny_model(digits)
+
+
+@torch.no_grad()
+def test_an_ensemble_answers_by_the_mean_direction(tiny_config, digits):
+    tiny_config.TASKS.digits.update({"PROMPT": "a {}", "FURTHER_PROMPTS": ["the digit {}", "{}"]})
+    model = build_model(tiny_config).eval()
+    images, _ = representations(model, digits)
+    prompts = ("a {}", "the digit {}", "{}")
+    texts = [tuple(prompt.format(name) for name in digits[0]["candidates"]) for prompt in prompts]
+    mean = sum(model.encode_candidates(of_prompt).double() for of_prompt in texts)
+    cosines = torch.nn.functional.cosine_similarity(images[:, None].double(), mean, dim=-1)
+    expected = (cosines / model.likelihood.temperature.double()).softmax(-1)
+    found = torch.stack([x["scores"] for x in model(digits)]).double()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_training_draws_a_prompt_of_the_ensemble(tiny_config, digits, monkeypatch):
+    """The same for all ranks, whose generators differ, and all prompts about equally often."""
+    tiny_config.TASKS.digits.update({"PROMPT": "a {}", "FURTHER_PROMPTS": ["the digit {}", "{}"]})
+    model, seen = build_model(tiny_config), []
+    encode = model.encode_candidates_and_alignment_targets
+    monkeypatch.setattr(
+        model, "encode_candidates_and_alignment_targets", lambda texts: seen.append(texts[0]) or encode(texts)
+    )
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with noise_of_step(0, 5):
+            train_losses(model, digits)
+    assert seen[0] == seen[1]
+    task, name = model.tasks["digits"], digits[0]["candidates"][0]
+    drawn = []
+    for step in range(300):
+        with noise_of_step(0, step):
+            drawn += task._drawn((name,))
+    counts = [drawn.count(prompt.format(name)) for prompt in ("a {}", "the digit {}", "{}")]
+    assert sum(counts) == 300 and min(counts) > 70

@@ -175,3 +175,25 @@ def test_weights_of_another_model(tmp_path):
     ResNetForImageClassification(AutoConfig.for_model(**RESNET)).save_pretrained(tmp_path)
     AutoConfig.for_model(**CONVNEXT).save_pretrained(tmp_path)
     assert "another architecture" in message(backbone_cfg(path=tmp_path))
+
+
+def drop_path_rates(cfg: CfgNode) -> list[float]:
+    """Of the blocks; 0 where a block has no stochastic depth."""
+    return [getattr(block.drop_path, "drop_prob", 0.0) for block in build_backbone(cfg).blocks()]
+
+
+def test_stochastic_depth_replaces_the_models_own(tmp_path):
+    AutoConfig.for_model(**SWIN).save_pretrained(tmp_path)
+    for cfg in (backbone_cfg(SWIN), backbone_cfg(path=tmp_path)):
+        assert drop_path_rates(cfg) == pytest.approx([0.0, 0.1 / 3, 0.2 / 3, 0.1]), "transformers' default is 0.1"
+        cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH = 0.3
+        assert drop_path_rates(cfg) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+        cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH = 0.0
+        assert drop_path_rates(cfg) == [0.0] * 4
+
+
+def test_a_resnet_has_no_stochastic_depth():
+    cfg = backbone_cfg(RESNET)
+    cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH = 0.3
+    with pytest.raises(UserError, match=r"BACKBONE\.DROP_PATH: a resnet has no stochastic depth"):
+        build_backbone(cfg)

@@ -12,7 +12,7 @@ from ..modeling.image_encoder.conventions import CONVENTIONS
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
 PRECISIONS = ("bfloat16", "float16")
-CHECKPOINTED_PARTS = ("backbone", "region_network", "decoder")
+CHECKPOINTED_PARTS = ("backbone", "region_network", "text_encoder", "decoder")
 
 
 def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets: bool = True) -> None:
@@ -32,6 +32,11 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     _check_experts(cfg)
     _check_regions(cfg)
+    if cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH >= 1:
+        raise UserError(
+            "MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH is a share of samples in [0, 1), or below 0 to keep the model's, "
+            f"not {cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH}"
+        )
     for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
         _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
     for name in cfg.TASKS.NAMES:
@@ -148,6 +153,9 @@ def _check_training(cfg: CfgNode) -> None:
             "SOLVER.SAMPLING 'mixed' needs SOLVER.OPTIMIZER 'AdamW': TaskBalancedAdamW normalises the gradient of one "
             "task an iteration, mixed sampling has one gradient for all of them"
         )
+    for key in ("BACKBONE_LAYER_DECAY", "TEXT_ENCODER_LAYER_DECAY"):
+        if not 0 < solver[key] <= 1:
+            raise UserError(f"SOLVER.{key} is a factor above 0 and at most 1, not {solver[key]}")
     for key in ("MAX_ITER", "BASE_LR", "CHECKPOINT_PERIOD", "ACCUMULATION_STEPS", "MAX_SKIPPED_STEPS"):
         if not solver[key] > 0:
             raise UserError(f"SOLVER.{key} must be above 0, not {solver[key]}")

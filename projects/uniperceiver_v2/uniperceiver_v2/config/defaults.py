@@ -37,6 +37,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.EPS = 1e-8
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
+    # A block of these parts learns so many times as fast as the next one. The last block has the part's rate.
+    cfg.SOLVER.BACKBONE_LAYER_DECAY = 1.0
+    cfg.SOLVER.TEXT_ENCODER_LAYER_DECAY = 1.0
     cfg.SOLVER.DECODER_MULTIPLIER = 1.0  # of the unified decoder
     cfg.SOLVER.GATE_MULTIPLIER = 1.0  # of the routers of its Conditional MoE, multiplied with the decoder's
     # The unified decoder does not learn in the first so many iterations, until its inputs distinguish the candidates.
@@ -75,7 +78,8 @@ def _add_model_config(cfg: CN) -> None:
     node.EMBED_DIM = 768  # d, the width of the unified decoder and of all its inputs
     node.ATTENTION_POOLS = 8  # M' of equation (3)
     node.TEMPERATURE = 0.07  # τ at the start
-    # Parts that recompute activations in the backward pass: "backbone", "region_network", "decoder".
+    # Parts that recompute activations in the backward pass: "backbone", "region_network",
+    # "text_encoder", "decoder".
     node.ACTIVATION_CHECKPOINTING = []
 
     # A Hugging Face backbone: PATH is a directory with its configuration (and weights), or CONFIG has its fields.
@@ -84,6 +88,9 @@ def _add_model_config(cfg: CN) -> None:
     node.BACKBONE.CONFIG = CN(new_allowed=True)
     node.BACKBONE.OUT_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
     node.BACKBONE.NORM = ""  # replaces batch normalisation by "FrozenBN" or "GN"; "" keeps it
+
+    # Stochastic depth: the share of samples that skip the last block, in training. Below 0 the model keeps its own.
+    node.BACKBONE.DROP_PATH = -1.0
 
     node.TEXT_ENCODER = CN()
     node.TEXT_ENCODER.PATH = ""  # directory of a Hugging Face text encoder and its tokenizer

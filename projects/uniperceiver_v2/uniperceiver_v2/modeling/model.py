@@ -56,7 +56,8 @@ class UniPerceiver(nn.Module):
         """The initialiser's arguments from a configuration."""
         # The order decides which random weights a seed gives to each part.
         image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
-        _checkpoint_activations(image_encoder, decoder, cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING)
+        parts = cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING
+        _checkpoint_activations(image_encoder, text_encoder, decoder, parts)
         if cfg.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE:
             compile_decoder(decoder, cfg.MODEL.DEVICE)
         return {
@@ -161,7 +162,9 @@ def _alignment_targets(tokens: Tensor, valid: Tensor) -> Tensor:
     return means - means.mean(0)
 
 
-def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder, parts: Sequence[str]) -> None:
+def _checkpoint_activations(
+    image_encoder: ImageEncoder, text_encoder: TextEncoder, decoder: UnifiedDecoder, parts: Sequence[str]
+) -> None:
     """Applies :func:`checkpoint_blocks` to these parts, in place.
 
     Raises:
@@ -171,6 +174,7 @@ def _checkpoint_activations(image_encoder: ImageEncoder, decoder: UnifiedDecoder
     blocks = {
         "backbone": lambda: _backbone_blocks(image_encoder.backbone),
         "region_network": lambda: [*regions.encoder.layers, *regions.decoder.layers],
+        "text_encoder": text_encoder.blocks,
         "decoder": lambda: decoder.layers,
     }
     for part in parts:

@@ -270,10 +270,9 @@ class Predictor(
         """
         task = self._tasks["classification"]
         names = task.labels if labels is None else names_of(labels, "labels")
-        texts = task.texts_of(names)
 
         def answer(batch: Batch) -> Iterator[Classification]:
-            rows = task.probabilities(self.model, batch.encoding, texts).float().cpu()
+            rows = task.probabilities(self.model, batch.encoding, names).float().cpu()
             for picture, row in zip(batch.pictures, rows, strict=True):
                 yield Classification(picture.source.name, picture.size, picture.source, names, row)
 

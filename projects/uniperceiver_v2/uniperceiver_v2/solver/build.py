@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from ..errors import UserError
 from .task_balanced import TaskBalancedAdamW
 
 NORMS = (
@@ -53,7 +54,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` multiply
       the rate of the backbone, the text encoder and the unified decoder. The decoder's rate is zero for the first
       ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`). The routers of its
-      Conditional MoE have ``SOLVER.GATE_MULTIPLIER`` times the decoder's rate.
+      Conditional MoE have ``SOLVER.GATE_MULTIPLIER`` times the decoder's rate. Backbone and text encoder may have a
+      layer-wise decay (:func:`_layer_factors`).
     - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM`` and biases by
       ``SOLVER.WEIGHT_DECAY_BIAS`` (0 by default). Embeddings, learned tokens, learned queries and τ never decay. Decay
       would pull them towards zero, which is no neutral value for them.
@@ -64,12 +66,13 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
+    factors = _layer_factors(cfg, model)
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            multiplier = _rate_multiplier(cfg, module_name)
+            multiplier = _rate_multiplier(cfg, module_name) * factors.get(module_name, 1.0)
             decay = _weight_decay(cfg, module, name, parameter)
             delay = cfg.SOLVER.DECODER_DELAY if _in_decoder(module_name) else 0
             group = groups.setdefault(
@@ -94,6 +97,36 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
     if _in_decoder(module_name):
         return cfg.SOLVER.DECODER_MULTIPLIER * (cfg.SOLVER.GATE_MULTIPLIER if "router" in path else 1.0)
     return 1.0
+
+
+def _layer_factors(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """The factors of the rate by ``SOLVER.BACKBONE_LAYER_DECAY`` and ``SOLVER.TEXT_ENCODER_LAYER_DECAY``, by module
+    name; 1 for other modules.
+
+    The factor of a block is the decay to the power of the number of blocks behind it. A module between two blocks, or
+    before the first, has the factor of the next block, and a module behind the last one has 1.
+
+    Raises:
+        UserError: the blocks of such a part are not known.
+    """
+    found: dict[str, float] = {}
+    for name, part in model.named_modules():
+        kind = name.rpartition(".")[2]
+        decay = cfg.SOLVER[f"{kind.upper()}_LAYER_DECAY"] if kind in ("backbone", "text_encoder") else 1.0
+        if decay == 1:
+            continue
+        try:
+            blocks = part.blocks()
+        except (AttributeError, ValueError) as error:
+            raise UserError(
+                f"SOLVER.{kind.upper()}_LAYER_DECAY: the blocks of the {kind} are not known: {error}"
+            ) from error
+        behind = {module: number for number, block in enumerate(reversed(blocks)) for module in block.modules()}
+        number = 0
+        for inner, module in reversed(list(part.named_modules(prefix=name))):
+            number = behind.get(module, number)
+            found[inner] = decay**number
+    return found
 
 
 def _in_decoder(module_name: str) -> bool:

@@ -45,7 +45,7 @@ class CaptioningSettings(CaptionedImageSettings):
         1, "captions of an image in a training step, for which it is encoded once", at_least=1
     )
     vocabulary_sample: int = setting(
-        0, "words beside the batch's own that training compares with; 0 for all words", at_least=0
+        4096, "words beside the batch's own that training compares with; 0 for all words", at_least=0
     )
     label_smoothing: float = setting(0.0, "share of the target that all words get alike", at_least=0, at_most=1)
     beam_size: int = setting(3, "beams of generation; 1 is greedy", at_least=1)

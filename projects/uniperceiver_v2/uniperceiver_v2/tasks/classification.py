@@ -17,10 +17,14 @@ from ..data.samples import ClassificationSample
 from ..evaluation import ClassificationEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding
+from ..modeling.likelihood import directions
 from ..modeling.model import UniPerceiver
 from ..ranks import sum_over_ranks
+from ..shared_noise import shared_normal
 from .mixing import mix, mixing_weights
-from .task import NamingTask, log_accuracy, naming_datasets
+from .task import NamingTask, log_accuracy, naming_datasets, prompted
+
+_DRAW = (0, 0, 0)  # the key of the draw of a prompt; keys of other draws have other lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class ClassificationSettings(TaskSettings):
     mixup: float = setting(0.0, "α of mixup, two images of a batch blended; 0 for none", at_least=0)
     cutmix: float = setting(0.0, "α of CutMix, a rectangle of one in the other; with both, either has half", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
+    further_prompts: list[str] = setting(
+        [], "with them prompts are an ensemble: training draws one for each iteration, answers compare with their mean"
+    )
     temperature: float = setting(
         1.0, "divides the likelihoods before the softmax; `python -m uniperceiver_v2.calibrate` fits it", above=0
     )
@@ -62,7 +69,7 @@ class ClassificationTask(NamingTask):
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         images, settings = model.preprocess(inputs), self.settings
         labels = torch.tensor([x["label"] for x in inputs], device=images.tensor.device)
-        texts = self.candidates_of(inputs)
+        texts = self._drawn(self.names_of(inputs))
         weights = mixing_weights(len(images), images.image_sizes[0], settings.mixup, settings.cutmix)
         if weights is not None:
             weights = weights.to(labels.device)
@@ -83,11 +90,22 @@ class ClassificationTask(NamingTask):
 
     def predict(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> list[dict]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
-        return [{"scores": scores} for scores in self.probabilities(model, encoding, self.candidates_of(inputs))]
+        return [{"scores": scores} for scores in self.probabilities(model, encoding, self.names_of(inputs))]
 
-    def probabilities(self, model: UniPerceiver, encoding: ImageEncoding, texts: tuple[str, ...]) -> Tensor:
-        """P [B,C] of candidate texts for the images of an encoding."""
-        candidates = model.encode_candidates(texts)
+    def _drawn(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The names in this iteration's prompt, the same on all ranks."""
+        prompts = self._prompts()
+        numbers = shared_normal(len(prompts), *_DRAW) if len(prompts) > 1 else [0.0]
+        return prompted(prompts[numbers.index(max(numbers))], names)
+
+    def _prompts(self) -> list[str]:
+        return [self.settings.prompt, *self.settings.further_prompts]
+
+    def probabilities(self, model: UniPerceiver, encoding: ImageEncoding, names: Sequence[str]) -> Tensor:
+        """P [B,C] of names for the images of an encoding. With several prompts, a name's direction is the mean of its
+        directions in each."""
+        of_prompts = [model.encode_candidates(prompted(prompt, tuple(names))) for prompt in self._prompts()]
+        candidates = of_prompts[0] if len(of_prompts) == 1 else directions(torch.stack(of_prompts).mean(0))
         likelihoods = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         return (likelihoods / self.settings.temperature).softmax(-1)
 

@@ -32,7 +32,7 @@ class LanguageModellingSettings(TaskSettings):
 
     masked_share: float = setting(0.15, "of a text's tokens, those to be predicted in training", above=0, at_most=1)
     vocabulary_sample: int = setting(
-        0, "words beside the batch's own that training compares with; 0 for all words", at_least=0
+        4096, "words beside the batch's own that training compares with; 0 for all words", at_least=0
     )
 
 

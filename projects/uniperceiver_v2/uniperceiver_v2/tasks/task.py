@@ -123,13 +123,17 @@ class NamingTask(Task):
 
     def texts_of(self, names: Sequence[str]) -> tuple[str, ...]:
         """The candidate texts: each name, put into the prompt."""
-        return _prompted(self.settings.prompt, tuple(names))
+        return prompted(self.settings.prompt, tuple(names))
+
+    def names_of(self, inputs: Sequence[Any]) -> tuple[str, ...]:
+        """The names that a batch chooses from: those in its first input, or else the task's own."""
+        if not inputs[0].get("candidates") and (self._labels or self._named_by):
+            return self.labels
+        return candidate_texts("{}", inputs)
 
     def candidates_of(self, inputs: Sequence[Any]) -> tuple[str, ...]:
-        """The candidate texts of a batch: the names in its first input, or else the task's own."""
-        if not inputs[0].get("candidates") and (self._labels or self._named_by):
-            return self.texts_of(self.labels)
-        return candidate_texts(self.settings.prompt, inputs)
+        """The candidate texts of a batch: its names, each put into the prompt."""
+        return self.texts_of(self.names_of(inputs))
 
 
 def naming_datasets(cfg: CfgNode, kind: str, settings: Any) -> tuple[str, ...]:
@@ -163,11 +167,12 @@ def candidate_texts(prompt: str, inputs: Sequence[Any]) -> tuple[str, ...]:
     names = inputs[0].get("candidates")
     if not names:
         raise ValueError('an input needs "candidates", the names to choose from')
-    return _prompted(prompt, tuple(names))
+    return prompted(prompt, tuple(names))
 
 
 @lru_cache(maxsize=64)
-def _prompted(prompt: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def prompted(prompt: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Each name put into a prompt."""
     return tuple(prompt.format(name) for name in names)
 
 

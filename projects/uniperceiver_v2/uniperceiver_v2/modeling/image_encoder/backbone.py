@@ -9,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig
+from transformers import AutoBackbone, AutoConfig, PretrainedConfig
 
 from ...errors import UserError
-from ..layers import replace_batch_norm
+from ..layers import repeated_parts, replace_batch_norm
 from ..pretrained import LOADING_ERRORS, has_weights, load_config, load_weights, reason_of, resolve_directory
 
 
@@ -48,27 +48,16 @@ class HuggingFaceBackbone(Backbone):
         Raises:
             ValueError: the model has no list with one entry for each stage.
         """
-        stages = _parts(self.model, count=len(self.model.stage_names) - 1)  # the first name belongs to the stem
+        stages = repeated_parts(self.model, count=len(self.model.stage_names) - 1)  # the first name belongs to the stem
         if not stages:
             raise ValueError(f"{type(self.model).__name__} has no list of its stages, so that no blocks are found")
-        return [block for stage in stages for block in _parts(stage) or [stage]]
+        return [block for stage in stages for block in repeated_parts(stage) or [stage]]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
-
-
-def _parts(module: nn.Module, count: int | None = None) -> list[nn.Module]:
-    """Entries of the outermost lists below `module` whose modules all have the same class, one that PyTorch does not
-    have. With `count`, only lists of this length count."""
-    found = []
-    for child in module.children():
-        entries = list(child) if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        alike = len({type(entry) for entry in entries}) == 1 and not type(entries[0]).__module__.startswith("torch.")
-        found += entries if alike and count in (None, len(entries)) else _parts(child, count)
-    return found
 
 
 @torch.no_grad()
@@ -88,7 +77,8 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
     Hugging Face configuration, `model_type` included, and gives random weights.
 
     Raises:
-        UserError: neither or both are set, or the configuration is not that of a backbone.
+        UserError: neither or both are set, or the configuration is not that of a backbone, or of one without the
+            stochastic depth that DROP_PATH asks for.
     """
     node = cfg.MODEL.UNIPERCEIVER_V2.BACKBONE
     fields = dict(node.CONFIG)
@@ -99,15 +89,25 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
         if fields:
             model_type = fields.pop("model_type", None)
             config = AutoConfig.for_model(model_type, **fields, out_features=out_features)
+            _set_drop_path(config, node.DROP_PATH)
             return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), node.NORM)
     except LOADING_ERRORS as error:
         raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {error}") from error
-    return _from_directory(resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH"), out_features, node.NORM)
+    directory = resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH")
+    return _from_directory(directory, out_features, node.NORM, node.DROP_PATH)
 
 
-def _from_directory(directory: Path, out_features: list[str], norm: str) -> HuggingFaceBackbone:
+def _set_drop_path(config: PretrainedConfig, rate: float) -> None:
+    if rate >= 0 and not hasattr(config, "drop_path_rate"):
+        raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH: a {config.model_type} has no stochastic depth")
+    if rate >= 0:
+        config.drop_path_rate = rate
+
+
+def _from_directory(directory: Path, out_features: list[str], norm: str, drop_path: float) -> HuggingFaceBackbone:
     try:
         config = load_config(directory, out_features=out_features)
+        _set_drop_path(config, drop_path)
         if not has_weights(directory):
             return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), norm)
         # AutoBackbone.from_pretrained reads a directory as the name of a timm model. The backbone's own class does not.

@@ -5,6 +5,7 @@ from .incremental import CausalLayer, KeyValueBuffer, autocast_dtype, causal_mas
 from .mlp import MLP
 from .normalization import FrozenBatchNorm2d, group_norm, replace_batch_norm
 from .position_encoding import box_position_encoding, map_position_encoding, sine_encoding
+from .repeated import repeated_parts
 from .weight_cache import WeightCache
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "map_position_encoding",
     "multi_scale_deformable_attention",
     "normalisation",
+    "repeated_parts",
     "replace_batch_norm",
     "sine_encoding",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ..layers import KeyValueBuffer, WeightCache, autocast_dtype
+from ..layers import KeyValueBuffer, WeightCache, autocast_dtype, repeated_parts
 from ..pretrained import (
     LOADING_ERRORS,
     has_weights,
@@ -105,6 +105,16 @@ class TextEncoder(nn.Module):
     def max_length(self) -> int:
         """The longest sequence of tokens, special ones included."""
         return longest_text(self.model.config)
+
+    def blocks(self) -> list[nn.Module]:
+        """The model's layers, in order.
+
+        Raises:
+            ValueError: the model has no list of its layers.
+        """
+        if not (found := repeated_parts(self.model)):
+            raise ValueError(f"{type(self.model).__name__} has no list of its layers")
+        return found
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [B,T] and `valid` [B,T] of texts, on the encoder's device. Texts beyond `max_length` are cut.
