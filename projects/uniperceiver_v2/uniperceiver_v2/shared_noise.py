@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,6 +32,11 @@ def noise_of_step(seed: int, iteration: int) -> Iterator[None]:
         _step = before
 
 
+def step_of_noise() -> tuple[int, int]:
+    """The seed and the iteration of which :func:`shared_normal` is a function here."""
+    return _step
+
+
 def shared_normal(count: int, *key: int) -> list[float]:
     """Independent normal numbers of mean 0 and standard deviation 1.
 
@@ -38,4 +44,9 @@ def shared_normal(count: int, *key: int) -> list[float]:
         count: how many.
         key: says what they are for, each number at least 0. Equal keys have equal numbers in an iteration.
     """
-    return np.random.default_rng((*_step, *key)).standard_normal(count).tolist()
+    return list(_normal(count, (*_step, *key)))
+
+
+@lru_cache(maxsize=1024)  # a step asks for its numbers in each of its passes
+def _normal(count: int, key: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(np.random.default_rng(key).standard_normal(count).tolist())

@@ -118,7 +118,8 @@ def test_active_operations_are_a_dense_networks():
         with FlopCounterMode(display=False) as counter:
             network(tokens_of(layout), layout)
         counts.append(counter.get_total_flops())
-    router = 2 * EMBEDDING * ((len(CLASSES) + 3) * Attributes.ENCODING_LENGTH + 3 * EXPERTS)
+    classes = len(attribute_classes([SPE.task, IMAGE.task, CAPTION.task]))  # those of the whole task
+    router = 2 * EMBEDDING * ((len(CLASSES) + classes) * Attributes.ENCODING_LENGTH + classes * EXPERTS)
     assert counts == [2 * 2 * 2 * 40 * DIM * ACTIVE * FFN_DIM, counts[0] + router]
 
 

@@ -12,13 +12,16 @@ from uniperceiver_v2.modeling.decoder import (
     IMAGE_TO_TEXT,
     TEXT_TO_TEXT,
     ConditionalFeedForward,
+    Segment,
     UnifiedDecoder,
     attribute_classes,
     expert_routes,
     routes_table,
 )
+from uniperceiver_v2.modeling.decoder import router as router_module
 from uniperceiver_v2.modeling.decoder.router import Router
 from uniperceiver_v2.shared_noise import noise_of_step, shared_normal
+from uniperceiver_v2.transfer import fetch
 
 EXPERTS, ACTIVE = 4, 2
 CLASSES = attribute_classes([IMAGE_TO_TEXT, IMAGE_TEXT_TO_TEXT, TEXT_TO_TEXT])
@@ -177,15 +180,35 @@ def test_unused_experts_become_used_by_their_classes(active):
     assert chosen(router.route(CLASSES)) == best
 
 
-def test_router_sees_nothing_but_attributes():
-    network, seen = ConditionalFeedForward(6, 5, EXPERTS, ACTIVE).eval(), []
-    network.router.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+def test_router_sees_nothing_but_attributes(monkeypatch):
+    network, seen, embed = ConditionalFeedForward(6, 5, EXPERTS, ACTIVE).eval(), [], router_module._embed
+    monkeypatch.setattr(router_module, "_embed", lambda bits, *parts: (seen.append(bits), embed(bits, *parts))[1])
     layout = [(1, SPE), (3, IMAGE), (2, CAPTION), (2, IMAGE)]
     for scale in (1.0, -50.0):
         network(scale * torch.randn(2, 8, 6), layout)
-    expected = torch.tensor([x.encoding() for x in (*CLASSES, SPE, IMAGE, CAPTION)], dtype=torch.float32)
+    of_task = attribute_classes([IMAGE_TEXT_TO_TEXT])
+    asked = (*CLASSES, SPE, IMAGE, CAPTION, *(x for x in of_task if x not in (SPE, IMAGE, CAPTION)))
+    expected = torch.tensor([x.encoding() for x in asked], dtype=torch.float32)
     assert len(seen) == 2
     assert all(torch.equal(x, expected) for x in seen)
+
+
+def test_a_step_waits_for_routes_once(monkeypatch):
+    """For all layers and both passes, of images and of candidates; also if gradients are enabled."""
+    decoder = UnifiedDecoder(depth=3, dim=6, heads=2, ffn_dim=5, experts=EXPERTS, active_experts=ACTIVE).train()
+    waits = []
+    monkeypatch.setattr(router_module, "fetch", lambda *tensors: (waits.append(1), fetch(*tensors))[1])
+    image, text = CLASSES[1], CLASSES[3]
+    assert (image.role, text.role, image.task) == ("input", "target", text.task)
+    for step in range(2):
+        with noise_of_step(0, step):
+            for attributes in (image, text, image):
+                decoder.read_spe([Segment(torch.randn(2, 3, 6), None, attributes)])
+        assert len(waits) == step + 1
+    with torch.no_grad(), noise_of_step(0, 1):
+        decoder.layers[0].ffn.router.gate.weight += 1
+        decoder.read_spe([Segment(torch.randn(2, 3, 6), None, text)])
+    assert len(waits) == 3
 
 
 @torch.no_grad()

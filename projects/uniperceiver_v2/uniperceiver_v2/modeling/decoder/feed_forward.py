@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .router import Route, Router
-from .segments import Attributes
+from .router import Router
+from .segments import Attributes, Route
 
 Layout = Sequence[tuple[int, Attributes]]  # (number of tokens, their attributes), in the order of the sequence
 DenseWeights = tuple[
@@ -76,9 +76,10 @@ class ConditionalFeedForward(nn.Module):
         self.experts = nn.ModuleList(DenseFeedForward(dim, ffn_dim) for _ in range(experts))
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L."""
+        """Tokens [B,L,d] to [B,L,d]. The lengths in `layout` sum to L. A layout without routes gets them here."""
+        given = getattr(layout, "routes", None)
         classes = _classes(layout)
-        routes = dict(zip(classes, self.router(classes)))
+        routes = dict(zip(classes, self.router(classes))) if given is None else given[self.router.layer]
 
         def network(attributes: Attributes, tokens: Tensor) -> Tensor:
             return reduce(torch.add, (self.experts[e](tokens, weight=weight) for e, weight in routes[attributes]))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...shared_noise import shared_normal
+from ...shared_noise import shared_normal, step_of_noise
+from ...transfer import fetch, send
 from ..layers import WeightCache
-from .segments import IMAGE_TEXT_TO_TEXT, IMAGE_TO_TEXT, TEXT_TO_TEXT, Attributes, attribute_classes
-
-Route = list[tuple[int, Tensor]]  # numbers of experts, each with the weight of its output
+from .segments import IMAGE_TEXT_TO_TEXT, IMAGE_TO_TEXT, TEXT_TO_TEXT, Attributes, Route, attribute_classes
 
 EMBEDDING = 64  # width of an embedded class of attributes; much above the eight bits, and still a tiny product
 KNOWN = attribute_classes([IMAGE_TO_TEXT, IMAGE_TEXT_TO_TEXT, TEXT_TO_TEXT])
@@ -64,46 +64,95 @@ class Router(nn.Module):
             self.embedding.bias.copy_(-self.embedding.weight @ bits.mean(0))
             kinds = [(attributes.modality, attributes.role) for attributes in KNOWN]
             self.gate.weight.copy_(_spread_gate(self._embed(bits), kinds, experts, active))
-        self._routes = WeightCache([self])
+        self._routing = Routing([self])
 
     def forward(self, classes: Sequence[Attributes]) -> list[Route]:
         """The k experts of each class of attributes, the most probable first; with noise in training."""
-        return self._choose(classes, noisy=True) if self.training else self.route(classes)
-
-    def route(self, classes: Sequence[Attributes]) -> list[Route]:
-        """The same without noise, as in evaluation, whatever the mode.
-
-        Without gradients a route is kept until the router changes. Choosing experts waits for the GPU, and in a small
-        model it costs as much as an expert.
-        """
-        routes: dict[Attributes, Route] = self._routes.get("routes", dict)
-        new = [attributes for attributes in classes if attributes not in routes]
-        if new:
-            routes.update(zip(new, self._choose(new, noisy=False)))
+        (routes,) = self._routing(classes, noisy=self.training)
         return [routes[attributes] for attributes in classes]
 
-    def _choose(self, classes: Sequence[Attributes], noisy: bool) -> list[Route]:
-        quiet = [0.0] * self.experts
-        rows = [[*attributes.encoding(), *(self._noise(attributes) if noisy else quiet)] for attributes in classes]
-        known = [[*bits, *quiet] for bits in KNOWN_BITS]
-        inputs = self.gate.weight.new_tensor(known + rows)  # bits and noise go to the device in one copy
-        bits, noise = inputs.split([Attributes.ENCODING_LENGTH, self.experts], dim=1)
-        # The choice of experts must not depend on the precision.
-        with torch.autocast(inputs.device.type, enabled=False):
-            logits = self.gate(self._embed(bits)[len(known) :]) + noise[len(known) :]
-            chosen, experts = logits.topk(self.active)
-            weights = (chosen - logits.logsumexp(-1, keepdim=True)).exp() if self.active == 1 else chosen.softmax(-1)
-        return [list(zip(*pair)) for pair in zip(experts.tolist(), weights.unbind())]
+    def route(self, classes: Sequence[Attributes]) -> list[Route]:
+        """The same without noise, as in evaluation, whatever the mode."""
+        (routes,) = self._routing(classes, noisy=False)
+        return [routes[attributes] for attributes in classes]
 
-    def _embed(self, bits: Tensor) -> Tensor:
-        """Bits [n,8] of the known classes, followed by those of any classes, to the gate's inputs [n,m]. The mean over
-        the known classes is 0."""
-        embedded = self.norm(self.embedding(bits))
-        return (embedded - embedded[: len(KNOWN_BITS)].mean(0)) / EMBEDDING**0.5
-
-    def _noise(self, attributes: Attributes) -> list[float]:
+    def noise(self, attributes: Attributes) -> list[float]:
+        """What is added to the logits [E] of a class in this step."""
         key = int("".join(map(str, attributes.encoding())), 2)
         return [number / self.experts for number in shared_normal(self.experts, self.layer, key)]
+
+    def _embed(self, bits: Tensor) -> Tensor:
+        return _embed(bits, [self.embedding])[0]
+
+
+class Routing:
+    """The routes of all layers of a decoder, computed together.
+
+    The weights of the experts stay on the device. The host needs their numbers, and waits for the device to have them.
+    So they are kept while neither a weight nor the step's noise changes, and the first pass of a step asks for those
+    of all classes of its task, the candidates' among them. A training step waits once.
+
+    Without gradients and noise, the weights are kept as well.
+
+    Args:
+        routers: one for each layer, with the same sizes.
+    """
+
+    def __init__(self, routers: Sequence[Router]):
+        self._routers = list(routers)
+        self._cache = WeightCache(self._routers)
+        self._numbers: dict[Attributes, list[list[int]]] = {}  # of the experts of a class, for each layer
+        self._state: object = None
+
+    def __call__(self, classes: Sequence[Attributes], noisy: bool) -> list[dict[Attributes, Route]]:
+        """For each layer, the k experts of each class of attributes, the most probable first."""
+        routes: dict[Attributes, list[Route]] = {} if noisy else self._cache.get("routes", dict)
+        new = [attributes for attributes in classes if attributes not in routes]
+        if new:
+            routes.update(zip(new, self._choose(new, noisy)))
+        return [{attributes: routes[attributes][i] for attributes in classes} for i in range(len(self._routers))]
+
+    def _choose(self, classes: Sequence[Attributes], noisy: bool) -> list[list[Route]]:
+        """For each class, its route in each layer."""
+        state = self._cache.state(), noisy and step_of_noise()
+        if state != self._state:
+            self._state, self._numbers = state, {}
+        # The same number of rows in each pass of a step: products of other sizes may round differently.
+        asked = list(dict.fromkeys([*classes, *attribute_classes(x.task for x in classes)]))
+        weights, experts = self._top(asked, noisy)
+        if not self._numbers.keys() >= set(classes):
+            (numbers,) = fetch(experts)
+            self._numbers.update((x, numbers[:, i].tolist()) for i, x in enumerate(asked))
+        scalars = iter(weights[:, : len(classes)].transpose(0, 1).flatten().unbind())
+        return [[[(e, next(scalars)) for e in of_layer] for of_layer in self._numbers[x]] for x in classes]
+
+    def _top(self, classes: Sequence[Attributes], noisy: bool) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of the k experts of n classes in R layers, [R,n,k] each."""
+        routers, width = self._routers, Attributes.ENCODING_LENGTH
+        bits = [*KNOWN_BITS, *(x.encoding() for x in classes)]
+        noise = [router.noise(x) for router in routers for x in classes] if noisy else []
+        numbers = torch.tensor([*chain(*bits), *chain(*noise)], dtype=routers[0].gate.weight.dtype)
+        numbers = send(numbers, routers[0].gate.weight.device)  # bits and noise in one copy
+        bits, noise = numbers[: len(bits) * width].view(-1, width), numbers[len(bits) * width :]
+        # The choice of experts must not depend on the precision.
+        with torch.autocast(numbers.device.type, enabled=False):
+            embedded = _embed(bits, [router.embedding for router in routers])[:, len(KNOWN_BITS) :]
+            logits = torch.stack([router.gate(x) for router, x in zip(routers, embedded, strict=True)])
+            if noisy:
+                logits = logits + noise.view_as(logits)
+            chosen, experts = logits.topk(routers[0].active)
+            if routers[0].active == 1:
+                return (chosen - logits.logsumexp(-1, keepdim=True)).exp(), experts
+            return chosen.softmax(-1), experts
+
+
+def _embed(bits: Tensor, embeddings: Sequence[nn.Linear]) -> Tensor:
+    """Bits [n,8] of the known classes, followed by those of any classes, to the gates' inputs [R,n,m] in R layers. The
+    mean over the known classes is 0."""
+    weight, bias = (torch.cat([getattr(layer, name) for layer in embeddings]) for name in ("weight", "bias"))
+    embedded = F.layer_norm(F.linear(bits, weight, bias).unflatten(1, (-1, EMBEDDING)), (EMBEDDING,))
+    centred = (embedded - embedded[: len(KNOWN_BITS)].mean(0)) / EMBEDDING**0.5
+    return centred.transpose(0, 1).contiguous()
 
 
 def _spread_gate(embedded: Tensor, kinds: Sequence[object], experts: int, active: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+Route = list[tuple[int, Tensor]]  # numbers of experts, each with the weight of its output
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Attributes:
         return tuple(int(bit) for bit in (*known, self.causal, self.role == "target"))
 
 
+Routes = Mapping[Attributes, Route]
+
+
 def attribute_classes(tasks: Iterable[TaskModalities]) -> list[Attributes]:
     """The distinct attributes of all tokens in these tasks.
 
@@ -88,10 +93,12 @@ class SegmentLayout(Sequence):
 
     Args:
         segments: the pairs, in the order of the sequence.
+        routes: the experts for each class of attributes, for each layer; None if the decoder has none.
     """
 
-    def __init__(self, segments: Iterable[tuple[int, Attributes]]):
+    def __init__(self, segments: Iterable[tuple[int, Attributes]], routes: Sequence[Routes] | None = None):
         self._segments = tuple(segments)
+        self.routes = routes
 
     def __getitem__(self, index: int) -> tuple[int, Attributes]:
         return self._segments[index]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layers import CausalLayer, MultiHeadAttention, WeightCache, autocast_dtype, causal_mask
 from .cache import DecoderCache, KeyValues
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout, MergedFeedForward
+from .router import Routing
 from .segments import Attributes, Segment, SegmentLayout
 
 GRAPHS = 64  # the most graphs that are compiled for a layer or a feed-forward network
@@ -104,7 +105,7 @@ class _Tokens:
     """Tokens [B,L,d] between two layers, with their layout and attention mask."""
 
     hidden: Tensor
-    layout: Layout
+    layout: SegmentLayout
     mask: Tensor | None
 
 
@@ -133,6 +134,7 @@ class UnifiedDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self._backend: str | Callable | None = None
         self._prepared = WeightCache([self.layers], capacity=1)  # copies of weights: two would double the memory
+        self._routing = Routing([layer.ffn.router for layer in self.layers]) if experts else None
         self._start_as_pooling()
 
     def _start_as_pooling(self) -> None:
@@ -185,7 +187,7 @@ class UnifiedDecoder(nn.Module):
         """
         tokens, _ = self._start(segments)
         self._pass(self.layers[:-1], tokens)
-        layout = SegmentLayout([tokens.layout[0]])
+        layout = SegmentLayout([tokens.layout[0]], tokens.layout.routes)
         hidden, _ = self.layers[-1](tokens.hidden, tokens.mask, layout, read=tokens.hidden[:, :1])
         return self.norm(hidden[:, 0])
 
@@ -211,7 +213,7 @@ class UnifiedDecoder(nn.Module):
         read = tokens.hidden[:, -length:]
         if positions is not None:
             read = read.gather(1, positions.unsqueeze(2).expand(-1, -1, read.shape[2]))
-        layout = SegmentLayout([(read.shape[1], attributes)])
+        layout = SegmentLayout([(read.shape[1], attributes)], tokens.layout.routes)
         hidden, _ = last(tokens.hidden, tokens.mask, layout, read=read)
         return self.norm(hidden)
 
@@ -234,7 +236,7 @@ class UnifiedDecoder(nn.Module):
         """
         if any(s.attributes.causal for s in segments):
             raise ValueError("generation begins with segments that are not causal")
-        hidden, layout, valid = self._open(segments, segments[0])
+        hidden, layout, valid = self._open(segments, segments)
         mask, prefix = _key_mask(valid), []
         for layer in self.layers[:-1]:
             hidden, keys_values = layer(hidden, mask, layout)
@@ -299,6 +301,7 @@ class UnifiedDecoder(nn.Module):
             routed = {expert for route in layer.ffn.route(classes) for expert, _ in route}
             dropped.append(len(layer.ffn.experts) - len(routed))
             layer.ffn = layer.ffn.merge(classes)
+        self._routing = None
         if self._backend is not None:
             self.compile_layers(self._backend)
         return MergeReport(before, self._parameter_count(), dropped)
@@ -335,11 +338,14 @@ class UnifiedDecoder(nn.Module):
             causal = others.pop()
         if any(s.attributes.causal for s in others):
             raise ValueError("a causal segment must be the last segment")
-        hidden, layout, valid = self._open(others, segments[0])
+        hidden, layout, valid = self._open(others, segments)
         tokens = _Tokens(hidden, layout, _key_mask(valid))
         if causal is None:
             return tokens, None
-        later, later_layout = self._enter(causal), SegmentLayout([(causal.tokens.shape[1], causal.attributes)])
+        later, later_layout = (
+            self._enter(causal),
+            SegmentLayout([(causal.tokens.shape[1], causal.attributes)], layout.routes),
+        )
         mask = _causal_mask(later, hidden.shape[1], _join_valid([(hidden, valid), (later, causal.valid)]))
         return tokens, _Tokens(later, later_layout, mask)
 
@@ -351,12 +357,20 @@ class UnifiedDecoder(nn.Module):
             if causal is not None:
                 causal.hidden, _ = layer(causal.hidden, causal.mask, causal.layout, past=keys_values)
 
-    def _open(self, segments: Sequence[Segment], first: Segment) -> tuple[Tensor, Layout, Tensor | None]:
-        """<SPE>, with the role and task of the segment `first`, and the segments: tokens, layout and `valid`."""
+    def _open(
+        self, segments: Sequence[Segment], whole: Sequence[Segment]
+    ) -> tuple[Tensor, SegmentLayout, Tensor | None]:
+        """<SPE> and the segments: tokens, layout and `valid`. The layout has the routes of the `whole` sequence, whose
+        first segment gives <SPE> its role and task."""
+        first = whole[0]
         spe = self.spe.expand(first.tokens.shape[0], 1, -1)
         special = Attributes("special", first.attributes.role, first.attributes.task)
+        routes = None
+        if self._routing is not None:
+            classes = list(dict.fromkeys([special, *(s.attributes for s in whole)]))
+            routes = self._routing(classes, noisy=self.training)
         hidden = torch.cat([spe, *(self._enter(s) for s in segments)], dim=1)
-        layout = SegmentLayout([(1, special), *((s.tokens.shape[1], s.attributes) for s in segments)])
+        layout = SegmentLayout([(1, special), *((s.tokens.shape[1], s.attributes) for s in segments)], routes)
         return hidden, layout, _join_valid([(spe, None), *((s.tokens, s.valid) for s in segments)])
 
     def _enter(self, segment: Segment) -> Tensor:

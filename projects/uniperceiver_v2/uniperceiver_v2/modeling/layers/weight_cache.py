@@ -40,7 +40,7 @@ class WeightCache:
         """The value of `key`. `make` computes it if it is not kept."""
         if torch.is_grad_enabled():
             return make()
-        state = self._current_state()
+        state = self.state()
         if state != self._state:
             self._state = state
             self._values.clear()
@@ -57,8 +57,8 @@ class WeightCache:
     def __len__(self) -> int:
         return len(self._values)
 
-    def _current_state(self) -> list:
-        """Numbers that differ after any change.
+    def state(self) -> list:
+        """Numbers that differ after any change of a weight or a mode.
 
         `Module.parameters()` takes three times as long as this loop, because it also makes names and finds duplicates.
         """
