@@ -289,4 +289,3 @@ def _require_finite(state: Mapping[str, Tensor]) -> None:
         if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
             count = int((~value.isfinite()).sum())
             raise UserError(f"{key} has {count} of {value.numel()} values that are NaN or infinite")
-

@@ -8,6 +8,7 @@ from ..errors import UserError, nearest
 from ..evaluation.spice import missing_models
 from ..kinds import KINDS, evaluating_task, kind_of_dataset
 from ..modeling.image_encoder.conventions import CONVENTIONS
+from .ranges import check_ranges
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
@@ -30,6 +31,8 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     from detectron2.modeling import META_ARCH_REGISTRY
 
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
+    if cfg.MODEL.META_ARCHITECTURE == "UniPerceiverV2":
+        check_ranges(cfg)
     _check_experts(cfg)
     _check_regions(cfg)
     if cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH >= 1:
@@ -173,11 +176,15 @@ def _check_datasets(where: str, names: Sequence[str]) -> None:
     from detectron2.data import DatasetCatalog
 
     for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {name!r} is not the name of a dataset")
         if name not in DatasetCatalog:
             hint = nearest(name, DatasetCatalog.list())
             raise UserError(f"{where}: unknown dataset '{name}'{hint}")
 
 
 def _check_choice(where: str, name: str, valid: Sequence[str]) -> None:
+    if not isinstance(name, str):
+        raise UserError(f"{where}: {name!r} is not a name{nearest('', valid)}")
     if name not in valid:
         raise UserError(f"{where}: unknown name '{name}'{nearest(name, valid)}")

@@ -6,12 +6,13 @@ merged. A misspelled key ends the run at once, with a message that suggests the 
 
 import contextlib
 import logging
+import math
+import os
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
@@ -20,11 +21,14 @@ from ..data import register_custom_datasets
 from ..errors import UserError, nearest
 from ..files import shipped
 from ..kinds import KINDS
+from ..reading import read_yaml
 from .checks import check_config
 from .defaults import add_uniperceiver_v2_config
 from .unused import refuse_unused
 
 logger = logging.getLogger(__name__)
+
+_BASE = "_BASE_"
 
 
 def load_config(
@@ -92,18 +96,28 @@ def find_config(path: str) -> str:
     return known if not PathManager.isfile(path) and PathManager.isfile(known) else path
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The content of a file, merged over that of the files that it names as ``_BASE_``. ``above`` are the files that
+    lead to it."""
     path = find_config(path)
-    if not PathManager.isfile(path):
+    if not ("://" in path or PathManager.isfile(path)):
+        if above:
+            raise UserError(f"{above[-1]} cannot be read as a configuration: its {_BASE} {path} is not there")
         raise UserError(f"configuration file not found: {path}")
+    if os.path.abspath(path) in above:
+        raise UserError(f"{above[-1]} cannot be read as a configuration: its {_BASE} leads back to {path}")
     try:
-        # Without unsafe tags, so that a configuration file from elsewhere cannot run code.
-        settings = CN.load_yaml_with_base(path, allow_unsafe=False)
-    except (yaml.YAMLError, OSError, AttributeError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} cannot be read as a configuration: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} cannot be read as a configuration: it holds no KEY: VALUE pairs")
-    return settings
+        settings = read_yaml(path, "a configuration")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a configuration: {error}") from error
+    bases = settings.pop(_BASE, [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise UserError(f"{path} cannot be read as a configuration: its {_BASE} is {base!r}, not a path")
+        base = base if "://" in base else os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        merged = _overlay(merged, _read_yaml(base, (*above, os.path.abspath(path))))
+    return _overlay(merged, settings)
 
 
 def _nest(overrides: Sequence[str]) -> dict[str, Any]:
@@ -188,19 +202,45 @@ def _coerce(value: Any, default: Any, full_key: str, where: str) -> Any:
     """``value`` as the type of ``default``. Follows yacs, with two more rules: an integer is accepted where a float
     is expected, and a text that looks like a number stays a text where a text is expected."""
     if isinstance(value, str) and not isinstance(default, str):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = literal_eval(value)
+    _require_plain(value, full_key, where)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        if default and all(_is_number(item) for item in default):
+            for item in value:
+                if not _is_number(item):
+                    raise UserError(f"configuration key '{full_key}' {where} is a list of numbers; one is {item!r:.80}")
+        return type(default)(value)
     if isinstance(value, type(default)) and not (isinstance(value, bool) and not isinstance(default, bool)):
         return value
-    if default is None or value is None:
+    if default is None:
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
-        return type(default)(value)
     raise UserError(
-        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, not {value!r}"
+        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, not {value!r:.200}"
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_plain(value: Any, full_key: str, where: str) -> None:
+    """
+    Raises:
+        UserError: a number is NaN, infinite or larger than 64 bits hold, or a text cannot be written to a file.
+    """
+    for item in value if isinstance(value, list | tuple) else [value]:
+        wrong = (isinstance(item, float) and not math.isfinite(item)) or (
+            isinstance(item, int) and not -(2**63) <= item < 2**63
+        )
+        if wrong:
+            raise UserError(f"configuration key '{full_key}' {where} needs a finite number, of 64 bits at most")
+        if isinstance(item, str) and (
+            "\0" in item or not item.isascii() and item != item.encode("utf-8", "ignore").decode()
+        ):
+            raise UserError(f"configuration key '{full_key}' {where} has a character that no file can hold: {item!r}")
 
 
 def _fall_back_to_cpu(cfg: CN) -> None:

@@ -16,6 +16,10 @@ import yaml
 from ..errors import UserError
 from .disk import read_file
 
+LARGEST_YAML = 2**20  # characters
+DEEPEST_YAML = 50  # levels of lists and sections
+MOST_VALUES = 100_000  # of a YAML file, each alias written out
+
 
 def read_text(path: str) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
@@ -41,19 +45,68 @@ def read_json(path: str) -> Any:
         raise _unusable(path, "a whole JSON file", error) from error
 
 
-def read_yaml(path: str) -> dict:
+def read_yaml(path: str, what: str = "a YAML file") -> dict:
     """The content of a YAML file with keys. Tags that would run code are refused.
 
+    Args:
+        path: the file.
+        what: what it is to the user, for messages.
+
     Raises:
-        UserError: it is not YAML, or has no keys.
+        UserError: it is not YAML, has no keys, or is beyond ``LARGEST_YAML``, ``DEEPEST_YAML`` or ``MOST_VALUES``.
     """
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _unusable(path, "a YAML file", error) from error
+        text = read_text(path)
+        if len(text) > LARGEST_YAML:
+            raise ValueError(f"it has more than {LARGEST_YAML} characters")
+        content = yaml.load(text, _BoundedLoader)
+        _measured(content, {})
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError, KeyError) as error:
+        raise _unusable(path, what, error) from error
     if not isinstance(content, dict):
-        raise UserError(f"{os.path.abspath(path)} is not a YAML file with KEY: VALUE pairs")
+        raise UserError(f"{os.path.abspath(path)} cannot be read as {what}: it has no KEY: VALUE pairs")
     return content
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Makes plain values only, and stops where a file would take much memory or time."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > DEEPEST_YAML:
+            raise ValueError(f"it is nested deeper than {DEEPEST_YAML} levels")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def flatten_mapping(self, node: Any) -> None:  # of "<<", which copies the pairs of other mappings
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise ValueError(f"it stands for more than {MOST_VALUES} values")
+
+
+def _measured(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """(number of values, depth) of a value as if each alias was written out. ``known`` has those of values so far.
+
+    Raises:
+        ValueError: one of them is too large.
+    """
+    if not isinstance(value, dict | list | tuple | set):
+        return 1, 0
+    if id(value) not in known:
+        known[id(value)] = (0, DEEPEST_YAML)  # for a value that contains itself
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        sizes = [_measured(part, known) for part in parts]
+        known[id(value)] = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+    size, depth = known[id(value)]
+    if size > MOST_VALUES:
+        raise ValueError(f"it stands for more than {MOST_VALUES} values")
+    if depth > DEEPEST_YAML:
+        raise ValueError(f"it is nested deeper than {DEEPEST_YAML} levels")
+    return size, depth
 
 
 def read_xml(path: str) -> ElementTree.Element:

@@ -102,7 +102,7 @@ def test_lvis_without_frequencies_is_told(images):
     ("file", "text", "expected"),
     [
         ("data.yaml", "names: [", "data.yaml cannot be read as a YAML file"),
-        ("data.yaml", "- 1", "data.yaml is not a YAML file with KEY: VALUE pairs"),
+        ("data.yaml", "- 1", "data.yaml cannot be read as a YAML file: it has no KEY: VALUE pairs"),
         ("data.yaml", "val: images", 'needs "names"'),
         ("data.yaml", "names: [a, a]\nval: images", "categories 0 and 1 are both called 'a'"),
         ("data.yaml", "names: [a]\nvall: images", "has no split 'val'; did you mean 'vall'?"),

@@ -183,7 +183,7 @@ def _complete(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise UserError(f"{where} is {given!r}, not a section with FORMAT and paths")
     name = given.get("FORMAT", "")
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"{where}.FORMAT: unknown format '{name}'{nearest(str(name), FORMATS)}")
     its = FORMATS[name]
     node = dict(its.keys)
