@@ -31,6 +31,7 @@ def setting(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    interval: bool = False,
 ) -> Any:
     """A field of a :class:`TaskSettings`.
 
@@ -38,8 +39,9 @@ def setting(
         default: its value if a configuration does not give one.
         meaning: a line for the documentation.
         above, at_least, at_most: the range of its value, or of each value in a list.
+        interval: whether it is a list of two numbers, a smallest and a largest one.
     """
-    metadata = {"meaning": meaning, "range": (above, at_least, at_most)}
+    metadata = {"meaning": meaning, "range": (above, at_least, at_most), "interval": interval}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -86,6 +88,8 @@ class TaskSettings:
             for number in value if isinstance(value, list | tuple) else [value]:
                 if any(limit is not None for limit in limits) and not _within(number, *limits):
                     raise UserError(f"{prefix}.{f.name.upper()} must be {shown_range(f)}, not {number}")
+            if f.metadata["interval"] and (len(value) != 2 or value[0] > value[1]):
+                raise UserError(f"{prefix}.{f.name.upper()} is a smallest and a largest number, not {value}")
 
 
 def shown_default(f: Field[Any]) -> str:

@@ -35,7 +35,11 @@ class ClassificationSettings(TaskSettings):
     alignment_weight: float = setting(1.0, "of the alignment loss", at_least=0)
     image_size: int = setting(224, "side in pixels of the square that images are made", above=0)
     crop_scale: list[float] = setting(
-        [0.08, 1.0], "smallest and largest share of an image's area that a random crop takes", above=0, at_most=1
+        [0.08, 1.0],
+        "smallest and largest share of an image's area that a random crop takes",
+        above=0,
+        at_most=1,
+        interval=True,
     )
     test_size: int = setting(0, "the same in evaluation; 0: `IMAGE_SIZE`", at_least=0)
     flip: bool = setting(True, "whether training mirrors every other image")

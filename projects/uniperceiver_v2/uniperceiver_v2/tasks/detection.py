@@ -62,7 +62,7 @@ class DetectionSettings(TaskSettings):
         "side in pixels of the square of large-scale jitter in training, in place of `INPUT`'s sizes; 0: no jitter",
         at_least=0,
     )
-    jitter_scale: list[float] = setting([0.1, 2.0], "its smallest and largest scale", above=0)
+    jitter_scale: list[float] = setting([0.1, 2.0], "its smallest and largest scale", above=0, interval=True)
     copy_paste: float = setting(
         0.0, "share of training images onto which objects of another image are pasted", at_least=0, at_most=1
     )

@@ -36,6 +36,7 @@ class CaptionedImageSettings(TaskSettings):
         "smallest and largest share of an image's area that a random crop to such a square takes in training",
         above=0,
         at_most=1,
+        interval=True,
     )
     test_size: int = setting(
         0, "side of the square that whole images are scaled to in evaluation; 0: `IMAGE_SIZE`", at_least=0
