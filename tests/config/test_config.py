@@ -93,7 +93,10 @@ def test_two_configurations_share_no_defaults(config_file):
         (["SOLVR.BASE_LR", "1"], ["'SOLVR'", "did you mean 'SOLVER'"]),
         (["BASE_LR", "1"], ["'BASE_LR'", "did you mean 'SOLVER.BASE_LR'"]),
         (["TASKS.scenes.IMS_PER_BACH", "1"], ["did you mean 'TASKS.scenes.IMS_PER_BATCH'"]),
-        (["TASKS.digits.CROP_SCALE", "[0.9, 0.1]"], ["TASKS.digits.CROP_SCALE is a smallest and a largest number, not"]),
+        (
+            ["TASKS.digits.CROP_SCALE", "[0.9, 0.1]"],
+            ["TASKS.digits.CROP_SCALE is a smallest and a largest number, not"],
+        ),
         (["TASKS.scenes.JITTER_SCALE", "[0.5]"], ["TASKS.scenes.JITTER_SCALE is a smallest and a largest number, not"]),
         (["TASKS.scenes.IMAGE_SIZE", "32"], ["unknown configuration key 'TASKS.scenes.IMAGE_SIZE'"]),
         (["TASKS.scens.IMS_PER_BATCH", "1"], ["'TASKS.scens' has no KIND", "did you mean 'scenes'"]),

@@ -33,7 +33,9 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from uniperceiver_v2.modeling.image_encoder.criterion import RegionCriterion, RegionPredictions, detection_losses
 from uniperceiver_v2.modeling.image_encoder.matcher import MatchCosts, assign, pairwise_box_costs, rows_of_images
+from uniperceiver_v2.modeling.image_encoder.query_selection import DensePredictions
 from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
+from uniperceiver_v2.transfer import fetch
 
 WEIGHTS = {"objectness": 2.0, "box": 5.0, "giou": 2.0, "mask": 4.0, "dice": 4.0}
 STRIDE = 4  # of the mask logits
@@ -99,7 +101,7 @@ def boxes_row(scale: Scale, device: str) -> harness.Row:
         with torch.no_grad():
             rows = (rows_of_images(x) for x in leaves)
             cost = pairwise_box_costs(*rows, targets, costs).unflatten(1, (scale.layers, -1))
-            matches = assign(cost, targets.valid)
+            matches = assign(*fetch(cost), targets.counts).to(cost.device)
         sums = detection_losses(predictions, matches, targets, None)
         num_objects = targets.valid.sum().clamp(min=1)
         return gradients(sum(WEIGHTS[name] * value / num_objects for name, value in sums.items()), *leaves)
@@ -151,9 +153,13 @@ def our_masks(
         WEIGHTS, MatchCosts(**WEIGHTS), scale.points, 3.0, 0.75, one_to_many=9, masks_in_boxes=True
     )
     leaves = predictions.objectness, predictions.boxes, predictions.mask_embeddings, pixels
+    boxes = targets.boxes[:, :1]  # of a single token, as the peer has none
+    dense = DensePredictions(
+        boxes[..., 0], boxes, boxes[..., :2], torch.ones_like(boxes[..., 0], dtype=torch.bool), boxes
+    )
 
     def work() -> tuple[Tensor, ...]:
-        matches = criterion.match(predictions, pixels, targets)
+        matches, _, _ = criterion.match(predictions, pixels, targets, dense)
         losses, _ = criterion.losses(predictions, matches, pixels, targets, targets.valid.sum().clamp(min=1))
         return gradients(sum(losses.values()), *leaves)
 

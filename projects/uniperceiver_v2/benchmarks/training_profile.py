@@ -43,7 +43,6 @@ PARTS = {  # part: (module, its methods); the time of a part does not include th
     "region decoder": ("image_encoder.regions.decoder", "forward"),
     "region heads": ("image_encoder.regions", "forward"),
     "matching": ("image_encoder.regions.criterion", "match"),
-    "matching, dense": ("image_encoder.regions.criterion", "match_dense"),
     "criterion": ("image_encoder.regions", "losses"),
     "fusion, global tokens": ("image_encoder", "forward"),
     "text encoder": ("text_encoder", "forward"),

@@ -83,12 +83,16 @@ def _process_group_of(count: int) -> dist.ProcessGroup:
     return own
 
 
-def sum_over_ranks(*values: Tensor) -> Tensor:
+def sum_over_ranks(first: Tensor, *others: Tensor | float) -> Tensor:
     """Sums of K scalars over the ranks of the group, float32 [K], without gradients and without a wait for the device.
 
     It is one collective call, so every rank of the group has to make it, even with an empty batch.
     """
-    sums = torch.stack([value.detach().float() for value in values])
+    found = [
+        x.detach().float() if isinstance(x, Tensor) else first.new_full((), x, dtype=torch.float32)
+        for x in (first, *others)
+    ]
+    sums = torch.stack(found)
     if group_size() > 1:
         dist.all_reduce(sums, group=process_group())
     return sums

@@ -3,20 +3,22 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from uniperceiver_v2.modeling.image_encoder.boxes import box_overlaps
 from uniperceiver_v2.modeling.image_encoder.matcher import (
     MatchCosts,
+    assign,
     focal_cost,
-    hungarian_match,
     one_to_many_match,
+    pairwise_costs,
     pairwise_mask_costs,
     rows_of_images,
 )
 from uniperceiver_v2.modeling.image_encoder.query_selection import DensePredictions
-from uniperceiver_v2.modeling.image_encoder.structures import RegionTargets
+from uniperceiver_v2.modeling.image_encoder.structures import Matches, RegionTargets
 
 
 def region_targets(counts: list[int], size: int = 4) -> RegionTargets:
@@ -90,6 +92,16 @@ def plain_cost(objectness, box, logits, target_box, target_mask) -> float:
     )
 
 
+def matched(
+    objectness: torch.Tensor,
+    boxes: torch.Tensor,
+    blocks: list[tuple[torch.Tensor, torch.Tensor]],
+    targets: RegionTargets,
+) -> Matches:
+    """The one-to-one matches of queries."""
+    return assign(pairwise_costs(objectness, boxes, blocks, targets, COSTS).numpy(), targets.counts)
+
+
 def test_hungarian_match_is_the_cheapest_of_all_permutations():
     counts = [3, 0, 2, 4]
     targets = region_targets(counts)
@@ -99,7 +111,7 @@ def test_hungarian_match_is_the_cheapest_of_all_permutations():
     logits = torch.randn(layers, 4, queries, points) * 2
     at_points = (torch.rand(4, 4, points) < 0.5).float()
     blocks = [(rows_of_images(logits), at_points)]
-    matches = hungarian_match(objectness, boxes, blocks, targets, COSTS)
+    matches = matched(objectness, boxes, blocks, targets)
 
     found = set(zip(*(x.tolist() for x in vars(matches).values()), strict=True))
     expected = set()
@@ -125,23 +137,30 @@ def test_hungarian_match_is_the_cheapest_of_all_permutations():
     assert len(matches.image) == layers * sum(counts)
 
 
-def test_not_a_number_does_not_stop_the_matching():
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_costs_that_are_not_finite_are_the_highest(number, caplog):
+    matches = assign(np.array([[[[number, 2.0], [1.0, number], [number, number]]]]), [2])
+    assert "4 of 6 matching costs are not finite" in caplog.text
+    assert (matches.query.tolist(), matches.target.tolist()) == ([0, 1], [1, 0])
+
+
+def test_not_a_number_does_not_stop_the_matching(caplog):
     targets = region_targets([2])
     objectness = torch.tensor([[[math.nan, 0.0, 1.0]]])
-    matches = hungarian_match(
-        objectness, torch.rand(1, 1, 3, 4), [(torch.randn(1, 3, 4), torch.rand(1, 2, 4).round())], targets, COSTS
+    matches = matched(
+        objectness, torch.rand(1, 1, 3, 4), [(torch.randn(1, 3, 4), torch.rand(1, 2, 4).round())], targets
     )
+    assert "2 of 6 matching costs are not finite" in caplog.text
     assert sorted(matches.query.tolist()) == [1, 2]
 
 
 def test_fewer_queries_than_targets_are_all_used():
     targets = region_targets([4])
-    matches = hungarian_match(
+    matches = matched(
         torch.randn(1, 1, 2),
         torch.rand(1, 1, 2, 4),
         [(torch.randn(1, 2, 4), torch.rand(1, 4, 4).round())],
         targets,
-        COSTS,
     )
     assert sorted(matches.query.tolist()) == [0, 1]
     assert len(set(matches.target.tolist())) == 2

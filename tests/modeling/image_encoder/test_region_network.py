@@ -173,7 +173,7 @@ def test_one_to_many_supervision_leaves_the_score_that_selects_alone():
     network, (maps, valid) = make_network(), make_maps()
     targets = make_targets()
     output, criterion, select = network(maps, valid, targets), network.criterion, network.select
-    quality, matches = criterion.match_dense(output.dense, targets)
+    _, quality, matches = criterion.match(output.predictions, output.pixel_embeddings, targets, output.dense)
     dense = sum(criterion.dense_losses(output.dense, quality, matches, targets, 1.0).values())
     assert not torch.autograd.grad(dense, select.objectness.weight, retain_graph=True, allow_unused=True)[0]
     assert torch.autograd.grad(dense, select.one_to_many.weight, retain_graph=True)[0].any()
@@ -332,10 +332,11 @@ def test_losses_sum_encoder_selection_decoder_and_denoising():
     torch.manual_seed(1)
     criterion, count = network.criterion, output.num_denoising
     ordinary, known = output.predictions.queries(slice(count, None)), output.predictions.queries(slice(0, count))
-    matches = criterion.match(ordinary.after(output.selected), output.pixel_embeddings, targets)
+    matches, quality, dense = criterion.match(
+        ordinary.after(output.selected), output.pixel_embeddings, targets, output.dense
+    )
     selected, matches = matches.split(3, 1)
     assert (selected.layer.tolist(), sorted(set(matches.layer.tolist()))) == ([0] * 3, [0, 1])
-    quality, dense = criterion.match_dense(output.dense, targets)
     nothing = Matches(*torch.zeros(4, 0, dtype=torch.int64))
     parts = [
         criterion.losses(ordinary, matches, output.pixel_embeddings, targets, 3.0)[0],
@@ -371,7 +372,7 @@ def test_states_that_answer_for_objects_and_their_labels():
             assert labels_of(output.hidden[layer, 0, query]) == [label]
     for query in (4, 5, 6, 7):
         assert labels_of(output.hidden[0, 0, query]) == []
-    dense = network.criterion.match_dense(output.dense, targets)[1]
+    _, _, dense = network.criterion.match(output.predictions, output.pixel_embeddings, targets, output.dense)
     assert len(dense.image) > 0
     for image, token, target in zip(dense.image, dense.query, dense.target, strict=True):
         content = network.select.content(output.dense.tokens[image, token])

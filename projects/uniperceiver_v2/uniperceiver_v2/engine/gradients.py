@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .. import ranks
+from ..transfer import send
 
 BUCKET_BYTES = 32 * 2**20  # gradients in one message: large enough for bandwidth, small enough to overlap
 
@@ -52,22 +53,30 @@ class GradientAverager:
         Returns:
             the mean of each number over the group's ranks, in float64. Reading them waits for the device.
         """
-        device = self._parameters[0].device
-        means = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().to(device) for x in numbers])
+        on_device = [x.detach() for x in numbers if isinstance(x, Tensor)]
+        others = [x for x in numbers if not isinstance(x, Tensor)]
+        known = torch.stack(on_device).double() if on_device else torch.empty(0, dtype=torch.float64)
         if ranks.group_size() == 1:
-            return means.tolist()
-        reached = torch.tensor([p.grad is not None for p in self._parameters], dtype=torch.float64, device=device)
-        together = torch.cat((means, reached))
+            return _in_order(numbers, known.tolist(), others)
+        device = self._parameters[0].device
+        reached = [float(p.grad is not None) for p in self._parameters]
+        sent = send(torch.tensor([*others, *reached], dtype=torch.float64), device)
+        together = torch.cat((known.to(device), sent))
         dist.all_reduce(together, group=ranks.process_group())
         values = (together / ranks.group_size()).tolist()
         gradients = []
-        for parameter, share in zip(self._parameters, values[len(means) :], strict=True):
+        for parameter, share in zip(self._parameters, values[len(numbers) :], strict=True):
             if share > 0:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
         _average(gradients)
-        return values[: len(means)]
+        return _in_order(numbers, values[: len(on_device)], values[len(on_device) : len(numbers)])
+
+
+def _in_order(numbers: Sequence[Tensor | float], of_tensors: list[float], of_others: list[float]) -> list[float]:
+    tensors, others = iter(of_tensors), iter(of_others)
+    return [next(tensors if isinstance(x, Tensor) else others) for x in numbers]
 
 
 def _average(gradients: list[Tensor]) -> None:

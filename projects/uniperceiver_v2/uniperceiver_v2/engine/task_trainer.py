@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from .. import ranks
 from ..errors import UserError
+from ..measured import measured, write
 from ..shared_noise import noise_of_step
-from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm
+from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm, gradient_square
 from .gradients import GradientAverager
 from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
 
@@ -144,7 +145,7 @@ class TaskTrainer(SimpleTrainer):
         batches = {task: next(self._batches[task]) for task in shares}
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
-        names, values = [], []
+        names, values, measures = [], [], []
         part = 0
         # Only the first rank writes scalars. With task groups, those of other groups' forward passes have to reach it.
         storage = EventStorage(self.iter) if self._in_groups else contextlib.nullcontext()
@@ -153,19 +154,27 @@ class TaskTrainer(SimpleTrainer):
                 for micro_batch, weight in self._micro_batches(batches[task]):
                     self._seed_part(group, part)
                     part += 1
-                    for name, value in self._backward(task, micro_batch, share, weight).items():
-                        names.append(name)
-                        values.append(value)
+                    found, measures_of_part = self._backward(task, micro_batch, share, weight)
+                    names += found
+                    values += found.values()
+                    measures += measures_of_part
         self.after_backward()
-        *values, data_time, stop = self._averager.average([*values, data_time, float(self.stop_requested)])
+        # One rank has the gradient already, and its norm travels with the losses.
+        whole = ranks.group_size() == 1 and self._scaler is None
+        square = gradient_square(self._parameters) if whole else math.nan
+        numbers = [*values, *(value for _, value in measures), square, data_time, float(self.stop_requested)]
+        *values, square, data_time, stop = self._averager.average(numbers)
+        with storage:
+            for (name, _), value in zip(measures, values[len(names) :], strict=True):
+                write(name, value)
         losses: dict[str, float] = {}
-        for name, value in zip(names, values, strict=True):
+        for name, value in zip(names, values):
             losses[name] = losses.get(name, 0.0) + value  # a batch's loss is the weighted sum over its micro-batches
         draw = Draw(
             group=group,
             shares=shares,
             losses=losses,
-            norm=math.nan,
+            norm=math.sqrt(square),
             images=ranks.group_size() * sum(map(len, batches.values())),
             data_time=data_time,
             seconds=time.perf_counter() - start,
@@ -180,7 +189,8 @@ class TaskTrainer(SimpleTrainer):
         gradients = {p: p.grad for p in self._parameters if p.grad is not None}
         if self._scaler is not None:
             torch._foreach_mul_([*gradients.values()], 1 / self._scaler.get_scale())
-        draw.norm = gradient_norm(self._parameters)
+        if math.isnan(draw.norm):
+            draw.norm = gradient_norm(self._parameters)
         draw.reached = bytes(p in gradients for p in self._parameters)
         return gradients
 
@@ -204,14 +214,18 @@ class TaskTrainer(SimpleTrainer):
         entropy = np.random.SeedSequence((self._seed, self.iter, place, part))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
-    def _backward(self, task: str, batch: Batch, share: float, weight: float) -> dict[str, Tensor]:
-        """Adds the gradient of a micro-batch. Returns its part of the batch's losses by their names in the storage."""
-        with self._precision(), get_event_storage().name_scope(task):
+    def _backward(
+        self, task: str, batch: Batch, share: float, weight: float
+    ) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
+        """Adds the gradient of a micro-batch. Returns its part of the batch's losses, and what else it measured, by
+        their names in the storage."""
+        with self._precision(), get_event_storage().name_scope(task), measured() as found:
             losses = self.model(batch)
         total = self._loss_weights[task] * sum(losses.values())
         gradient_of = total * (share * weight) if share * weight != 1 else total
         (gradient_of if self._scaler is None else self._scaler.scale(gradient_of)).backward()
-        return {f"{task}/{name}": weight * loss.detach() for name, loss in {**losses, "total_loss": total}.items()}
+        parts = {f"{task}/{name}": weight * loss.detach() for name, loss in {**losses, "total_loss": total}.items()}
+        return parts, [(f"{task}/{name}", value) for name, value in found]
 
     def _precision(self) -> contextlib.AbstractContextManager:
         if self._autocast is None:
@@ -246,17 +260,18 @@ class TaskTrainer(SimpleTrainer):
         """Step by the gradient in the parameters, if it is finite. Returns the gradient's norm."""
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        norm = self._update(next(iter(draw.shares))) if draw.has_finite_losses else math.nan
+        norm = None if math.isnan(draw.norm) else draw.norm
+        norm = self._update(next(iter(draw.shares)), norm) if draw.has_finite_losses else math.nan
         if self._scaler is not None:
             self._scaler.update()
         return norm
 
-    def _update(self, task: str) -> float:
+    def _update(self, task: str, norm: float | None) -> float:
         if isinstance(self.optimizer, TaskBalancedAdamW):
             with contextlib.suppress(FloatingPointError):
-                self.optimizer.step(task=task)
+                self.optimizer.step(task=task, norm=norm)
             return self.optimizer.last_gradient_norm
-        norm = gradient_norm(self._parameters)
+        norm = gradient_norm(self._parameters) if norm is None else norm
         if math.isfinite(norm):
             self.optimizer.step()
         return norm

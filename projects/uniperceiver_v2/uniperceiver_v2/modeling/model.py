@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..transfer import send
 from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
 from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
+from .image_encoder.structures import has_padding, valid_pixels
 from .layers import WeightCache, checkpoint_blocks
 from .likelihood import Likelihood, directions
 from .text_encoder import TextEncoder
@@ -74,9 +77,18 @@ class UniPerceiver(nn.Module):
         return self.pixel_mean.device
 
     def preprocess(self, inputs: list[dict]) -> ImageList:
-        """Normalises the images [3,H,W] (uint8 or float) of the inputs and pads them to one size."""
-        images = [(x["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std for x in inputs]
-        return ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
+        """Normalises the images [3,H,W] (uint8 or float) of the inputs and pads them to one size.
+
+        Images of bytes travel as bytes, and are converted on the device, all at once.
+        """
+        images = [send(x["image"], self.device) for x in inputs]
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [image.float() for image in images]
+        batch = ImageList.from_tensors(images, self.image_encoder.backbone.size_divisibility)
+        tensor = (batch.tensor.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        if has_padding(batch):
+            tensor = tensor * valid_pixels(batch).unsqueeze(1)
+        return ImageList(tensor, batch.image_sizes)
 
     def image_segments(self, encoding: ImageEncoding, task: TaskModalities) -> list[Segment]:
         """The segments of an image as an input x: its global tokens, then its proposals."""
@@ -133,8 +145,9 @@ class UniPerceiver(nn.Module):
 
     def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
         """Representations [n,d] of the words with ids [n]. Each word is encoded as the text `<s> word </s>`."""
-        frame = token_ids.new_tensor([self.text_encoder.bos_id, self.text_encoder.eos_id]).expand(len(token_ids), 2)
-        texts = torch.stack((frame[:, 0], token_ids, frame[:, 1]), dim=1)
+        texts = F.pad(
+            F.pad(token_ids[:, None], (1, 0), value=self.text_encoder.bos_id), (0, 1), value=self.text_encoder.eos_id
+        )
         return torch.cat([self.encode_texts(chunk, None, task) for chunk in texts.split(VOCABULARY_CHUNK)])
 
     def vocabulary(self, task: TaskModalities) -> Tensor:

@@ -13,6 +13,7 @@ The betas, the bias correction and the decoupled weight decay are those of torch
 expectation of m over the draws follow Σ_k g_k, so that a rarely drawn task counts as much as a frequent one.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,21 +26,29 @@ from torch import Tensor
 _BLOCK_ELEMENTS = 2**18  # parameters updated at once on a CPU: 5 MiB with moments, gradient and denominator
 
 
-@torch.no_grad()
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """Euclidean norm of the whole gradient; parameters without a gradient count as zero.
+    """Euclidean norm of the whole gradient, the root of :func:`gradient_square`. Waits for the device."""
+    return math.sqrt(gradient_square(parameters).item())
 
-    For gradients that are DTensors (``torch.distributed.fsdp.fully_shard``) the norm covers the shards of all ranks. It
+
+@torch.no_grad()
+def gradient_square(parameters: Iterable[Tensor]) -> Tensor:
+    """The sum of squares of the whole gradient, a scalar in float64; parameters without a gradient count as zero.
+
+    For gradients that are DTensors (``torch.distributed.fsdp.fully_shard``) the sum covers the shards of all ranks. It
     is then a collective call, which every rank has to make, and the result is the same on each. Other gradients are
     taken as whole and equal on all ranks, as averaged gradients are.
     """
     by_sharding: dict[tuple[Any, ...], list[Tensor]] = {}
+    device = torch.device("cpu")
     for p in parameters:
+        device = p.device
         # Shardings without a gradient on this rank are kept: all ranks must make the same collective calls.
         gradients = by_sharding.setdefault(_sharding(p), [])
         if p.grad is not None:
             gradients.append(_local_gradient(p))
-    return math.sqrt(sum(_sum_of_squares(gradients, sharding) for sharding, gradients in by_sharding.items()))
+    squares = [_sum_of_squares(gradients, sharding, device) for sharding, gradients in by_sharding.items()]
+    return functools.reduce(torch.add, squares, torch.zeros((), dtype=torch.float64, device=device))
 
 
 def _sharding(parameter: Tensor) -> tuple[Any, ...]:
@@ -67,17 +76,17 @@ def _local_gradient(parameter: Tensor) -> Tensor:
     return _local(gradient)
 
 
-def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...]) -> float:
+def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...], device: torch.device) -> Tensor:
     """The sum of squares of gradients with the same sharding, over all ranks among which they are split."""
     if gradients:
         norms = torch._foreach_norm(gradients)
         # In double precision, as the sum of squares of many large norms may overflow float32.
         total = torch.stack([n.to(norms[0].device) for n in norms]).double().square().sum()
     else:
-        total = torch.zeros((), dtype=torch.float64, device=sharding[0][0].device_type if sharding else "cpu")
+        total = torch.zeros((), dtype=torch.float64, device=device)
     for mesh, dimension in sharding:
         dist.all_reduce(total, group=mesh.get_group(dimension))
-    return total.item()
+    return total
 
 
 def _blocks(*lists: Sequence[Tensor | None]) -> Iterator[list[list[Tensor | None]]]:
@@ -183,12 +192,13 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, task: str) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, task: str, norm: float | None = None) -> Any:
         """Updates all parameters with the gradient of the drawn task.
 
         Args:
             closure: optional, as in every optimizer: computes the loss and the gradient again and returns the loss.
             task: the name of the drawn task. The gradient in the parameters must be that of its loss.
+            norm: of the gradient, if it is known. Computing it waits for the device.
 
         Raises:
             FloatingPointError: the gradient is not finite. No parameter has been changed.
@@ -198,7 +208,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        self.last_gradient_norm = gradient_norm(parameters)
+        self.last_gradient_norm = gradient_norm(parameters) if norm is None else norm
         gradients = {p: _local_gradient(p) for p in parameters if p.grad is not None}
         self.step_of_draws([TaskGradient(task, gradients, self.last_gradient_norm)])
         return loss

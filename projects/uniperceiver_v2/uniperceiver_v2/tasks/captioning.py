@@ -28,6 +28,7 @@ from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..modeling.text_encoder import TextEncoder
 from ..ranks import mean_divisor, sum_over_ranks
+from ..transfer import send
 from ..visualization import draw_caption_sheet
 from .caption_baselines import caption_baselines
 from .generation import Step, search
@@ -66,13 +67,14 @@ class CaptioningTask(Task):
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
-        token_ids, valid = model.text_encoder.pad([caption for x in inputs for caption in x["caption_token_ids"]])
-        said = valid[:, 1:]  # position t predicts token t + 1
-        features = decode_captions(model, encoding, images, token_ids[:, :-1], said)[said]
-        logits, labels = vocabulary_logits(
-            model, features, token_ids[:, 1:][said], IMAGE_TEXT_TO_TEXT, self.settings.vocabulary_sample
-        )
-        count, hits = sum_over_ranks(said.sum(), (logits.argmax(-1) == labels).sum())
+        captions = [caption for x in inputs for caption in x["caption_token_ids"]]
+        token_ids, valid = model.text_encoder.pad(captions)
+        decoded = decode_captions(model, encoding, images, token_ids[:, :-1], valid[:, 1:])
+        said = torch.cat([index * decoded.shape[1] + torch.arange(len(x) - 1) for index, x in enumerate(captions)])
+        features = decoded.flatten(0, 1)[send(said, decoded.device)]
+        words = torch.cat([caption[1:] for caption in captions])  # position t predicts token t + 1
+        logits, labels = vocabulary_logits(model, features, words, IMAGE_TEXT_TO_TEXT, self.settings.vocabulary_sample)
+        hits, count = sum_over_ranks((logits.argmax(-1) == labels).sum(), len(words))
         log_accuracy("word_accuracy", hits, count)
         smoothing = self.settings.label_smoothing
         total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
@@ -118,7 +120,7 @@ def decode_captions(
         token_ids, valid: [C,T], the captions' ids, and which of them are no padding.
     """
     tokens = model.text_encoder(token_ids, valid, causal=True)
-    rows = torch.tensor(images, device=tokens.device)
+    rows = send(torch.tensor(images), tokens.device)
     segments = [segment.select(rows) for segment in model.image_segments(encoding, IMAGE_TEXT_TO_TEXT)]
     return model.decoder.read_last([*segments, Segment(tokens, valid, CAPTION)])
 

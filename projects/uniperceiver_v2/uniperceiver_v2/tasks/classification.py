@@ -21,6 +21,7 @@ from ..modeling.likelihood import directions
 from ..modeling.model import UniPerceiver
 from ..ranks import sum_over_ranks
 from ..shared_noise import shared_normal
+from ..transfer import send
 from .mixing import mix, mixing_weights
 from .task import NamingTask, log_accuracy, naming_datasets, prompted
 
@@ -72,18 +73,18 @@ class ClassificationTask(NamingTask):
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
         images, settings = model.preprocess(inputs), self.settings
-        labels = torch.tensor([x["label"] for x in inputs], device=images.tensor.device)
+        labels = send(torch.tensor([x["label"] for x in inputs]), images.tensor.device)
         texts = self._drawn(self.names_of(inputs))
         weights = mixing_weights(len(images), images.image_sizes[0], settings.mixup, settings.cutmix)
         if weights is not None:
-            weights = weights.to(labels.device)
+            weights = send(weights, labels.device)
             images.tensor, labels = mix(images.tensor, labels, weights, len(texts))
         encoding, _ = model.image_encoder(images)
         candidates, alignment_targets = model.encode_candidates_and_alignment_targets(texts)
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
         hits = (logits.argmax(-1) == likeliest).sum()
-        log_accuracy("label_accuracy", *sum_over_ranks(hits, torch.tensor(len(labels), device=hits.device)))
+        log_accuracy("label_accuracy", *sum_over_ranks(hits, len(labels)))
         aligned = model.likelihood(encoding.mean_global_token(), alignment_targets)
         smoothing = self.settings.label_smoothing
         return {

@@ -109,9 +109,8 @@ class DetectionTask(NamingTask):
         owner = regions.labels
         state_labels = categories.labels.flatten()[owner]
         aligned = categories.compared(aligned, owner // targets.valid.shape[1], state_labels)
-        matched, hits, answering = sum_over_ranks(
-            torch.ones_like(labels).sum(), (logits.argmax(-1) == labels).sum(), regions.weights.sum()
-        )
+        right = (logits.argmax(-1) == labels).sum()
+        hits, matched, answering = sum_over_ranks(right, len(labels), regions.weights.sum())
         log_accuracy("category_accuracy", hits, matched)
         category = F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(matched)
         of_states = F.cross_entropy(aligned, state_labels, reduction="none")

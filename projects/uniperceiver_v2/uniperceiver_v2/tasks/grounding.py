@@ -21,6 +21,7 @@ from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, RegionTargets
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
+from ..transfer import send
 from .detection import ImageSizes, LabelledProposals
 from .task import Task, log_accuracy
 
@@ -161,7 +162,7 @@ class PhraseTargets:
             for phrase, objects in zip(item["phrases"], item["phrase_objects"], strict=True):
                 asked[index, place[phrase]] = True
                 true[index, : len(objects), place[phrase]] |= objects.cpu()
-        return cls(texts, asked.to(device), true.to(device))
+        return cls(texts, send(asked, device), send(true, device))
 
     @property
     def false(self) -> Tensor:

@@ -22,6 +22,7 @@ from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.decoder import TEXT_TO_TEXT, Attributes, Segment
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
+from ..transfer import send
 from .task import Task, log_accuracy
 from .vocabulary import vocabulary_logits
 
@@ -47,8 +48,7 @@ class LanguageModellingTask(Task):
     def losses(self, model: UniPerceiver, inputs: Sequence[TextSample]) -> dict[str, Tensor]:
         features, words, _ = self._masked(model, inputs)
         logits, labels = vocabulary_logits(model, features, words, TEXT_TO_TEXT, self.settings.vocabulary_sample)
-        right = logits.argmax(-1) == labels
-        count, hits = sum_over_ranks(torch.ones_like(labels).sum(), right.sum())
+        hits, count = sum_over_ranks((logits.argmax(-1) == labels).sum(), len(labels))
         log_accuracy("word_accuracy", hits, count)
         return {"loss_word": F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(count)}
 
@@ -69,22 +69,24 @@ class LanguageModellingTask(Task):
         and the number of masked positions of each input."""
         features, words, counts = self._masked(model, inputs)
         vocabulary = model.vocabulary(TEXT_TO_TEXT)
-        return model.likelihood.of_directions(features, vocabulary).log_softmax(-1), words, counts
+        log_likelihoods = model.likelihood.of_directions(features, vocabulary).log_softmax(-1)
+        return log_likelihoods, send(words, features.device), counts
 
     @staticmethod
     def _masked(model: UniPerceiver, inputs: Sequence[TextSample]) -> tuple[Tensor, Tensor, list[int]]:
-        """Representations [K,d] of all masked positions of the batch, the right tokens [K], and the number of masked
-        tokens of each input."""
+        """Representations [K,d] of all masked positions of the batch, the right tokens [K] on the host, and the number
+        of masked tokens of each input."""
         token_ids, valid = model.text_encoder.pad([x["token_ids"] for x in inputs])
         tokens = model.text_encoder(token_ids, valid)
-        labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_PREDICTED).to(model.device)
+        labels = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in inputs], True, NOT_PREDICTED).cpu()
         masked = labels != NOT_PREDICTED
         counts = masked.sum(1).tolist()
         # Each row's masked positions in their order. Rows with fewer of them are filled up with other positions.
         positions = masked.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, max(counts))]
         text = Segment(tokens, valid, Attributes("text", "input", TEXT_TO_TEXT))
-        decoded = model.decoder.read_last([text], positions)
-        return decoded[masked.gather(1, positions)], labels[masked], counts
+        decoded = model.decoder.read_last([text], send(positions, model.device)).flatten(0, 1)
+        (taken,) = masked.gather(1, positions).flatten().nonzero(as_tuple=True)
+        return decoded[send(taken, model.device)], labels[masked], counts
 
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | TextShards, TextMapper]:

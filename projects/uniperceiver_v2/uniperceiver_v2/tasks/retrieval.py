@@ -24,6 +24,7 @@ from ..modeling.decoder import IMAGE_TO_TEXT
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import gather_from_ranks, group_size, rank_in_group, sum_over_ranks
+from ..transfer import send
 from .task import CaptionedImageSettings, Task, log_accuracy
 
 
@@ -57,7 +58,7 @@ class RetrievalTask(Task):
         images = model.decode_image(encoding).repeat_interleave(count, dim=0)
         captions = [ids for x in inputs for ids in x["caption_token_ids"]]
         texts = model.encode_texts(*model.text_encoder.pad(captions), IMAGE_TO_TEXT)
-        keys, own = _keys(inputs).to(images.device), torch.arange(len(captions), device=images.device)
+        keys, own = send(_keys(inputs), images.device), torch.arange(len(captions), device=images.device)
         all_images, all_texts, all_keys = images, texts, keys
         if self.settings.gather_features and group_size() > 1:
             all_images, all_texts = gather_from_ranks(torch.cat((images, texts), dim=1)).chunk(2, dim=1)
@@ -69,7 +70,7 @@ class RetrievalTask(Task):
         same_image, own_image = same.unflatten(1, (-1, count)).any(-1), own // count
         to_image = _without(model.likelihood(texts, all_images[::count]), same_image, own_image)
         hits = (to_text.argmax(1) == own).sum() + (to_image.argmax(1) == own_image).sum()
-        log_accuracy("pair_accuracy", *sum_over_ranks(hits, torch.tensor(2 * len(captions), device=hits.device)))
+        log_accuracy("pair_accuracy", *sum_over_ranks(hits, 2 * len(captions)))
         return {"loss_contrastive": (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own_image)) / 2}
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:

@@ -5,7 +5,6 @@ There are no task heads, so a task holds settings and no weights.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..data import load_dataset
 from ..data.datasets.records import candidate_names, own_category_ids
 from ..errors import UserError
 from ..kinds import TaskSettings, kind_of_dataset, setting
+from ..measured import measure
 from ..modeling.model import UniPerceiver
 
 
@@ -178,8 +177,5 @@ def prompted(prompt: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def log_accuracy(name: str, hits: Tensor, count: Tensor | int) -> None:
-    """Put the share of ``hits`` among ``count`` into the event storage, or nothing if ``count`` is 0. Waits for the
-    device once."""
-    accuracy = (hits / count).item()
-    if not math.isnan(accuracy):
-        get_event_storage().put_scalar(name, accuracy)
+    """Measure the share of ``hits`` among ``count``, or nothing if ``count`` is 0."""
+    measure(name, hits / count)

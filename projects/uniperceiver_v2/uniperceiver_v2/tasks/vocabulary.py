@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..modeling.decoder import TaskModalities
 from ..modeling.model import UniPerceiver
+from ..transfer import send
 
 
 def vocabulary_logits(
@@ -25,22 +26,23 @@ def vocabulary_logits(
 
     Args:
         features: [K,d], representations at the positions that predict a word.
-        targets: [K], the ids of the right words.
+        targets: [K], the ids of the right words, on the host.
         sample: the number of drawn words; 0 for the whole vocabulary.
 
     Returns:
         logits [K,C] of C candidate words, and the index of each feature's right word among them [K].
     """
-    size = model.text_encoder.vocab_size
+    size, targets = model.text_encoder.vocab_size, targets.cpu()
     own, labels = targets.unique(return_inverse=True)
     others = size - len(own)
     if not 0 < sample < others:
-        return model.likelihood.of_directions(features, model.vocabulary(task)), targets
-    is_other = torch.ones(size, dtype=torch.bool, device=targets.device)
+        return model.likelihood.of_directions(features, model.vocabulary(task)), send(targets, features.device)
+    is_other = torch.ones(size, dtype=torch.bool)
     is_other[own] = False
-    # Drawn on the CPU, so that the sample of a seed, iteration and rank is the same for every device.
-    drawn = is_other.nonzero()[torch.randperm(others)[:sample].to(targets.device), 0]
-    logits = model.likelihood(features, model.encode_vocabulary(torch.cat([own, drawn]), task))
+    # Drawn on the host, so that the sample of a seed, iteration and rank is the same for every device.
+    drawn = is_other.nonzero()[torch.randperm(others)[:sample], 0]
+    words = send(torch.cat([own, drawn]), features.device)
+    logits = model.likelihood(features, model.encode_vocabulary(words, task))
     correction = torch.full_like(logits[0], math.log(others / sample))
     correction[: len(own)] = 0
-    return logits + correction, labels
+    return logits + correction, send(labels, features.device)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...transfer import fetch, send
 from .boxes import box_overlaps, contains
 from .denoising import DenoisingQueries
-from .matcher import MatchCosts, hungarian_match, one_to_many_match, rows_of_images
+from .matcher import MatchCosts, assign, one_to_many_match, pairwise_costs, rows_of_images
 from .point_sampling import sample_masks, sample_points, uncertain_points
 from .query_selection import DensePredictions
 from .structures import Matches, RegionTargets, on_padded_map
@@ -71,16 +72,18 @@ def masks_of(mask_embeddings: Tensor, image: Tensor, pixel_embeddings: Tensor) -
 
     Args:
         mask_embeddings: [K,dim].
-        image: [K] int64, the image of each query.
+        image: [K] int64, the image of each query, on the host.
         pixel_embeddings: [B,dim,h,w].
     """
     height, width = pixel_embeddings.shape[-2:]
+    image = image.cpu()
     counts = torch.bincount(image, minlength=len(pixel_embeddings))
     widest = max(1, int(counts.max()))
     order = image.argsort(stable=True)
-    starts = torch.arange(len(counts), device=image.device) * widest - (counts.cumsum(0) - counts)
+    starts = torch.arange(len(counts)) * widest - (counts.cumsum(0) - counts)
     place = torch.empty_like(image)  # of each query: every image has `widest` places
-    place[order] = torch.arange(len(image), device=image.device) + starts[image[order]]
+    place[order] = torch.arange(len(image)) + starts[image[order]]
+    place = send(place, pixel_embeddings.device)
     padded = mask_embeddings.new_zeros(len(counts) * widest, mask_embeddings.shape[-1])
     padded = padded.index_copy(0, place, mask_embeddings).view(len(counts), widest, -1)
     logits = padded @ pixel_embeddings.flatten(2)
@@ -147,11 +150,27 @@ class RegionCriterion:
         self.one_to_many, self.masks_in_boxes = one_to_many, masks_in_boxes
 
     @torch.no_grad()
-    def match(self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets) -> Matches:
-        """One-to-one matches of every layer. All queries of an image compare their masks at the same random points."""
+    def match(
+        self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets, dense: DensePredictions
+    ) -> tuple[Matches, Tensor, Matches]:
+        """Matches predictions and the encoder's tokens with objects, in float32 and with one wait for the device.
+
+        All queries of an image compare their masks at the same random points. A token is matched if its target is
+        positive.
+
+        Returns:
+            one-to-one matches of every layer, the target objectness [B,S] of the tokens, and the tokens' matches, whose
+            layer is 0. Matches are on the host.
+        """
         points = torch.rand(len(targets.valid), self.num_points, 2, device=pixel_embeddings.device)
-        masks = self._mask_blocks(predictions, pixel_embeddings.float(), targets, points)
-        return hungarian_match(predictions.objectness, predictions.boxes, masks, targets, self.costs)
+        with torch.autocast(points.device.type, enabled=False):
+            masks = self._mask_blocks(predictions, pixel_embeddings.float(), targets, points)
+            cost = pairwise_costs(predictions.objectness, predictions.boxes, masks, targets, self.costs)
+            quality, target = one_to_many_match(dense, targets, self.one_to_many)
+        table, target = fetch(cost, torch.where(quality > 0, target, -1))
+        image, token = (torch.from_numpy(x) for x in (target >= 0).nonzero())
+        of_tokens = Matches(torch.zeros_like(image), image, token, torch.from_numpy(target)[image, token])
+        return assign(table, targets.counts), quality, of_tokens
 
     def _mask_blocks(
         self, predictions: RegionPredictions, pixel_embeddings: Tensor, targets: RegionTargets, points: Tensor
@@ -185,10 +204,11 @@ class RegionCriterion:
 
         Args:
             predictions: of the denoising queries, if any, followed by the ordinary queries.
-            matches: of the ordinary queries. Query 0 is the first ordinary one.
+            matches: of the ordinary queries, on the host. Query 0 is the first ordinary one.
             num_objects: the divisor.
         Returns:
-            the losses, and the matches of all queries, ordinary ones first. Query 0 is the first of `predictions`.
+            the losses, and the matches of all queries on the device, ordinary ones first. Query 0 is the first of
+                `predictions`.
         """
         weight, parts = None, (len(matches.image),)
         if denoising is not None:
@@ -198,16 +218,18 @@ class RegionCriterion:
             denoised = denoising.matches(layers)
             matches = Matches.join(matches.shifted(queries - ordinary), denoised)
             parts = (*parts, len(denoised.image))
+        images, matches = matches.image, matches.to(pixel_embeddings.device)
         sums = detection_losses(predictions, matches, targets, weight)
         matched_weight = None if weight is None else weight[matches.image, matches.query]
         embeddings = predictions.mask_embeddings[matches.layer, matches.image, matches.query]
-        sums |= self._mask_losses(embeddings, matches, parts, pixel_embeddings, targets, matched_weight)
+        sums |= self._mask_losses(embeddings, matches, images, parts, pixel_embeddings, targets, matched_weight)
         return {name: self.weights[name] * value / num_objects for name, value in sums.items()}, matches
 
     def _mask_losses(
         self,
         mask_embeddings: Tensor,
         matches: Matches,
+        images: Tensor,
         parts: tuple[int, ...],
         pixel_embeddings: Tensor,
         targets: RegionTargets,
@@ -215,12 +237,13 @@ class RegionCriterion:
     ) -> dict[str, Tensor]:
         """Mask losses, weighted and summed over the matches.
 
-        `parts` are the numbers of ordinary and denoising matches. Random points are drawn for one part after the
-        other, so that they equal the points of a separate pass for each part.
+        `images` are those of the matches, on the host. `parts` are the numbers of ordinary and denoising matches.
+        Random points are drawn for one part after the other, so that they equal the points of a separate pass for
+        each part.
         """
         if len(matches.image) == 0:
             return dict.fromkeys(("mask", "dice"), mask_embeddings.sum() * 0)
-        logits = masks_of(mask_embeddings, matches.image, pixel_embeddings).float()
+        logits = masks_of(mask_embeddings, images, pixel_embeddings).float()
         windows = None
         if self.masks_in_boxes:
             windows = mask_windows(on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target])
@@ -239,15 +262,6 @@ class RegionCriterion:
             "dice": weighted_sum(dice_loss(at_points, wanted), weight),
         }
 
-    def match_dense(self, dense: DensePredictions, targets: RegionTargets) -> tuple[Tensor, Matches]:
-        """Target objectness [B,S] of the encoder's tokens, and the matches of tokens with objects.
-
-        A token is matched if its target is positive.
-        """
-        quality, target = one_to_many_match(dense, targets, self.one_to_many)
-        image, token = (quality > 0).nonzero(as_tuple=True)
-        return quality, Matches(torch.zeros_like(image), image, token, target[image, token])
-
     def dense_losses(
         self,
         dense: DensePredictions,
@@ -264,7 +278,7 @@ class RegionCriterion:
         images, and the parts of a batch do not add up to it.
 
         Args:
-            quality, matches: from `match_dense`.
+            quality, matches: of tokens, from `match`, on the device.
             num_objects: the divisor.
         """
         weight = quality[matches.image, matches.query]

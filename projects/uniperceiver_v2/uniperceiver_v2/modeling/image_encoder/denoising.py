@@ -7,6 +7,7 @@ background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class DenoisingQueries:
         num_groups: [B] int64, the number of groups of each image.
         positive: [B,D] bool, near misses of valid targets.
         negative: [B,D] bool, wide misses of valid targets.
+        objects, near_misses: the numbers of objects and of near misses of each image, on the host.
     """
 
     boxes: Tensor
@@ -35,6 +37,8 @@ class DenoisingQueries:
     num_groups: Tensor
     positive: Tensor
     negative: Tensor
+    objects: Sequence[int]
+    near_misses: Sequence[int]
 
     @property
     def valid(self) -> Tensor:
@@ -47,13 +51,15 @@ class DenoisingQueries:
         return self.valid.float() / self.num_groups.unsqueeze(1)
 
     def matches(self, layers: int) -> Matches:
-        """The matches of near misses with their targets, repeated for each of `layers` decoder layers."""
-        image, query = self.positive.nonzero(as_tuple=True)
+        """The matches of near misses with their targets, repeated for each of `layers` decoder layers, on the host."""
+        image = torch.arange(len(self.objects)).repeat_interleave(torch.tensor(self.near_misses))
+        query = torch.cat([torch.arange(count) for count in self.near_misses])
+        target = query % torch.tensor(self.objects)[image]
         return Matches(
-            layer=torch.arange(layers, device=image.device).repeat_interleave(len(image)),
+            layer=torch.arange(layers).repeat_interleave(len(image)),
             image=image.repeat(layers),
             query=query.repeat(layers),
-            target=self.targets[image, query].repeat(layers),
+            target=target.repeat(layers),
         )
 
 
@@ -98,6 +104,8 @@ def make_denoising_queries(targets: RegionTargets, near_misses: int, box_noise: 
         num_groups=num_groups,
         positive=torch.cat((used, none), dim=1),
         negative=torch.cat((none, used), dim=1),
+        objects=targets.counts,
+        near_misses=[max(near_misses // max(count, 1), 1) * count for count in targets.counts],
     )
 
 

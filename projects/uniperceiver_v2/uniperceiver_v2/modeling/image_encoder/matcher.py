@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,10 @@ from torch import Tensor
 from .boxes import box_overlaps
 from .query_selection import DensePredictions
 from .structures import Matches, RegionTargets
+
+logger = logging.getLogger(__name__)
+
+HIGH = 1e6  # in place of a cost that is not finite
 
 
 @dataclass
@@ -71,40 +76,17 @@ def pairwise_box_costs(objectness: Tensor, boxes: Tensor, targets: RegionTargets
     return costs.objectness * focal_cost(objectness.float()).unsqueeze(-1) + costs.box * distance - costs.giou * giou
 
 
-def assign(cost: Tensor, valid: Tensor) -> Matches:
-    """The cheapest one-to-one assignment of queries to targets in each layer and image.
-
-    Args:
-        cost: [B,layers,Q,N]. Infinite and NaN costs are allowed.
-        valid: [B,N] bool, False at padding. The valid targets of an image come first.
-    """
-    cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
-    # Padding becomes an infinite cost. Copying the numbers of targets to the CPU would be a second wait for the device.
-    table = cost.masked_fill(~valid[:, None, None], torch.inf).cpu().numpy()
-    images, layers = table.shape[:2]
-    counts = np.isfinite(table[:, 0, 0]).sum(-1)
-    pairs = [
-        linear_sum_assignment(table[image, layer, :, : counts[image]])
-        for layer in range(layers)
-        for image in range(images)
-    ]
-    layer, image = np.divmod(np.repeat(np.arange(len(pairs)), [len(query) for query, _ in pairs]), images)
-    query, target = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return Matches(*torch.from_numpy(np.stack((layer, image, query, target))).to(cost.device))
-
-
-@torch.no_grad()
-def hungarian_match(
+def pairwise_costs(
     objectness: Tensor,
     boxes: Tensor,
     mask_blocks: Iterable[tuple[Tensor, Tensor]],
     targets: RegionTargets,
     costs: MatchCosts,
-) -> Matches:
-    """The cheapest one-to-one assignment of queries to targets, for every layer and image (DETR, equation 1).
+) -> Tensor:
+    """The matching cost [B,layers,Q,N] of queries and targets (DETR, equation 1), in one batched computation.
 
-    The costs of all layers and images are one batched computation; only the assignment is a loop. The queries of all
-    layers of an image form one row of layers·Q queries, so that targets are not repeated for each layer.
+    The queries of all layers of an image form one row of layers·Q queries, so that targets are not repeated for each
+    layer.
 
     Args:
         objectness: [layers,B,Q] logits.
@@ -117,8 +99,28 @@ def hungarian_match(
     if targets.with_mask is not None:  # an object whose mask is not known is found by its box alone
         known = targets.with_mask[:, None]
         cross_entropy, dice = cross_entropy * known, dice * known
-    cost = cost + costs.mask * cross_entropy + costs.dice * dice
-    return assign(cost.unflatten(1, (layers, -1)), targets.valid)
+    return (cost + costs.mask * cross_entropy + costs.dice * dice).unflatten(1, (layers, -1))
+
+
+def assign(cost: np.ndarray, counts: Sequence[int]) -> Matches:
+    """The cheapest one-to-one assignment of queries to targets in each layer and image, on the host.
+
+    Args:
+        cost: [B,layers,Q,N]. Infinite and NaN costs count as very high ones; the log says that there are some.
+        counts: the number of targets of each image. They come first among its N.
+    """
+    images, layers = cost.shape[:2]
+    if not np.isfinite(cost).all():
+        logger.warning("%d of %d matching costs are not finite", (~np.isfinite(cost)).sum(), cost.size)
+        cost = np.nan_to_num(cost, nan=HIGH, posinf=HIGH, neginf=-HIGH)
+    pairs = [
+        linear_sum_assignment(cost[image, layer, :, : counts[image]])
+        for layer in range(layers)
+        for image in range(images)
+    ]
+    layer, image = np.divmod(np.repeat(np.arange(len(pairs)), [len(query) for query, _ in pairs]), images)
+    query, target = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return Matches(*torch.from_numpy(np.stack((layer, image, query, target))))
 
 
 def rows_of_images(predictions: Tensor) -> Tensor:

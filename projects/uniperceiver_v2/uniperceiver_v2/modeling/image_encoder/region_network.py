@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ranks import mean_divisor, sum_over_ranks
+from ...transfer import send
 from ..layers import MLP
 from .boxes import touched
 from .conventions import Conventions
@@ -64,7 +65,7 @@ class RegionOutput:
         ordinary = slice(self.num_denoising, None)
         boxes = self.predictions.boxes[-1][:, ordinary]
         masks = mask_logits(self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
-        windows = boxes if self.masks_in_boxes else boxes.new_tensor([0.5, 0.5, 1.0, 1.0]).expand_as(boxes)
+        windows = boxes if self.masks_in_boxes else whole_map(boxes)
         return Proposals(
             semantics=self.hidden[-1][:, ordinary],
             boxes=boxes,
@@ -74,6 +75,11 @@ class RegionOutput:
             extent=self.extent,
             masks_in_boxes=self.masks_in_boxes,
         )
+
+
+def whole_map(boxes: Tensor) -> Tensor:
+    """Boxes (0.5, 0.5, 1, 1), as many as these [...,4]."""
+    return torch.cat((torch.full_like(boxes[..., :2], 0.5), torch.ones_like(boxes[..., 2:])), dim=-1)
 
 
 def mask_logits(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
@@ -229,7 +235,11 @@ class RegionNetwork(nn.Module):
                 if self.criterion.masks_in_boxes:
                     inside &= touched(mask_windows(on_padded_map(boxes, extent)), inside.shape[-2:])
                 nothing = self.conventions.box_of_no_pixel
-                otherwise = boxes if nothing is None else boxes.new_tensor(nothing).expand_as(boxes)
+                otherwise = (
+                    boxes
+                    if nothing is None
+                    else send(torch.tensor(nothing, dtype=boxes.dtype), boxes.device).expand_as(boxes)
+                )
                 boxes = boxes_of_masks(inside, extent, otherwise, self.conventions.last_pixel_counts)
         return (selected if with_losses else None), boxes
 
@@ -237,8 +247,9 @@ class RegionNetwork(nn.Module):
         """The losses by name, each summed over the encoder, its selection, the decoder's layers and denoising."""
         ordinary = output.predictions.queries(slice(output.num_denoising, None)).after(output.selected)
         layers, pixels = len(ordinary.objectness), output.pixel_embeddings
-        selected, matches = self.criterion.match(ordinary, pixels, targets).split(layers, 1)
-        quality, dense = self.criterion.match_dense(output.dense, targets)
+        matches, quality, dense = self.criterion.match(ordinary, pixels, targets, output.dense)
+        selected, matches = matches.split(layers, 1)
+        dense = dense.to(pixels.device)
         num_objects = mean_divisor(sum_over_ranks(targets.valid.sum()))[0]
         decoded, answering = self.criterion.losses(
             output.predictions, matches, pixels, targets, num_objects, output.denoising
@@ -259,7 +270,7 @@ class RegionNetwork(nn.Module):
         losses = {f"loss_{name}": sum(part[name] for part in parts if name in part) for name in decoded}
         return RegionSupervision(
             losses=losses,
-            matches=matches.split(layers - 1, layers - 2)[1],
+            matches=matches.split(layers - 1, layers - 2)[1].to(pixels.device),
             states=torch.cat(states),
             labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
             weights=torch.cat((weights[answering.image, answering.query], weights.new_ones(len(dense.image)))),

@@ -5,6 +5,7 @@ All boxes are (cx, cy, w, h) in 0..1 of the image's own size, without padding, u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import Tensor
 
+from ...transfer import send
 from .boxes import xyxy_to_cxcywh
 
 
@@ -100,6 +102,7 @@ class RegionTargets:
         valid: [B,N] bool, False at padding objects.
         extent: [B,2], `image_extent` of the batch; None if no image is padded.
         with_mask: [B,N] bool, False where an object's mask is not known; None if all are.
+        counts: the number of objects of each image, on the host. Without them, they are counted in `valid`.
     """
 
     boxes: Tensor
@@ -108,6 +111,11 @@ class RegionTargets:
     valid: Tensor
     extent: Tensor | None = None
     with_mask: Tensor | None = None
+    counts: Sequence[int] = ()
+
+    def __post_init__(self):
+        if not self.counts:
+            self.counts = self.valid.sum(1).tolist()
 
     @classmethod
     def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
@@ -134,19 +142,28 @@ class RegionTargets:
                 labels[i, :n] = item.gt_classes.cpu()
             valid[i, :n] = True
         with_mask = torch.tensor([item.has("gt_masks") or len(item) == 0 for item in instances])
-        known = None if with_mask.all() else with_mask[:, None].expand(batch, count).to(device)
+        known = None if with_mask.all() else send(with_mask, device)[:, None].expand(batch, count)
         extent = image_extent(valid_pixels(images))
-        return cls(boxes.to(device), masks.to(device), labels.to(device), valid.to(device), extent, known)
+        counts = [len(item) for item in instances]
+        parts = (send(part, device) for part in (boxes, masks, labels, valid))
+        return cls(*parts, extent, known, counts)
 
 
 @dataclass
 class Matches:
-    """K matches as four index tensors [K]: prediction (layer, image, query) is matched with target (image, target)."""
+    """K matches as four index tensors [K]: prediction (layer, image, query) is matched with target (image, target).
+
+    They are made on the host, where their number is known, and go :meth:`to` the device to be used as indices.
+    """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+
+    def to(self, device: torch.device) -> Matches:
+        """The same matches on a device, by one copy."""
+        return Matches(*send(torch.stack([getattr(self, field.name) for field in fields(self)]), device))
 
     def shifted(self, queries: int) -> Matches:
         """The same matches, with `queries` further queries counted before these."""
@@ -179,10 +196,12 @@ def has_padding(images: ImageList) -> bool:
 
 def valid_pixels(images: ImageList) -> Tensor:
     """`valid` [B,H,W] of a padded batch: bool, False at padding."""
-    valid = torch.zeros(len(images), *images.tensor.shape[-2:], dtype=torch.bool, device=images.tensor.device)
-    for i, (height, width) in enumerate(images.image_sizes):
-        valid[i, :height, :width] = True
-    return valid
+    (height, width), device = images.tensor.shape[-2:], images.tensor.device
+    if not has_padding(images):
+        return torch.ones(len(images), height, width, dtype=torch.bool, device=device)
+    heights, widths = send(torch.tensor(images.image_sizes), device)[..., None].unbind(1)  # [B,1] each
+    rows, columns = (torch.arange(n, device=device) for n in (height, width))
+    return (rows < heights).unsqueeze(2) & (columns < widths).unsqueeze(1)
 
 
 def image_extent(valid: Tensor) -> Tensor:

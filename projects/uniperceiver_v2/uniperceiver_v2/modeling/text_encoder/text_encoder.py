@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, PreTrainedTokenizerBase
 
 from ...errors import UserError
+from ...transfer import send
 from ..layers import KeyValueBuffer, WeightCache, autocast_dtype, repeated_parts
 from ..pretrained import (
     LOADING_ERRORS,
@@ -138,13 +139,13 @@ class TextEncoder(nn.Module):
             split_special_tokens=True,
             return_tensors="pt",
         )
-        return encoded["input_ids"].to(device), encoded["attention_mask"].to(device).bool()
+        return send(encoded["input_ids"], device), send(encoded["attention_mask"].bool(), device)
 
     def pad(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Pads texts of ids [T] to one length: ids [B,T] and `valid` [B,T], on the encoder's device."""
         device = next(self.parameters()).device
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        token_ids = nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=self.pad_id).to(device)
+        lengths = send(torch.tensor([len(text) for text in texts]), device)
+        token_ids = send(nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=self.pad_id), device)
         return token_ids, torch.arange(token_ids.shape[1], device=device) < lengths[:, None]
 
     def decode(self, token_ids: Tensor | Sequence[Tensor]) -> list[str]:
@@ -164,7 +165,8 @@ class TextEncoder(nn.Module):
             valid: [B,T] bool, False at padding; None if no text is padded.
             causal: whether position t sees only positions 0..t.
         """
-        attention_mask = None if valid is None else valid.long()
+        # Of a mask [B,T], Hugging Face asks whether all of it is true, and waits for the answer.
+        attention_mask = None if valid is None else self._additive(valid[:, None, None])
         if causal:
             mask = torch.ones(token_ids.shape[1:] * 2, dtype=torch.bool, device=token_ids.device).tril()
             attention_mask = self._additive(mask[None, None] if valid is None else mask & valid[:, None, None])
