@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, the Triton kernels, and the
-# compiled decoder. Builds nothing. Needs the project's packages, and datasets/digit_scenes (`make setup`).
+# compiled decoder. Builds nothing. Needs the project's packages (`make setup`).
 #
 #     tools/gpu_check.sh [FOLDER]
 #
@@ -10,10 +10,11 @@ set -u
 cd "$(dirname "$0")/.."
 folder=${1:-output/gpu_check}
 python=${PYTHON:-python3}
-export PYTHONPATH=projects/uniperceiver_v2:projects/detectron2_core${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD/projects/uniperceiver_v2:$PWD/projects/detectron2_core${PYTHONPATH:+:$PYTHONPATH}
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
 bench=projects/uniperceiver_v2/benchmarks
 mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 
 part() { # name, seconds, command...
     local name=$1 seconds=$2 start=$SECONDS
@@ -23,12 +24,16 @@ part() { # name, seconds, command...
 }
 
 : >"$folder/parts"
-part tests 70 "$python" -m pytest -q -p no:cacheprovider -n 0 tests/test_gpu.py tests/test_precision.py \
+export TORCHINDUCTOR_CACHE_DIR=$folder/inductor
+compiled=("$python" "$bench/gpu_iterations.py" --models tiny --tasks scene_captions --compile)
+timeout 120 "${compiled[@]}" --repeats 1 >"$folder/compilation.log" 2>&1 & # into the cache, beside the tests
+part tests 75 "$python" -m pytest -q -p no:cacheprovider -n 6 --durations=6 --tb=short tests/test_gpu.py tests/test_precision.py \
     tests/modeling/layers/test_deformable_attention_triton.py tests/detectron2_core/engine/test_train_loop.py -m "not slow"
-part tiny 40 "$python" $bench/gpu_iterations.py --models tiny --json "$folder/tiny.json"
-part r50 60 "$python" $bench/gpu_iterations.py --models R50 --repeats 5 --json "$folder/r50.json"
 part kernels 30 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
-part compiled 40 "$python" $bench/gpu_iterations.py --models tiny --tasks scene_captions --compile --json "$folder/compiled.json"
+wait # for the compilation, which must not share the CPU with what is timed
+part tiny 40 "$python" $bench/gpu_iterations.py --models tiny --json "$folder/tiny.json"
+part r50 50 "$python" $bench/gpu_iterations.py --models R50 --repeats 3 --json "$folder/r50.json"
+part compiled 25 "${compiled[@]}" --json "$folder/compiled.json"
 
 "$python" - "$folder" <<'PYTHON'
 import json, pathlib, sys

@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import traceback
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 from unittest import mock
 
 import torch
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
+from repeating import Repeating
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    return_and_correct_aliasing,
+)
 from torch.utils._pytree import tree_iter, tree_map
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
-from uniperceiver_v2.engine.task_trainer import TaskTrainer
 from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import build_optimizer
 
@@ -176,38 +177,13 @@ def move(model: nn.Module) -> None:
                 module._buffers[name] = OnDevice(buffer)
 
 
-class OneTask:
-    """A schedule that draws one task, whose only batch comes again and again."""
-
-    def __init__(self, task: str):
-        self._task = task
-
-    def tasks_at(self, iteration: int, group: int) -> dict[str, float]:
-        return {self._task: 1.0}
-
-    def batch_numbers(self, task: str, start: int, groups: Iterable[int]) -> Iterable[int]:
-        return itertools.count(start)
-
-
-def count_iteration(
-    model: nn.Module, optimizer: torch.optim.Optimizer, task: str, batch: list[dict]
-) -> PretendedDevice:
-    """What a training iteration does, the third one: some results are kept from the first. The model and the optimizer
-    are on the pretended device, and the context is open."""
-    device = torch.utils._python_dispatch._get_current_dispatch_mode()
-    trainer = TaskTrainer(
-        model,
-        optimizer,
-        schedule=OneTask(task),
-        build_loader=lambda task, numbers: itertools.repeat(batch),
-        loss_weights={task: 1.0},
-    )
-    trainer.open_loaders(0)
-    for trainer.iter in range(3):
-        device.reset()
-        with EventStorage(trainer.iter) as trainer.storage:
-            trainer.run_step()
-    return device
+def count_iteration(model: nn.Module, optimizer: torch.optim.Optimizer, task: str, batch: list[dict]) -> None:
+    """Leaves in the pretended device, whose context is open, what a training iteration does. It is the third one, as
+    some results are kept from the first. Model and optimizer are on that device."""
+    trainer = Repeating(model, optimizer, {task: batch})
+    for _ in range(3):
+        _get_current_dispatch_mode().reset()
+        trainer.run(task)
 
 
 def main() -> None:
