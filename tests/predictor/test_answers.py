@@ -94,6 +94,27 @@ def test_captions_are_those_of_evaluation(predictor, files, beams):
     assert str(found[0]) == found[0].text
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_captions_and_similarities_are_of_squares_where_their_tasks_have_them(predictor, files, encoded):
+    model, cfg = predictor.model, predictor.cfg
+    for kind, sizes in (("captioning", {"image_size": 40}), ("retrieval", {"image_size": 32, "test_size": 56})):
+        settings = {"beam_size": 1, "max_length": 6} if kind == "captioning" else {}
+        model.tasks[kind].settings = replace(model.tasks[kind].settings, **sizes, **settings)
+    predictor = Predictor.from_model(model, cfg)
+    images = predictor.encode(files) if encoded else files
+    mapper = RetrievalMapper(cfg, "captioning", tokenizer(predictor), square=40)
+    expected = evaluated(predictor, mapper, files)
+    assert [caption.text for caption in predictor.caption(images, beams=1)] == [x["caption"] for x in expected]
+    assert predictor.caption(images[1:2], beams=1)[0].text == expected[1]["caption"]
+    mapper = RetrievalMapper(cfg, "retrieval", tokenizer(predictor), square=56)
+    features = torch.stack([x["image_feature"] for x in evaluated(predictor, mapper, files)])
+    torch.testing.assert_close(predictor.embed_images(images[3:]), features[3:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(predictor.embed_images(images), features, atol=1e-4, rtol=0)
+    boxes = evaluated(predictor, DetectionMapper(cfg, "detection", LABELS, is_train=False), files)
+    for ours, theirs in zip(predictor.detect(images, threshold=0), boxes, strict=True):
+        assert_same_instances(ours.instances, theirs["instances"])
+
+
 def tokenizer(predictor):
     return predictor.model.text_encoder.tokenizer
 

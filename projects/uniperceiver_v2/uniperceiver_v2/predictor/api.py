@@ -106,7 +106,7 @@ class Predictor(
                     f"no task {name!r} in the settings{nearest(name, [x for x in cfg.TASKS if x != 'NAMES'])}"
                 )
             self._tasks[configured_task(cfg, name).kind.name] = model.tasks[name]
-        views = Views.of(cfg, self._tasks["classification"].settings.tested_size)
+        views = Views.of(cfg, {kind: task.settings for kind, task in self._tasks.items()})
         size = cfg.TEST.IMS_PER_BATCH if batch_size is None else batch_size
         self._asker = Asker(self.model, views, autocast, size)
 
@@ -248,7 +248,7 @@ class Predictor(
                 kept = pairs[pairs.scores >= threshold].to("cpu")
                 yield Detections(picture.source.name, picture.size, picture.source, names, kept, ids)
 
-        return self._asker.ask(images, "whole", answer, on_error)
+        return self._asker.ask(images, "detection", answer, on_error)
 
     @overload
     def classify(self, images: ImageLike, labels: Texts | None = ...) -> Classification: ...
@@ -276,7 +276,7 @@ class Predictor(
             for picture, row in zip(batch.pictures, rows, strict=True):
                 yield Classification(picture.source.name, picture.size, picture.source, names, row)
 
-        return self._asker.ask(images, "square", answer, on_error)
+        return self._asker.ask(images, "classification", answer, on_error)
 
     @overload
     def caption(self, images: ImageLike, beams: int = ...) -> Caption: ...
@@ -300,7 +300,7 @@ class Predictor(
             for picture, (text, log_likelihood) in zip(batch.pictures, captions, strict=True):
                 yield Caption(picture.source.name, picture.size, picture.source, text, log_likelihood)
 
-        return self._asker.ask(images, "whole", answer, on_error)
+        return self._asker.ask(images, "captioning", answer, on_error)
 
     @overload
     def ground(self, images: ImageLike, phrases: Texts, *, threshold: float = ...) -> Grounding: ...
@@ -335,7 +335,7 @@ class Predictor(
                 kept = pairs[pairs.scores >= threshold].to("cpu")
                 yield Grounding(picture.source.name, picture.size, picture.source, names, kept)
 
-        return self._asker.ask(images, "whole", answer, on_error)
+        return self._asker.ask(images, "grounding", answer, on_error)
 
     def embed_images(self, images: ImageLike | ImagesLike | EncodedImages, *, on_error: OnError = "raise") -> Tensor:
         """Features float32 [I,d] of length 1. Products with those of texts are cosines.
@@ -348,7 +348,7 @@ class Predictor(
         return features
 
     def _embed(self, images: Any) -> tuple[Request, Tensor]:
-        request = self._asker.request(images, "whole")
+        request = self._asker.request(images, "retrieval")
         features = torch.full((len(request.sources), self.cfg.MODEL.UNIPERCEIVER_V2.EMBED_DIM), torch.nan)
         with self._asker.predicting():
             for batch in request.batches:

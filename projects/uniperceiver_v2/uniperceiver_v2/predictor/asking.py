@@ -13,7 +13,7 @@ import torch
 from ..data.loading.test import of_one_size
 from ..errors import UserError
 from ..tasks import ImageSizes
-from .encoding import Batch, EncodedImages, View, Views
+from .encoding import WHOLE, Batch, EncodedImages, Views
 from .inputs import BadImages, Source, sources_of
 
 logger = logging.getLogger(__name__)
@@ -69,16 +69,20 @@ class Asker:
         """The readable images, encoded. The others are in its ``failures``."""
         sources, single = sources_of(images)
         encoded = EncodedImages(self.model, sources, single, {})
-        batches = encoded.batches["whole"] = []
+        batches = encoded.batches[WHOLE] = []
+        further = [view for view in self.views.mappers if view != WHOLE]
+        encoded.waiting = {view: [] for view in further}
         with self.predicting():
-            samples = self.views.samples(sources, "whole", encoded.failures, with_square=True)
+            samples = self.views.samples(sources, WHOLE, encoded.failures, further)
             for alike in of_one_size(([sample] for sample in samples), self.batch_size):
-                encoded.squares += [{"image": x.pop("square"), "picture": x["picture"]} for x in alike]
+                for view in further:
+                    encoded.waiting[view] += [{"image": x.pop(view), "picture": x["picture"]} for x in alike]
                 batches.append(self._batch(alike))
         return encoded
 
-    def request(self, images: Any, view: View) -> Request:
-        """Images in one of the views. Their batches have to be used within :meth:`predicting`."""
+    def request(self, images: Any, kind: str) -> Request:
+        """Images in the view of a kind of task. Their batches have to be used within :meth:`predicting`."""
+        view = self.views.of_question(kind)
         if not isinstance(images, EncodedImages):
             sources, single = sources_of(images)
             failures: dict[int, str] = {}
@@ -86,18 +90,19 @@ class Asker:
             return Request(sources, single, failures, map(self._batch, of_one_size(samples, self.batch_size)))
         if images.model is not self.model:
             raise UserError("these images were encoded by another model")
-        if view not in images.batches:  # the square, which is encoded when it is asked for
+        if view in images.waiting:
             with self.predicting():
-                alike = of_one_size([images.squares], self.batch_size)
-                images.batches[view], images.squares = [self._batch(samples) for samples in alike], []
+                alike = of_one_size([images.waiting[view]], self.batch_size)
+                images.batches[view] = [self._batch(samples) for samples in alike]
+            del images.waiting[view]
         return Request(images.sources, images.single, images.failures, images.batches[view])
 
-    def ask(self, images: Any, view: View, answer: Callable[[Batch], Iterable[Answer]], on_error: OnError) -> Any:
+    def ask(self, images: Any, kind: str, answer: Callable[[Batch], Iterable[Answer]], on_error: OnError) -> Any:
         """An answer for each image, or the answer for a single one.
 
         Args:
             images: what the user gave.
-            view: in which the images are encoded.
+            kind: of task, which decides the view that is encoded.
             answer: gives the answers for the images of a batch, in their order.
             on_error: "raise" or "skip".
 
@@ -105,7 +110,7 @@ class Asker:
             BadImages: images cannot be used.
         """
         check_on_error(on_error)
-        request = self.request(images, view)
+        request = self.request(images, kind)
         found: dict[int, Answer] = {}
         with self.predicting():
             for batch in request.batches:

@@ -1,26 +1,28 @@
 """Images on their way into the model: read, resized as in evaluation, put into batches of one size, encoded.
 
-A kind of task sees an image in one of two views: the whole image in detection's size, or the square of classification.
+A kind of task sees an image in one of a few views: the whole image in detection's size, the square of classification,
+or a square of its own for captioning and retrieval, if the configuration has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..data import ImageMapper
+from ..data.mappers.captions import ReferenceMapper
 from ..data.mappers.images import ClassificationMapper, DetectionMapper
 from ..errors import UnreadableImage, UserError
 from ..modeling.image_encoder import ImageEncoding
 from ..tasks import ImageSizes
 from .inputs import Source
 
-View = Literal["whole", "square"]
+WHOLE = "whole"  # the view that is encoded at once
 Batched = TypeVar("Batched")
 
 
@@ -66,8 +68,8 @@ class EncodedImages(Sequence["EncodedImages"]):
     """Images that a predictor has encoded, for any number of questions.
 
     All methods of the predictor take it in place of images. ``encoded[2]`` and ``encoded[1:3]`` are parts of it. It
-    keeps the encoding of the whole image, some megabytes an image with the paper's models. The square of classification
-    is kept as pixels until the first :meth:`~uniperceiver_v2.predictor.Predictor.classify`.
+    keeps the encoding of the whole image, some megabytes an image with the paper's models. Other views, such as the
+    square of classification, are kept as pixels until the first question that needs them.
 
     Attributes:
         names: the images' paths, or their places among those that were given.
@@ -77,8 +79,8 @@ class EncodedImages(Sequence["EncodedImages"]):
     def __init__(self, model: object, sources: Sequence[Source], single: bool, failures: dict[int, str]):
         self.model, self.single, self.failures = model, single, failures
         self.sources = list(sources)
-        self.batches: dict[View, list[Batch]] = {}
-        self.squares: list[dict[str, Any]] = []  # samples of the view that nobody has asked for yet
+        self.batches: dict[str, list[Batch]] = {}  # by view
+        self.waiting: dict[str, list[dict[str, Any]]] = {}  # samples of the views that nobody has asked for yet
 
     @property
     def names(self) -> list[str]:
@@ -105,11 +107,12 @@ class EncodedImages(Sequence["EncodedImages"]):
         for view, batches in self.batches.items():
             selected = (batch.select(places) for batch in batches)
             part.batches[view] = [batch for batch in selected if batch is not None]
-        part.squares = [
-            {**sample, "picture": replace(sample["picture"], place=places[sample["picture"].place])}
-            for sample in self.squares
-            if sample["picture"].place in places
-        ]
+        for view, samples in self.waiting.items():
+            part.waiting[view] = [
+                {**sample, "picture": replace(sample["picture"], place=places[sample["picture"].place])}
+                for sample in samples
+                if sample["picture"].place in places
+            ]
         return part
 
 
@@ -118,22 +121,35 @@ class Views:
     """How a model wants to see images.
 
     Args:
-        whole, square: the mappers of evaluation.
+        mappers: those of evaluation by view. "whole" is among them.
+        of_kind: the view of each kind of task that sees images.
         image_format: "RGB" or "BGR", the order of channels that the model was trained with.
     """
 
-    whole: ImageMapper
-    square: ImageMapper
+    mappers: Mapping[str, ImageMapper]
+    of_kind: Mapping[str, str]
     image_format: str = field(default="RGB")
 
     @classmethod
-    def of(cls, cfg: CfgNode, square_size: int) -> Views:
-        """Those of a configuration, with the side in pixels of classification's square."""
-        whole = DetectionMapper(cfg, "detection", (), is_train=False)
-        return cls(whole, ClassificationMapper("classification", (), cfg.INPUT.FORMAT, square_size), cfg.INPUT.FORMAT)
+    def of(cls, cfg: CfgNode, settings: Mapping[str, Any]) -> Views:
+        """Those of a configuration, with the settings of each kind of task."""
+        mappers: dict[str, ImageMapper] = {WHOLE: DetectionMapper(cfg, "detection", (), is_train=False)}
+        side = settings["classification"].tested_size
+        mappers["square"] = ClassificationMapper("classification", (), cfg.INPUT.FORMAT, side)
+        of_kind = {"classification": "square"}
+        for kind in ("captioning", "retrieval"):
+            sizes = settings[kind].test_sizes
+            if sizes["square"]:
+                of_kind[kind] = f"squeezed to {sizes['square']}"  # one view for both if they have one size
+                mappers[of_kind[kind]] = ReferenceMapper(cfg, kind, **sizes)
+        return cls(mappers, of_kind, cfg.INPUT.FORMAT)
+
+    def of_question(self, kind: str) -> str:
+        """The view in which a kind of task sees images."""
+        return self.of_kind.get(kind, WHOLE)
 
     def samples(
-        self, sources: Iterable[Source], view: View, failures: dict[int, str], with_square: bool = False
+        self, sources: Iterable[Source], view: str, failures: dict[int, str], further: Sequence[str] = ()
     ) -> Iterator[dict[str, Any]]:
         """{"image", "picture"} of each readable image, one after the other, so that one is open at a time.
 
@@ -141,7 +157,7 @@ class Views:
             sources: the images.
             view: what "image" shows.
             failures: gets {place: sentence} of the others.
-            with_square: whether to add classification's view as "square".
+            further: views to add below their names.
         """
         for place, source in enumerate(sources):
             try:
@@ -150,15 +166,14 @@ class Views:
                 if self.image_format == "BGR":
                     pixels = pixels[:, :, ::-1]
                 sample = {"image": self._view(source, view, pixels), "picture": picture}
-                if with_square:
-                    sample["square"] = self._view(source, "square", pixels)
+                sample |= {name: self._view(source, name, pixels) for name in further}
             except (UnreadableImage, UserError) as error:
                 failures[place] = str(error)
                 continue
             yield sample
 
-    def _view(self, source: Source, view: View, pixels: np.ndarray) -> Tensor:
+    def _view(self, source: Source, view: str, pixels: np.ndarray) -> Tensor:
         try:
-            return (self.whole if view == "whole" else self.square).view(pixels)
+            return self.mappers[view].view(pixels)
         except UnreadableImage as error:
             raise UnreadableImage(f"{source.name}: {error}") from error
