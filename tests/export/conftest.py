@@ -38,6 +38,7 @@ def predictor(make_tiny_config) -> Predictor:
     cfg = make_tiny_config()
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.TASKS.digits.IMAGE_SIZE = 64, 128, 32
     cfg.TASKS.captions.MAX_LENGTH = 6
+    cfg.TASKS.digits.FURTHER_PROMPTS = ["the digit {}"]
     cfg.TASKS.scenes.TEMPERATURE, cfg.TASKS.digits.TEMPERATURE = 0.6, 1.5
     cfg.MODEL.UNIPERCEIVER_V2.REGION.update({"MASKS_IN_BOXES": True, "BOXES_AROUND_MASKS": True})
     cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.OUT_FEATURES = ["stage1", "stage4"]  # one scale less to trace for each map less

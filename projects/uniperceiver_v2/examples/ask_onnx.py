@@ -127,9 +127,12 @@ class Model:
 
     def classify(self, image: Image.Image, labels: Sequence[str]) -> dict[str, float]:
         """The probability of each label for the square at the centre of an image."""
-        texts = [self.about["classification"]["prompt"].format(label) for label in labels]
+        told = self.about["classification"]
+        prompts = (told["prompt"], *told["further_prompts"])
+        mean = sum(self.directions([prompt.format(label) for label in labels]) for prompt in prompts)
+        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
         features = self.look(image, "square").outputs["image_features"]
-        probable = _softmax(self._likelihoods(features, texts, "classification"))[0]
+        probable = _softmax(features @ mean.T / self.about["temperatures"]["classification"])[0]
         return dict(zip(labels, probable.tolist()))
 
     def mask(self, picture: Picture, found: Found) -> np.ndarray:

@@ -59,7 +59,11 @@ def describe(predictor: Predictor, parts: list[Part], precisions: list[str]) -> 
             "masks_end_at_boxes": region.MASKS_IN_BOXES,
             "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,
         },
-        "classification": {"prompt": classification.settings.prompt},
+        # With further prompts, a label's feature is the mean of its features in each, scaled to length 1.
+        "classification": {
+            "prompt": classification.settings.prompt,
+            "further_prompts": list(classification.settings.further_prompts),
+        },
         "grounding": {"none": grounding.none, "per_phrase": grounding.proposals_per_phrase},
         "captioning": {
             "beams": captioning.beam_size,
