@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.samples import DetectionSample
+from ..transfer import send
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class CategorySample:
         place = torch.zeros(len(weights), dtype=torch.int64)
         place[chosen] = torch.arange(len(chosen))
         device = labels.device
-        return cls(tuple(texts[i] for i in chosen.tolist()), place.to(device)[labels], unsure[:, chosen].to(device))
+        kept = tuple(texts[i] for i in chosen.tolist())
+        return cls(kept, send(place, device)[labels], send(unsure[:, chosen], device))
 
     def compared(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
         """Logits [K,S] of objects of the images [K], without the categories that may or may not hold for them. The own
