@@ -1,6 +1,7 @@
 """Reading and checking a run's settings."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from uniperceiver_v2.config import load_config, sampling_ratios
 from uniperceiver_v2.errors import UserError, nearest
 from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.kinds import evaluating_task
 
 if "ConfigTestModel" not in META_ARCH_REGISTRY:
 
@@ -242,3 +244,15 @@ def test_no_task_of_the_joint_training_takes_much_longer_steps_than_another(name
 def test_factors_of_the_recipe_are_checked(config_file, key, value, expected):
     found = message(key, value, config_file=config_file)
     assert key in found and expected in found
+
+
+def test_detection_and_captions_of_coco_are_one_command():
+    """The command of docs/reproduction.md."""
+    import uniperceiver_v2  # noqa: F401  (registers datasets and model)
+
+    document = (REPOSITORY / "docs/reproduction.md").read_text()
+    options = re.search(r"""TASKS\.NAMES "(\[.*?\])" DATASETS\.TEST "(\(.*?\))"\n""", document).groups()
+    path = str(REPOSITORY / "configs/joint/uniperceiver_v2_r50.yaml")
+    cfg = load_config(path, ["TASKS.NAMES", options[0], "DATASETS.TEST", options[1]], world_size=8)
+    assert sampling_ratios(cfg) == {"coco": pytest.approx(0.75), "coco_captions": pytest.approx(0.25)}
+    assert [evaluating_task(cfg, name).name for name in cfg.DATASETS.TEST] == cfg.TASKS.NAMES
