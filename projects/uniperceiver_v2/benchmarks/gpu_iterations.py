@@ -91,9 +91,9 @@ def enlarged_text_encoder(source: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def counted_waits(device: str) -> Iterator[list[int]]:
-    """Counts the host's waits for a GPU inside the context, into a list of one number."""
-    found = [0]
+def waits_of(device: str) -> Iterator[list[str]]:
+    """A list of the lines that waited for a GPU inside the context."""
+    found: list[str] = []
     if not device.startswith("cuda"):
         yield found
         return
@@ -104,7 +104,9 @@ def counted_waits(device: str) -> Iterator[list[int]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            found[0] = sum("synchronizing" in str(warning.message) for warning in caught)
+            # Not the warning that the mode itself gives once.
+            waits = [x for x in caught if "called a synchronizing" in str(x.message)]
+            found += [f"{'/'.join(Path(x.filename).parts[-2:])}:{x.lineno}" for x in waits]
 
 
 def synchronize(device: str) -> None:
@@ -112,7 +114,7 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, float]:
+def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, Any]:
     """Median milliseconds of a step, and counts of one step."""
     on_gpu = device.startswith("cuda")
     for _ in range(2):
@@ -126,12 +128,12 @@ def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, flo
         step()
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    found = {"ms": 1e3 * statistics.median(seconds)}
+    found: dict[str, Any] = {"ms": 1e3 * statistics.median(seconds)}
     if on_gpu:
         found["MiB"] = torch.cuda.max_memory_allocated() / MIB
-        with counted_waits(device) as waits:
+        with waits_of(device) as waits:
             step()
-        found["waits"] = waits[0]
+        found["waits"], found["where"] = len(waits), waits
         with profile(activities=[ProfilerActivity.CUDA]) as recorded:
             step()
             synchronize(device)
