@@ -16,7 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from uniperceiver_v2.engine import processes as module
-from uniperceiver_v2.engine import run_in_processes, world_size
+from uniperceiver_v2.engine import run_in_processes, starters, world_size
+from uniperceiver_v2.engine.members import Member, check_members
 from uniperceiver_v2.engine.processes import agree_on_start
 from uniperceiver_v2.errors import UserError
 
@@ -139,9 +140,10 @@ TOLD = {
 @pytest.fixture
 def environment(monkeypatch):
     """environment(**variables): those alone of the ones that tell of other processes."""
-    sizes = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TORCHELASTIC_RUN_ID")
+    sizes = (*SRUN, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TORCHELASTIC_RUN_ID")
     for name in (*TOLD, *sizes):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what the program sets is undone as well
+        monkeypatch.delenv(name)
 
     def put(**variables: str) -> None:
         for name, value in variables.items():
@@ -155,9 +157,9 @@ def environment(monkeypatch):
     [
         (
             {"RANK": "0", "WORLD_SIZE": "2"},
-            "WORLD_SIZE is 2, but LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT",
+            "WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT not",
         ),
-        ({**TOLD, "LOCAL_RANK": ""}, "WORLD_SIZE is 4, but LOCAL_RANK not"),
+        ({**TOLD, "MASTER_PORT": ""}, "WORLD_SIZE is 4, but MASTER_PORT not"),
         ({**TOLD, "RANK": "one"}, "WORLD_SIZE is 4"),
         ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "0"}, "SLURM_STEP_NUM_TASKS is 8: srun"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun"),
@@ -187,20 +189,102 @@ def test_one_process_and_processes_that_are_told_of_each_other_run(environment, 
     assert world_size(arguments(**changes)) == expected
 
 
-def test_a_starter_that_tells_as_much_as_torchrun_does_as_well(environment, processes, tmp_path):
-    """Two processes with torchrun's variables but without torchrun find each other."""
+PLAIN = {name: TOLD[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+SRUN = {
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "70012",
+    "SLURM_STEP_ID": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("gpu[07-09,12],login1", "gpu07"),
+        ("gpu[7]", "gpu7"),
+        ("node-a,node-b", "node-a"),
+        ("rack1-gpu[01,03]-ib", "rack1-gpu01-ib"),
+    ],
+)
+def test_processes_of_srun_meet_on_the_first_host(environment, hosts, first):
+    environment(**{**SRUN, "SLURM_STEP_NODELIST": hosts})
+    assert starters.told_by_starter() == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": first,
+        "MASTER_PORT": "15012",
+    }
+    assert world_size(arguments()) == 4
+
+
+def test_srun_may_start_one_launcher_on_each_machine(environment):
+    environment(**SRUN)
+    assert world_size(arguments(num_machines=4, machine_rank=3)) == 4
+
+
+@pytest.mark.parametrize(
+    ("told", "local"),
+    [
+        ({"RANK": "{rank}", "WORLD_SIZE": "2"}, {}),
+        ({"SLURM_PROCID": "{rank}", "SLURM_STEP_NUM_TASKS": "2"}, {"SLURM_LOCALID": "{rank}"}),
+    ],
+)
+def test_processes_of_other_starters_find_each_other(environment, processes, tmp_path, told, local):
+    """Two processes with the fewest variables of a starter are one run, and know their places on the machine."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
     def main(args: Namespace) -> None:
-        (tmp_path / f"{comm.get_rank()} of {comm.get_world_size()}").touch()
+        (tmp_path / f"{comm.get_rank()} of {comm.get_world_size()}, {comm.get_local_rank()} here").touch()
 
     def program(rank: int) -> None:
-        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
-        environment(**{**TOLD, **told})
+        environment(**meeting, **{name: value.format(rank=rank) for name, value in {**told, **local}.items()})
         raise SystemExit(run_in_processes(main, arguments(), CPU))
 
     pids = [processes.fork(lambda rank=rank: program(rank)) for rank in range(2)]
     assert [processes.exit_code(pid) for pid in pids] == [0, 0]
-    assert sorted(os.listdir(tmp_path)) == ["0 of 2", "1 of 2"]
+    assert sorted(os.listdir(tmp_path)) == ["0 of 2, 0 here", "1 of 2, 1 here"]
+
+
+def member(host: str, device: str = "cuda", gpus: int = 2, local_rank: int = 0, local_size: int = 1) -> Member:
+    return Member(host, 1, 0, device, gpus, local_rank, local_size)
+
+
+@pytest.mark.parametrize(
+    ("members", "mistake"),
+    [
+        ([member("gpu1"), member("gpu2", device="cpu", gpus=0)], "PyTorch sees no GPU on gpu2, while gpu1"),
+        ([member("gpu1"), member("gpu1", local_rank=2)], r"started on gpu1 than PyTorch sees GPUs there \(2\)"),
+        (
+            [member("a", local_size=2), member("a", local_rank=1, local_size=2), member("b")],
+            "same number of processes: a has 2, b has 1",
+        ),
+    ],
+)
+def test_hosts_that_cannot_train_together_are_named(members, mistake):
+    with pytest.raises(UserError, match=mistake):
+        check_members(members)
+    check_members(members[:1])
+
+
+def test_a_mistake_is_told_before_the_processes_part(environment, monkeypatch, capsys):
+    """Leaving the group may wait for a process that is gone."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        environment(**{**TOLD, "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": str(free.getsockname()[1])})
+    environment(TORCHELASTIC_RUN_ID="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    told = []
+    leave = dist.destroy_process_group
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: (told.append(capsys.readouterr().err), leave()))
+    monkeypatch.setattr(comm, "create_local_process_group", lambda count: None)
+
+    def main(args: Namespace) -> None:
+        raise UserError("no data")
+
+    assert run_in_processes(main, arguments(), CPU) == 1
+    assert told == ["error (process 0): no data\n"]

@@ -1,5 +1,5 @@
 """The processes of a run: a single one, processes that this one starts, by Detectron2's ``launch`` on GPUs, or
-processes started by torchrun."""
+processes started by torchrun, srun or their like."""
 
 from __future__ import annotations
 
@@ -23,50 +23,13 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from ..errors import UserError
+from .members import check_members, introduce
+from .starters import is_started_with_others, refuse_lonely_copies, told_by_starter
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POLL = 0.02  # seconds between two reads of the store
 
 Main = Callable[[Namespace], None]
-
-
-# {variable with the number of processes: its starter}. For Slurm it is the variable of a step of a job, as SLURM_NTASKS
-# is also set in a batch script, which runs only once.
-_SIZES = {
-    "WORLD_SIZE": "whatever set WORLD_SIZE",
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-    "PMI_SIZE": "mpirun",
-}
-# The variables that torchrun sets. Another starter may set them, too.
-_TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def _is_started_with_others() -> bool:
-    """Whether this process is one of several, started by torchrun or by a starter that sets the same variables."""
-    if dist.is_torchelastic_launched():
-        return True
-    told = {name: os.environ.get(name, "") for name in _TOLD}
-    numbers = [told[name] for name in _TOLD if name != "MASTER_ADDR"]
-    return bool(told["MASTER_ADDR"]) and all(map(str.isdigit, numbers)) and int(told["WORLD_SIZE"]) > 1
-
-
-def _refuse_lonely_copies(args: Namespace) -> None:
-    """Refuse to run as one of several processes that do not know of each other. Each would do the whole run, with
-    one OUTPUT_DIR."""
-    if args.num_machines > 1:
-        return  # the arguments describe the processes
-    for variable, starter in _SIZES.items():
-        size = os.environ.get(variable, "1")
-        if size in ("", "0", "1"):
-            continue
-        missing = [name for name in _TOLD if not os.environ.get(name, "")]
-        lacking = f", but {', '.join(missing)} not" if variable == "WORLD_SIZE" and missing else ""
-        raise UserError(
-            f"{variable} is {size}{lacking}: {starter} seems to start several processes, each of which would do the "
-            "whole run and write the same OUTPUT_DIR. Start them by torchrun --nproc_per_node N train_net.py ..., on "
-            f"several machines once on each (docs/training.md), or unset {variable} for runs of their own"
-        )
 
 
 def add_process_arguments(parser: ArgumentParser) -> ArgumentParser:
@@ -84,6 +47,12 @@ def _num_cpu_processes(args: Namespace) -> int:
     return getattr(args, "num_processes", 1)  # programs with Detectron2's own parser do not have the option
 
 
+def _joins_others(args: Namespace) -> bool:
+    """Whether the environment describes the run's processes. srun may also start one launcher on each machine, whose
+    arguments describe them."""
+    return is_started_with_others() and (args.num_machines == 1 or "RANK" in os.environ)
+
+
 def world_size(args: Namespace) -> int:
     """The number of processes of the run.
 
@@ -94,13 +63,14 @@ def world_size(args: Namespace) -> int:
         UserError: this machine has too few GPUs; both a starter and the arguments set the number of processes; or
             several processes are started that do not know of each other.
     """
-    if _is_started_with_others():
+    if _joins_others(args):
         if args.num_gpus != 1 or args.num_machines != 1 or _num_cpu_processes(args) != 1:
             raise UserError(
-                "torchrun starts the processes: --num-gpus, --num-processes and --num-machines are for runs without it"
+                "torchrun or its like starts the processes: --num-gpus, --num-processes and --num-machines are for "
+                "runs without it"
             )
-        return int(os.environ["WORLD_SIZE"])
-    _refuse_lonely_copies(args)
+        return int((told_by_starter() or os.environ)["WORLD_SIZE"])
+    refuse_lonely_copies(args)
     if _num_cpu_processes(args) < 1:
         raise UserError(f"--num-processes must be at least 1, not {_num_cpu_processes(args)}")
     if _num_cpu_processes(args) > 1:
@@ -127,13 +97,13 @@ def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     Returns:
         the exit code: 0, 1 after an error that was printed, or 128 + the number of the signal that ended a process.
     """
-    if _is_started_with_others():
-        return _telling_mistakes(lambda args: _run_as_one_of_torchruns(main, args, cfg), args)
+    if _joins_others(args):
+        return _telling_mistakes(lambda: _run_as_one_of_several(main, args, cfg))
     on_cpu = _num_cpu_processes(args)
     if on_cpu > 1 and cfg.MODEL.DEVICE != "cpu":
         return _tell(f"--num-processes {on_cpu}: MODEL.DEVICE is {cfg.MODEL.DEVICE}. For GPUs there is --num-gpus")
     if on_cpu <= 1 and args.num_gpus * args.num_machines <= 1:
-        return _telling_mistakes(main, args)
+        return _telling_mistakes(lambda: main(args))
     try:
         with _signals_reach_children():
             if on_cpu > 1:
@@ -162,23 +132,26 @@ def _run_on_cpu(rank: int, main: Main, args: Namespace, count: int, meeting: str
     dist.destroy_process_group()
 
 
-def _run_as_one_of_torchruns(main: Main, args: Namespace, cfg: CfgNode) -> None:
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    if on_gpu:
-        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local_rank >= gpus:
-            raise UserError(f"torchrun started more processes on this machine than it has GPUs ({gpus})")
-        torch.cuda.set_device(local_rank)
+def _run_as_one_of_several(main: Main, args: Namespace, cfg: CfgNode) -> int:
+    """The program of a process that a starter has started together with others."""
+    os.environ.update(told_by_starter() or {})  # from here on, srun's processes look like torchrun's
     store, rank, size = next(dist.rendezvous("env://"))
     start, is_first = agree_on_start(store, rank, size)
+    store = dist.PrefixStore(start, store)
+    members = introduce(store, rank, size, cfg.MODEL.DEVICE)
+    check_members(members)
+    mine = members[rank]
+    on_gpu = mine.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(mine.local_rank)
     args.resume = args.resume or not is_first or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=dist.PrefixStore(start, store), rank=rank, world_size=size
-    )
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        comm.create_local_process_group(mine.local_size)
         args.resume = any(comm.all_gather(args.resume))  # each machine counts its own restarts only
-        main(args)
+        return _telling_mistakes(
+            lambda: main(args)
+        )  # told before the group ends, which may wait for a process that is gone
     finally:
         dist.destroy_process_group()
 
@@ -238,14 +211,15 @@ def _signals_reach_children() -> Iterator[None]:
 def _exit_with_code(main: Main, args: Namespace) -> None:
     """The program of a process that ``launch`` starts. An exception would reach the user as a traceback, an exit
     code does not."""
-    code = _telling_mistakes(main, args)
+    code = _telling_mistakes(lambda: main(args))
     if code:
         sys.exit(code)
 
 
-def _telling_mistakes(main: Main, args: Namespace) -> int:
+def _telling_mistakes(work: Callable[[], int | None]) -> int:
+    """The exit code of the work, after its mistake, if any, was printed."""
     try:
-        main(args)
+        return work() or 0
     except (UserError, FloatingPointError) as error:
         return _tell(error)
     except OSError as error:
@@ -254,11 +228,10 @@ def _telling_mistakes(main: Main, args: Namespace) -> int:
         return _tell(f"{error}; checkpoints written before are whole, --resume goes on from the last one")
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _tell(mistake: object) -> int:
     rank = os.environ.get("RANK", comm.get_rank())
-    several = _is_started_with_others() or comm.get_world_size() > 1
+    several = is_started_with_others() or comm.get_world_size() > 1
     print(f"error (process {rank}): {mistake}" if several else f"error: {mistake}", file=sys.stderr, flush=True)
     return 1
