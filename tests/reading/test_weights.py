@@ -2,6 +2,7 @@
 
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.reading import read_tensors
+from uniperceiver_v2.reading import CHECKSUM, read_tensors, tensors_checksum
 
 
 def make_model() -> nn.Module:
@@ -52,13 +53,12 @@ def refusal(path: str) -> str:
 
 def test_no_flipped_bit_loads_as_another_weight(put):
     path = put(lambda content: None)
-    whole, expected = open(path, "rb").read(), torch.load(path, weights_only=True)["model"]
+    whole, expected = Path(path).read_bytes(), torch.load(path, weights_only=True)["model"]
     chance, refused = random.Random(0), 0
     for _ in range(150):
         damaged = bytearray(whole)
         damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
-        with open(path, "wb") as file:
-            file.write(damaged)
+        Path(path).write_bytes(damaged)
         model = make_model()
         try:
             AtomicCheckpointer(model, counter=Counter()).load(path)
@@ -147,3 +147,15 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(tmp_path):
             read_tensors(str(path))
         except UserError as error:
             assert str(path) in str(error)
+
+
+def test_a_flipped_bit_in_a_safetensors_file_of_ours_is_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.arange(3), "d": torch.zeros(0)}
+    save_file(state, path, metadata={CHECKSUM: tensors_checksum(state)})
+    assert all(torch.equal(value, state[key]) for key, value in read_tensors(str(path)).items())
+    content = path.read_bytes()
+    for place in range(len(content) - 60, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+            read_tensors(str(path))

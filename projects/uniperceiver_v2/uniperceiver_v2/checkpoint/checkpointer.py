@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomically
-from ..reading import read_tensors
+from ..reading import read_tensors, require_finite
 from .states import require_alike
 
 # A message lists this number of differing keys, and counts the others.
@@ -153,7 +153,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """As in ``DetectionCheckpointer``.
 
         Raises:
-            UserError: as :meth:`load`. Also if ``resume`` finds a checkpoint of weights alone: training would begin anew.
+            UserError: as :meth:`load`. Also if ``resume`` finds weights alone, as training would begin anew.
         """
         self._resuming = resume and self.has_checkpoint()
         try:
@@ -218,7 +218,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = self._what_fits(state)
         else:
             require_fit(state, self.model)
-        _require_finite(state)
+        require_finite(state)
         return super()._load_model(checkpoint)
 
     def _what_fits(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -277,15 +277,3 @@ def _difference(given: Tensor, own: Tensor) -> str:
     if kinds[0] != kinds[1] and not set(kinds) <= set(_PRECISIONS):
         return f"{kinds[0]} in the checkpoint, {kinds[1]} in the model"
     return ""
-
-
-def _require_finite(state: Mapping[str, Tensor]) -> None:
-    """
-    Raises:
-        UserError: a weight is NaN or infinite. A model with such weights answers with nothing but NaN.
-    """
-    for key, value in state.items():
-        # The sum is fast, and finite for almost all weights that are.
-        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
-            raise UserError(f"{key} has {count} of {value.numel()} values that are NaN or infinite")

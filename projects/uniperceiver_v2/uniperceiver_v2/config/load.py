@@ -218,7 +218,8 @@ def _coerce(value: Any, default: Any, full_key: str, where: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     raise UserError(
-        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, not {value!r:.200}"
+        f"configuration key '{full_key}' {where} expects {type(default).__name__}, such as {default!r}, "
+        f"not {value!r:.200}"
     )
 
 
@@ -237,9 +238,7 @@ def _require_plain(value: Any, full_key: str, where: str) -> None:
         )
         if wrong:
             raise UserError(f"configuration key '{full_key}' {where} needs a finite number, of 64 bits at most")
-        if isinstance(item, str) and (
-            "\0" in item or not item.isascii() and item != item.encode("utf-8", "ignore").decode()
-        ):
+        if isinstance(item, str) and ("\0" in item or item != item.encode("utf-8", "ignore").decode()):
             raise UserError(f"configuration key '{full_key}' {where} has a character that no file can hold: {item!r}")
 
 

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..checkpoint.adapters import Table, reason_for
 from ..errors import UserError
 from ..files import shipped
+from ..reading import read_json, require_finite, require_undamaged
 
 logger = logging.getLogger(__name__)
 
-# The exceptions of transformers for bad fields or files. For example, a list with too few stages raises IndexError,
-# sizes that do not fit together raise RuntimeError, and a truncated weight file raises SafetensorError.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    RuntimeError,
-    StrictDataclassError,
-    SafetensorError,
-)
+
+@contextlib.contextmanager
+def explained_directory(problem: str, directory: Path | None = None) -> Iterator[None]:
+    """A context that turns whatever transformers raises for bad fields or files into a :class:`UserError`.
+
+    For example, a list with too few stages raises IndexError, sizes that do not fit together raise RuntimeError, and a
+    list in place of an object raises AttributeError.
+
+    Args:
+        problem: the beginning of the message.
+        directory: that is loaded. Without one, the fields of a configuration are at fault.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = _reason(error) if directory is None else _reason_in(error, directory)
+        raise UserError(f"{problem}: {reason}") from error
 
 
 def resolve_directory(path: str, key: str) -> Path:
@@ -58,18 +66,27 @@ def load_config(directory: Path, **fields: Any) -> PretrainedConfig:
         fields: that replace those of the file.
 
     Raises:
-        LOADING_ERRORS: there is no such configuration; :func:`reason_of` words them.
+        UserError: a JSON file in it is damaged.
+        Exception: of transformers, for :func:`explained_directory`: it knows no such configuration.
     """
+    for path in sorted(directory.glob("*.json")):
+        if not isinstance(content := read_json(str(path)), dict):
+            raise UserError(f"{path} holds a {type(content).__name__}, not an object with keys")
     return AutoConfig.from_pretrained(directory, trust_remote_code=False, **fields)
 
 
-def reason_of(error: Exception, directory: Path) -> str:
+def _reason_in(error: Exception, directory: Path) -> str:
     """Why a directory cannot be loaded: transformers' own words, but where it would have run code of the directory."""
     if "trust_remote_code" not in str(error):  # an argument that our users cannot give
-        return str(error)
+        return _reason(error)
     asking = [path for path in sorted(directory.glob("*.json")) if b"auto_map" in path.read_bytes()]
     named = ", ".join(map(str, asking)) or str(directory)
     return f"{named} asks for code of its own (auto_map), which is never run; a model that transformers knows is needed"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    return text if " " in text else f"{type(error).__name__}: {text}"
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -82,14 +99,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: no tokenizer can be loaded, or it breaks a convention.
     """
-    try:
+    with explained_directory(f"no tokenizer can be loaded from {directory}", directory):
+        config = load_config(directory) if (directory / "config.json").is_file() else None
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         frame = tokenizer("")["input_ids"]
-        if (directory / "config.json").is_file():
-            longest = longest_text(load_config(directory))
-            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    except LOADING_ERRORS as error:
-        raise UserError(f"no tokenizer can be loaded from {directory}: {reason_of(error, directory)}") from error
+        if config is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     # Where config.json is there but the tokenizer's files are not, transformers returns a tokenizer without words.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")
@@ -141,8 +156,11 @@ def load_weights(model_class: Any, directory: Path, **arguments: Any) -> nn.Modu
     stage, and the classifier that it was trained in has none.
 
     Raises:
-        UserError: a key of the file or of the model is not accounted for, or a shape differs.
+        UserError: a file is damaged, a key of it or of the model is not accounted for, a shape differs, or a weight is
+            not finite.
     """
+    for path in sorted(directory.glob("pytorch_model*.bin")):
+        require_undamaged(str(path))
     model, report = model_class.from_pretrained(
         directory, **arguments, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -160,6 +178,10 @@ def load_weights(model_class: Any, directory: Path, **arguments: Any) -> nn.Modu
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"the weights in {directory} are of another architecture: {'; '.join(wrong[:3])}{more}")
+    try:
+        require_finite(model.state_dict())
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
     table.loaded = [("", key, "") for key in sorted(model.state_dict().keys() - set(report["missing_keys"]))]
     logger.info("%s\n%s", directory, table)
     return model

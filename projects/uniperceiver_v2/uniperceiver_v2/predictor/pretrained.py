@@ -12,7 +12,6 @@ No file holds code, and none is run.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..checkpoint import AtomicCheckpointer
 from ..config import load_config
 from ..errors import UserError, nearest
 from ..files import shipped, write_json
+from ..reading import CHECKSUM, read_json, tensors_checksum
 from ..tasks import NamingTask
 
 # {name: directory in Hugging Face's form, below the repository}
@@ -115,7 +115,7 @@ def save_files(directory: Path, cfg: CfgNode, model: Any) -> None:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         temporary = directory / f".{WEIGHTS}.{os.getpid()}.tmp"  # a directory never has half of its weights
         try:
-            save_file(state, temporary, metadata={"format": "pt"})
+            save_file(state, temporary, metadata={"format": "pt", CHECKSUM: tensors_checksum(state)})
             os.replace(temporary, directory / WEIGHTS)
         finally:
             with contextlib.suppress(OSError):
@@ -158,10 +158,10 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(str(path))
     except FileNotFoundError as error:
         raise UserError(f"{directory} is no directory of a model: it has no {CONFIG}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     known = isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
     if not known or not isinstance(content.get("settings"), dict) or not isinstance(content.get("labels", {}), dict):

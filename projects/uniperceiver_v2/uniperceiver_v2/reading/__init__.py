@@ -10,9 +10,11 @@ from .documents import read_columns, read_json, read_lines, read_table, read_tex
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
 from .sources import explained, remedy_of, require_source, source_of
-from .weights import read_tensors
+from .tars import members_of
+from .weights import CHECKSUM, read_tensors, require_finite, require_undamaged, tensors_checksum
 
 __all__ = [
+    "CHECKSUM",
     "LARGEST_FILE",
     "READ_ERRORS",
     "Id",
@@ -23,6 +25,7 @@ __all__ = [
     "explained",
     "id_order",
     "is_id",
+    "members_of",
     "patiently",
     "picture_endings",
     "pixels_of",
@@ -38,7 +41,10 @@ __all__ = [
     "read_xml",
     "read_yaml",
     "remedy_of",
+    "require_finite",
     "require_source",
+    "require_undamaged",
     "sorted_ids",
     "source_of",
+    "tensors_checksum",
 ]

@@ -16,6 +16,9 @@ from .disk import open_file, patiently, read_file
 # program, Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
+# Pixels of an image before it is decoded. Decoding takes up to fourteen bytes for each.
+LARGEST_PICTURE = 2**26
+
 # Pillow's documented and undocumented errors for files that are missing, truncated or not images.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
 
@@ -63,13 +66,17 @@ def opened_image(content: bytes) -> Image.Image:
     """An image whose header is read, and whose pixels are not decoded yet.
 
     Raises:
-        ValueError: its format is not one of ``FORMATS``.
+        ValueError: its format is not one of ``FORMATS``, or it has more than ``LARGEST_PICTURE`` pixels.
         OSError, SyntaxError, ...: Pillow's errors for damaged content.
     """
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
         raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
+    width, height = image.size
+    if width * height > LARGEST_PICTURE:
+        raise ValueError(f"has {width} x {height} pixels, more than {LARGEST_PICTURE} together")
+    return image
 
 
 def pixels_of(image: Image.Image, image_format: str) -> np.ndarray:

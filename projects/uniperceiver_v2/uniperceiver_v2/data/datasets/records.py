@@ -93,7 +93,7 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
             kept.append(record)
     _check_all_present(names, seen)
     if not kept:
-        raise UserError(f"no image of {', '.join(names)} has an object to learn")
+        raise UserError(f"no image of {', '.join(names)} has an object to learn: {_sources_of(names)}")
     return kept
 
 
@@ -153,12 +153,16 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
         listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         message = (
             f"no training image shows these categories of {', '.join(names)}: {listed}; "
-            "remove them from the annotations, or add images"
+            f"remove them from {_sources_of(names)}, or add images"
         )
         # Files of users often have such categories: a program's list of all names, a heading of the others.
         if not all(MetadataCatalog.get(name).get("own_format") for name in names):
             raise UserError(message)
         logger.warning("%s", message)
+
+
+def _sources_of(names: Sequence[str]) -> str:
+    return ", ".join(map(source_of, names))
 
 
 def candidate_names(name: str) -> tuple[str, ...]:

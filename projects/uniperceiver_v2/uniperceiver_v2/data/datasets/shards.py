@@ -6,14 +6,15 @@ are pure functions of their number. So shards are read here by the offsets of th
 library's tarfile finds.
 """
 
+import contextlib
 import functools
 import glob
 import logging
 import os
 import re
+import stat
 import tarfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from detectron2.utils import comm
 
 from ...errors import UnreadableImage, UserError
 from ...files import write_atomically
-from ...reading import LARGEST_FILE, patiently
+from ...reading import LARGEST_FILE, members_of, patiently
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
 from .texts import tidy
@@ -36,15 +37,6 @@ _IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
 _BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
 _INDEX_VERSION = 1
 _SECONDS_BETWEEN_MESSAGES = 30
-# Headers that extend a member's header, for example by a long name. tarfile reads them as a whole.
-_EXTENDED = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-_LARGEST_EXTENDED = 2**20  # bytes
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -183,7 +175,10 @@ def load_each(paths: Sequence[str], load: Callable[[str, Stamp], T]) -> list[T]:
     loaded = {}
     last_message = time.monotonic()
     for path in [*paths[first:], *paths[:first]]:
-        loaded[path] = load(path, _stamp(os.stat(path)))
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a file, which a shard has to be")
+        loaded[path] = load(path, _stamp(status))
         if time.monotonic() > last_message + _SECONDS_BETWEEN_MESSAGES:
             last_message = time.monotonic()
             logger.info("looked through %d of %d shards", len(loaded), len(paths))
@@ -200,12 +195,12 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
     possible, written."""
     index_path = f"{path}.index.npz"
     expected = [_INDEX_VERSION, *stamp]
-    try:
-        with np.load(index_path, allow_pickle=False) as index:
-            if index["stamp"].tolist() == expected:
-                return Shard(path, stamp, index["keys"], index["members"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        pass  # there is no index yet, or it is damaged
+    # An index is a zip archive, whose checksums are compared. There may be none yet, or one that is damaged in any way.
+    with contextlib.suppress(Exception), np.load(index_path, allow_pickle=False) as index:
+        keys, members = index["keys"], index["members"]
+        known = index["stamp"].tolist() == expected and keys.dtype.kind == "S" and members.dtype == np.int64
+        if known and keys.ndim == 1 and members.shape == (len(keys), 4) and (members >= 0).all():
+            return Shard(path, stamp, keys, members)
     keys, members = _read_headers(path)
 
     def write(file: IO[bytes]) -> None:
@@ -218,30 +213,6 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
     return Shard(path, stamp, keys, members)
 
 
-class DamagedHeader(Exception):
-    """A member's header is wrong."""
-
-
-class _BoundedMember(tarfile.TarInfo):
-    """A header that cannot make tarfile go back in the file without end, or read large extended headers into memory."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # called for each header before it is used
-        if self.size < 0:
-            raise DamagedHeader(f"the header of {self.name!r} gives a size of {self.size} bytes")
-        if self.type in _EXTENDED and self.size > _LARGEST_EXTENDED:
-            raise DamagedHeader(f"an extended header has {self.size} bytes, more than {_LARGEST_EXTENDED}")
-        return super()._proc_member(tar)
-
-
-# Errors of damaged headers, in addition to tarfile's own errors, which count as the end of the tar.
-_DAMAGED = (DamagedHeader, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
-
-
-def _reason(error: Exception) -> str:
-    known = {RecursionError: "its extended headers follow each other without a member"}
-    return known.get(type(error), str(error) or type(error).__name__)
-
-
 def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
     """The keys and members of a :class:`Shard`.
 
@@ -249,31 +220,8 @@ def _read_headers(path: str) -> tuple[np.ndarray, np.ndarray]:
         UserError: the file is not an uncompressed tar, or a header in it is damaged.
     """
     pairs: dict[str, list[int]] = {}
-    try:
-        tar = tarfile.open(path, "r:", tarinfo=_BoundedMember)  # noqa: SIM115
-    except tarfile.ReadError as error:
-        raise UserError(f"{path} cannot be read as an uncompressed tar ({error}), which a shard has to be") from error
-    except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as a shard: {_reason(error)}") from error
-    with tar:
-        try:
-            before = -1
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep all members in memory
-                if member.size < 0 or tar.offset <= before:  # an extended header may change the size
-                    raise DamagedHeader(f"{member.name!r} has a size of {member.size} bytes")
-                before = tar.offset
-                _add_member(pairs, member)
-            end = os.pread(tar.fileobj.fileno(), tarfile.BLOCKSIZE, tar.offset)
-            is_whole = end == bytes(
-                tarfile.BLOCKSIZE
-            )  # a tar ends with zeros; anything else ends tarfile's reading too
-        except tarfile.ReadError:
-            is_whole = False
-        except _DAMAGED as error:
-            raise UserError(f"{path} cannot be read as a shard: {_reason(error)}") from error
-    if not is_whole:
-        logger.warning("%s is cut short or damaged: only its first %d pairs can be found", path, len(pairs))
+    for member in members_of(path):
+        _add_member(pairs, member)
     keys = np.array([key.encode("utf-8", "replace") for key in pairs], dtype=np.bytes_)
     return keys, np.array(list(pairs.values()), dtype=np.int64).reshape(-1, 4)
 

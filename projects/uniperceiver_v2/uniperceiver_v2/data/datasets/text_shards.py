@@ -4,6 +4,7 @@ Batches are pure functions of their number, so that a line may be read at any ti
 place of every line. It is mapped into memory, and so takes none of a process's own.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -19,7 +20,7 @@ from .texts import tidy
 
 logger = logging.getLogger(__name__)
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _LARGEST_TEXT = 2**16  # bytes; of a longer line the rest is left out, as the text encoder would do with far less
 _AT_A_TIME = 2**24  # bytes of a shard that are searched for ends of lines
 
@@ -74,20 +75,23 @@ def _load_shard(path: str, stamp: Stamp) -> TextShard:
     """The shard, by its index in a file beside it. If there is no index with this stamp, it is made and, if possible,
     written."""
     index_path = f"{path}.index.npy"
-    head = np.array([[_INDEX_VERSION, stamp.size], [stamp.modified, 0]])
-    try:
+    with contextlib.suppress(Exception):  # there is no index yet, or it is damaged in whatever way
         index = np.load(index_path, mmap_mode="r", allow_pickle=False)
-        if np.array_equal(index[:2], head):
+        if index.dtype == np.int64 and np.array_equal(index[:2], _head(stamp, index[2:])):
             return TextShard(path, stamp, index[2:])
-    except (OSError, EOFError, IndexError, ValueError):
-        pass  # there is no index yet, or it is damaged
-    index = np.concatenate([head, *_lines(path)])
+    lines = np.concatenate(list(_lines(path)))
+    index = np.concatenate([_head(stamp, lines), lines])
     try:
         write_atomically(index_path, lambda file: np.save(file, index))
         index = np.load(index_path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         logger.debug("%s is kept in memory only: %s", index_path, error)
     return TextShard(path, stamp, index[2:])
+
+
+def _head(stamp: Stamp, lines: np.ndarray) -> np.ndarray:
+    """The first two rows of an index: whose it is, and the sum of its numbers, which a flipped bit would change."""
+    return np.array([[_INDEX_VERSION, stamp.size], [stamp.modified, lines.sum()]])
 
 
 def _lines(path: str) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...modeling.pretrained import load_tokenizer, resolve_directory
+from ...reading import source_of
 from .records import Records, load_dataset
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
         if kept:
             records.append({**record, "captions": kept})
     if not records:
-        raise UserError(f"dataset '{name}': none of its {len(loaded)} images has a caption")
+        raise UserError(f"{source_of(name)} of dataset '{name}': none of its {len(loaded)} images has a caption")
     _log_count(name, empty, "captions are empty and left out")
     _log_count(name, len(loaded) - len(records), f"of {len(loaded)} images have no caption and are left out")
     _log_cut(name, (caption for record in records for caption in record["captions"]), tokenizer, "captions")

@@ -13,7 +13,9 @@ from transformers import AutoBackbone, AutoConfig, PretrainedConfig
 
 from ...errors import UserError
 from ..layers import repeated_parts, replace_batch_norm
-from ..pretrained import LOADING_ERRORS, has_weights, load_config, load_weights, reason_of, resolve_directory
+from ..pretrained import explained_directory, has_weights, load_config, load_weights, resolve_directory
+
+_PROBLEM = "MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built"
 
 
 class HuggingFaceBackbone(Backbone):
@@ -85,14 +87,12 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
     if bool(node.PATH) == bool(fields):
         raise UserError("give one of MODEL.UNIPERCEIVER_V2.BACKBONE.PATH and MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG")
     out_features = list(node.OUT_FEATURES)
-    try:
-        if fields:
+    if fields:
+        with explained_directory(_PROBLEM):
             model_type = fields.pop("model_type", None)
             config = AutoConfig.for_model(model_type, **fields, out_features=out_features)
             _set_drop_path(config, node.DROP_PATH)
             return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), node.NORM)
-    except LOADING_ERRORS as error:
-        raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {error}") from error
     directory = resolve_directory(node.PATH, "MODEL.UNIPERCEIVER_V2.BACKBONE.PATH")
     return _from_directory(directory, out_features, node.NORM, node.DROP_PATH)
 
@@ -105,7 +105,7 @@ def _set_drop_path(config: PretrainedConfig, rate: float) -> None:
 
 
 def _from_directory(directory: Path, out_features: list[str], norm: str, drop_path: float) -> HuggingFaceBackbone:
-    try:
+    with explained_directory(_PROBLEM, directory):
         config = load_config(directory, out_features=out_features)
         _set_drop_path(config, drop_path)
         if not has_weights(directory):
@@ -114,5 +114,3 @@ def _from_directory(directory: Path, out_features: list[str], norm: str, drop_pa
         with torch.device("meta"):
             backbone_class = type(AutoBackbone.from_config(config, trust_remote_code=False))
         return HuggingFaceBackbone(load_weights(backbone_class, directory, config=config), norm)
-    except LOADING_ERRORS as error:
-        raise UserError(f"MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built: {reason_of(error, directory)}") from error

@@ -14,13 +14,12 @@ from ...errors import UserError
 from ...transfer import send
 from ..layers import KeyValueBuffer, WeightCache, autocast_dtype, repeated_parts
 from ..pretrained import (
-    LOADING_ERRORS,
+    explained_directory,
     has_weights,
     load_config,
     load_tokenizer,
     load_weights,
     longest_text,
-    reason_of,
     resolve_directory,
 )
 from .causal_roberta import CausalRoberta, reads_causally
@@ -223,7 +222,7 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
         UserError: the directory has no text encoder, or its tokenizer has more tokens than the model.
     """
     tokenizer = load_tokenizer(directory)
-    try:
+    with explained_directory(f"no text encoder can be loaded from {directory}", directory):
         config = load_config(directory)
         # A model saved as a decoder would always read causally.
         config.is_decoder = config.add_cross_attention = False
@@ -234,8 +233,6 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
             # With BERT's 0.02 a word weighs no more than its position, and all candidates are nearly alike. The first
             # steps then make them equal, and training needs long to leave uniform likelihoods.
             nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
-    except LOADING_ERRORS as error:
-        raise UserError(f"no text encoder can be loaded from {directory}: {reason_of(error, directory)}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer in {directory} has {len(tokenizer)} tokens, more than the text encoder's "

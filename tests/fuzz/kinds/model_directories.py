@@ -1,0 +1,63 @@
+"""Directories of models: a text encoder with its tokenizer, a backbone with weights, and a model of this project."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+from mutations import damaged_bytes, damaged_json
+from running import Damaged
+from transformers import ResNetConfig
+from transformers import ResNetBackbone
+
+from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.modeling.text_encoder.text_encoder import load_text_model
+from uniperceiver_v2.predictor.pretrained import read_description
+
+TEXT_ENCODER = REPOSITORY / "configs/digit_scenes/text_encoder"
+MODEL = REPOSITORY / "zoo/digit_scenes_small"
+
+
+class Kind:
+    def __init__(self, folder: Path):
+        self._folder = folder
+        backbone = ResNetBackbone(
+            ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", out_features=["stage1"])
+        )
+        backbone.save_pretrained(folder / "backbone")
+        shutil.copytree(TEXT_ENCODER, folder / "text_encoder")
+        (folder / "model").mkdir()
+        shutil.copy(MODEL / "config.json", folder / "model")
+        self._files = sorted(path for path in folder.rglob("*") if path.is_file())
+        load_text_model(folder / "text_encoder")
+        _build_backbone(folder / "backbone")
+
+    def damaged(self, rng: random.Random) -> Damaged:
+        file = rng.choice(self._files)
+        name = f"{file.parent.name}+{file.name}"
+        if file.suffix == ".json":
+            return Damaged(name, damaged_json(rng, json.loads(file.read_text())))
+        return Damaged(name, damaged_bytes(rng, file.read_bytes()))
+
+    def read(self, path: Path, only_bytes: bool) -> None:
+        folder, name = path.name.split("+")
+        directory = path.parent / folder
+        shutil.copytree(self._folder / folder, directory)
+        shutil.copy(path, directory / name)
+        if folder == "model":
+            read_description(directory)
+        elif folder == "backbone":
+            _build_backbone(directory)
+        else:
+            load_text_model(directory)
+
+    def is_named(self, path: Path, message: str) -> bool:
+        return str(path.parent / path.name.split("+")[0]) in message
+
+
+def _build_backbone(directory: Path) -> None:
+    node = {"BACKBONE": {"PATH": str(directory), "CONFIG": {}, "OUT_FEATURES": ["stage1"], "NORM": ""}}
+    model = {"BACKBONE": {"NAME": "build_huggingface_backbone"}, "PIXEL_MEAN": [0.0, 0, 0], "UNIPERCEIVER_V2": node}
+    build_backbone(CfgNode({"MODEL": model}))

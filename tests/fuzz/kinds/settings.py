@@ -1,0 +1,91 @@
+"""A run's YAML: damaged bytes, and settings with values that nobody expects. The model of what is accepted is built."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.modeling import build_model
+from mutations import EXTREMES, damaged_bytes, edited
+from running import Damaged
+
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.files import REPOSITORY
+
+# Sizes that are allowed, and take longer to build than a case may.
+_BUILT_BELOW = 2000
+SMALL = {
+    "EMBED_DIM": 32,
+    "BACKBONE": {
+        "CONFIG": {
+            "model_type": "resnet",
+            "layer_type": "basic",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 12, 16, 24],
+            "depths": [1, 1, 1, 1],
+        }
+    },
+    "TEXT_ENCODER": {"PATH": "configs/digit_scenes/text_encoder"},
+    "DECODER": {"LAYERS": 1, "HEADS": 4, "FFN_DIM": 32, "EXPERTS": 3, "ACTIVE_EXPERTS": 2},
+    "REGION": {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12},
+    "CRITERION": {"NUM_POINTS": 64, "WEIGHTS": {"BOX": 5.0}},
+}
+TEXTS = (
+    *("2001-01-01", "!!set {a, b}", "&a [*a]", "!!binary aGk=", "0x" + "f" * 300, "1:30:00", "<<: 3", "*nowhere"),
+    *("!!python/object/apply:os.abort []", '"\\ud800"', "[" * 3000, "{a: " * 300, "? [1]", "'", "|", "~"),
+)
+
+
+class Kind:
+    def __init__(self, folder: Path):
+        base = yaml.safe_load((REPOSITORY / "configs/digit_scenes/uniperceiver_v2_tiny.yaml").read_text())
+        base.pop("_BASE_")
+        base["MODEL"] = {
+            "META_ARCHITECTURE": "UniPerceiverV2",
+            "DEVICE": "cpu",
+            "MASK_ON": True,
+            "BACKBONE": {"NAME": "build_huggingface_backbone"},
+            "UNIPERCEIVER_V2": SMALL,
+        }
+        base["INPUT"] = {"FORMAT": "RGB", "MIN_SIZE_TRAIN": [96], "MAX_SIZE_TRAIN": 96}
+        base["DATASETS"] = {
+            "TEST": ["digit_scenes_test"],
+            "CUSTOM": {"boats": {"FORMAT": "coco", "JSON": "a.json", "IMAGES": "images"}},
+        }
+        base.setdefault("SOLVER", {}).update(BASE_LR=1e-3, MAX_ITER=100, WARMUP_ITERS=10, BETAS=[0.9, 0.99])
+        base["DATALOADER"] = {"NUM_WORKERS": 2, "MAX_CORRUPT_SHARE": 0.1}
+        self._base = base
+        (folder / "whole.yaml").write_text(yaml.safe_dump(base))
+        load_config(str(folder / "whole.yaml"))
+
+    def damaged(self, rng: random.Random) -> Damaged:
+        if rng.random() < 0.25:
+            return Damaged("run.yaml", damaged_bytes(rng, yaml.safe_dump(self._base).encode()))
+        content = yaml.safe_dump(edited(rng, self._base, (*EXTREMES, 3, 7, 100)), allow_unicode=False)
+        if rng.random() < 0.3:
+            lines = content.splitlines()
+            place = rng.randrange(len(lines))
+            lines[place] = f"{lines[place].partition(':')[0]}: {rng.choice(TEXTS)}"
+            content = "\n".join(lines)
+        if rng.random() < 0.1:
+            content += f"\n_BASE_: {rng.choice(('run.yaml', '[run.yaml]', '3', 'nowhere.yaml', '~', '/', '{}'))}\n"
+        return Damaged("run.yaml", content.encode("utf-8", "surrogatepass"))
+
+    def read(self, path: Path, only_bytes: bool) -> None:
+        cfg = load_config(str(path))
+        if all(size < _BUILT_BELOW for size in _numbers(cfg.MODEL.UNIPERCEIVER_V2)):
+            build_model(cfg)
+
+    def is_named(self, path: Path, message: str) -> bool:
+        """By its path, or the key."""
+        return str(path) in message or any(f"{part}." in message for part in ("MODEL", "SOLVER", "TASKS")) or any(
+            key in message for key in ("DATASETS.", "DATALOADER.", "INPUT.", "TEST.", "SEED", "OUTPUT_DIR", "TASKS")
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for part in value.values() for number in _numbers(part)]
+    if isinstance(value, list | tuple):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) else []
