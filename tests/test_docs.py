@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "projects" / "uniperceiver_v2"
 DOCUMENTS = sorted(
     {
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *(
+            ROOT / name
+            for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "datasets/README.md")
+        ),
         *(ROOT / "docs").rglob("*.md"),
         *PROJECT.glob("*.md"),
         *(ROOT / "projects" / "detectron2_core").glob("*.md"),

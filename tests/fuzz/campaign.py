@@ -32,7 +32,7 @@ from running import FINDING, HANDLED, REFUSED, Damaged, Kind, run
 sys.path.pop(0)
 
 KINDS = sorted(path.stem for path in (Path(__file__).parent / "kinds").glob("*.py"))
-CORPUS = Path(__file__).parent / "corpus"  # corpus/<kind>/<what it is>/<file>
+CORPUS = "corpus"
 BLOCK = 50  # cases between two lines of the output
 
 
@@ -51,12 +51,15 @@ def kind_of(name: str) -> Kind:
     return kind
 
 
-def case_of(name: str, seed: int, number: int) -> Damaged:
-    """A case's file."""
+def case_of(name: str, seed: int | str, number: int) -> Damaged:
+    """A case's file. Those of the seed ``CORPUS`` are the files that are kept."""
+    if seed == CORPUS:
+        path = corpus_of(name)[number]
+        return Damaged(path.name, path.read_bytes())
     return kind_of(name).damaged(random.Random(f"{seed}/{name}/{number}"))
 
 
-def run_block(name: str, seed: int, first: int, count: int) -> dict[str, Any]:
+def run_block(name: str, seed: int | str, first: int, count: int) -> dict[str, Any]:
     """The cases of a block: their counts, and the findings with the numbers of their cases."""
     counts, findings = Counter({HANDLED: 0, REFUSED: 0, FINDING: 0}), []
     for number in range(first, first + count):
@@ -68,8 +71,8 @@ def run_block(name: str, seed: int, first: int, count: int) -> dict[str, Any]:
 
 
 def corpus_of(name: str) -> list[Path]:
-    """The files that are kept because they were the worst."""
-    return sorted(path for path in (CORPUS / name).rglob("*") if path.is_file())
+    """The files that are kept because they were the worst: corpus/<kind>/<what it is>/<file>."""
+    return sorted(path for path in (Path(__file__).parent / CORPUS / name).rglob("*") if path.is_file())
 
 
 def table(blocks: list[dict[str, Any]]) -> str:
@@ -108,9 +111,8 @@ def main() -> None:
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = {(block["kind"], block["seed"], block["first"], block["count"]) for block in done}
     each = -(-args.cases // len(args.kinds))
-    wanted = [
-        (name, args.seed, first, min(BLOCK, each - first)) for first in range(0, each, BLOCK) for name in args.kinds
-    ]
+    wanted = [(name, CORPUS, 0, len(corpus_of(name))) for name in args.kinds]
+    wanted += [(name, args.seed, f, min(BLOCK, each - f)) for f in range(0, each, BLOCK) for name in args.kinds]
     began = time.monotonic()
     for name in args.kinds:
         kind_of(name)

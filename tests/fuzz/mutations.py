@@ -39,7 +39,9 @@ def spliced(rng: random.Random, content: bytes) -> bytes:
             content[:end] + part[:4096] + content[end:],
             content[:begin] + noise + content[begin + len(noise) :],
             content[:place] + part[:4096] + content[place:],
-            content[:begin] + rng.choice((b"\0", b"\xff", b"9", b"[", b"{", b'"')) * rng.choice((1, 8, 5000)) + content[end:],
+            content[:begin]
+            + rng.choice((b"\0", b"\xff", b"9", b"[", b"{", b'"')) * rng.choice((1, 8, 5000))
+            + content[end:],
         )
     )
 

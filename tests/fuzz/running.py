@@ -121,7 +121,7 @@ def _outcome(kind: Kind, case: Damaged, folder: Path) -> Outcome:
         frames = traceback.extract_tb(sys.exc_info()[2])
         where = next((f for f in reversed(frames) if "uniperceiver_v2" in f.filename), frames[-1])
         place = f"{Path(where.filename).name}:{where.lineno}"
-        return Outcome(FINDING, f"{type(error).__name__} at {place}: {str(error):.200}")
+        return Outcome(FINDING, f"{type(error).__name__} at {place}: {error!s:.200}")
     return Outcome(HANDLED)
 
 

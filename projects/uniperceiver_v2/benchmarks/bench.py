@@ -31,6 +31,7 @@ PROGRAMS = (
     "coco_evaluation",
     "training_iteration",
     "data_loading",
+    "reading_checks",
     "predictor",
     "export",
 )

@@ -9,8 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from mutations import damaged_bytes, damaged_json
 from running import Damaged
-from transformers import ResNetConfig
-from transformers import ResNetBackbone
+from transformers import ResNetBackbone, ResNetConfig
 
 from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.modeling.text_encoder.text_encoder import load_text_model
@@ -24,7 +23,9 @@ class Kind:
     def __init__(self, folder: Path):
         self._folder = folder
         backbone = ResNetBackbone(
-            ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", out_features=["stage1"])
+            ResNetConfig(
+                embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", out_features=["stage1"]
+            )
         )
         backbone.save_pretrained(folder / "backbone")
         shutil.copytree(TEXT_ENCODER, folder / "text_encoder")

@@ -78,8 +78,12 @@ class Kind:
 
     def is_named(self, path: Path, message: str) -> bool:
         """By its path, or the key."""
-        return str(path) in message or any(f"{part}." in message for part in ("MODEL", "SOLVER", "TASKS")) or any(
-            key in message for key in ("DATASETS.", "DATALOADER.", "INPUT.", "TEST.", "SEED", "OUTPUT_DIR", "TASKS")
+        return (
+            str(path) in message
+            or any(f"{part}." in message for part in ("MODEL", "SOLVER", "TASKS"))
+            or any(
+                key in message for key in ("DATASETS.", "DATALOADER.", "INPUT.", "TEST.", "SEED", "OUTPUT_DIR", "TASKS")
+            )
         )
 
 

@@ -129,7 +129,9 @@ def with_header(rng: random.Random, content: bytes) -> bytes:
     header[148:156] = b"%06o\0 " % sum(header)
     pax = b""
     if rng.random() < 0.3:
-        row = rng.choice((b"size=8589934592", b"size=-1", b"size=x", b"path=\xff", b"GNU.sparse.size=1", b"size=1e9", b"="))
+        row = rng.choice(
+            (b"size=8589934592", b"size=-1", b"size=x", b"path=\xff", b"GNU.sparse.size=1", b"size=1e9", b"=")
+        )
         pax = b"%d %s\n" % (len(row) + rng.choice((3, 4, 0, -5)), row)
         pax = pax.ljust(512, b"\0")
     repeats = rng.choice((1, 1, 1, 2000))

@@ -1,5 +1,6 @@
 """Compares a state in a checkpoint with the object that is to take it, before anything is changed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def require_alike(own: Any, given: Any, where: str) -> None:
 
 def _is_like(own: Any, given: Any) -> bool:
     if type(own) is float:
-        return type(given) in (int, float)
+        return type(given) in (int, float) and (math.isfinite(given) or not math.isfinite(own))
     return type(given) is type(own)
 
 

@@ -358,14 +358,16 @@ class TaskTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
         Raises:
-            UserError: a moment of the optimizer has another shape than its parameter, which PyTorch does not notice.
+            UserError: the optimizer's state does not fit its parameters, which PyTorch does not notice.
         """
         super().load_state_dict(state_dict)
         for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    shapes = f"{list(value.shape)}, and its parameter {list(parameter.shape)}"
-                    raise UserError(f"the optimizer's '{name}' of a parameter has the shape {shapes}")
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = state.get(name)
+                if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
+                    raise UserError(f"the optimizer's {name!r} of a parameter {list(parameter.shape)} does not fit it")
+        if any(group.get("step", 0) < 0 for group in self.optimizer.param_groups):
+            raise UserError("the optimizer has made fewer than no steps")
         if "skipped" in state_dict:
             self._skipped = Counter(state_dict["skipped"]["all"])
             self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])

@@ -36,8 +36,9 @@ def explained_directory(problem: str, directory: Path | None = None) -> Iterator
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = _reason(error) if directory is None else _reason_in(error, directory)
-        raise UserError(f"{problem}: {reason}") from error
+        if directory is None:
+            raise UserError(f"{problem}: {_reason(error)}") from error
+        raise UserError(f"{problem} from {directory}: {_reason_in(error, directory)}") from error
 
 
 def resolve_directory(path: str, key: str) -> Path:
@@ -99,7 +100,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: no tokenizer can be loaded, or it breaks a convention.
     """
-    with explained_directory(f"no tokenizer can be loaded from {directory}", directory):
+    with explained_directory("no tokenizer can be loaded", directory):
         config = load_config(directory) if (directory / "config.json").is_file() else None
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         frame = tokenizer("")["input_ids"]

@@ -16,6 +16,7 @@ from .disk import open_file, patiently, read_file
 # program, Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
+_PNG_SIGNATURE = 8  # bytes before the first chunk of a PNG
 # Pixels of an image before it is decoded. Decoding takes up to fourteen bytes for each.
 LARGEST_PICTURE = 2**26
 
@@ -76,7 +77,24 @@ def opened_image(content: bytes) -> Image.Image:
     width, height = image.size
     if width * height > LARGEST_PICTURE:
         raise ValueError(f"has {width} x {height} pixels, more than {LARGEST_PICTURE} together")
+    if image.format == "PNG":
+        _require_checksums(content)
     return image
+
+
+def _require_checksums(png: bytes) -> None:
+    """Compare the checksums of a PNG's pixels, which Pillow leaves out.
+
+    Raises:
+        ValueError: one of them is wrong. Pillow would read other pixels than were saved.
+    """
+    content, place = memoryview(png), _PNG_SIGNATURE
+    while place + 12 <= len(content):
+        size = int.from_bytes(content[place : place + 4], "big")
+        data, end = content[place + 4 : place + 8 + size], place + 8 + size
+        if data[:4] == b"IDAT" and zlib.crc32(data) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError(f"its pixels are damaged at byte {place}: their checksum is another")
+        place = end + 4
 
 
 def pixels_of(image: Image.Image, image_format: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from .run_lengths import fit
 
 LARGEST_SIDE = 2**17  # pixels, of an image
+LONGEST_OUTLINE = 2**22  # pixels, of a polygon
 
 
 class Instance(NamedTuple):
@@ -25,7 +26,7 @@ class Instance(NamedTuple):
 def longest_outline(height: Any, width: Any) -> Any:
     """The longest allowed outline of a polygon in pixels, for numbers or arrays. The rasteriser's memory grows with
     it."""
-    return np.minimum(1000 * (height + width), 2**22)
+    return np.minimum(1000 * (height + width), LONGEST_OUTLINE)
 
 
 def problem_of_size(instance: Instance) -> str | None:

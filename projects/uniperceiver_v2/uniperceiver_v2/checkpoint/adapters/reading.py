@@ -62,14 +62,14 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="latin1").load()
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not a dict of arrays")
+        if "model" in content:
+            return {"model": _tensors(content["model"])}
+        blobs = _tensors(content.get("blobs", content))
+        return {_key_of_blob(name): value for name, value in blobs.items() if not name.endswith("_momentum")}
     except Exception as error:  # a damaged pickle ends in whatever its first wrong byte leads to
         raise UserError(f"{path} cannot be read as a pickle of arrays: {error}; none of its code was run") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of arrays")
-    if "model" in content:
-        return {"model": _tensors(content["model"])}
-    blobs = _tensors(content.get("blobs", content))
-    return {_key_of_blob(name): value for name, value in blobs.items() if not name.endswith("_momentum")}
 
 
 def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:

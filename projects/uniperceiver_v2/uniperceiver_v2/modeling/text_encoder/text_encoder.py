@@ -222,7 +222,7 @@ def load_text_model(directory: Path) -> tuple[nn.Module, PreTrainedTokenizerBase
         UserError: the directory has no text encoder, or its tokenizer has more tokens than the model.
     """
     tokenizer = load_tokenizer(directory)
-    with explained_directory(f"no text encoder can be loaded from {directory}", directory):
+    with explained_directory("no text encoder can be loaded", directory):
         config = load_config(directory)
         # A model saved as a decoder would always read causally.
         config.is_decoder = config.add_cross_attention = False
