@@ -36,6 +36,9 @@ class Trap:
     def __reduce__(self) -> Any:
         return eval, ("__import__('os').abort()",)
 
+    def __deepcopy__(self, memo: dict) -> "Trap":  # which would call what __reduce__ names
+        return self
+
 
 def saved(content: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()

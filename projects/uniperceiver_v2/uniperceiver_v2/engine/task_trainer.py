@@ -360,7 +360,11 @@ class TaskTrainer(SimpleTrainer):
         Raises:
             UserError: the optimizer's state does not fit its parameters, which PyTorch does not notice.
         """
+        settings = [group.keys() - {"params"} for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
+        for group, keys in zip(self.optimizer.param_groups, settings):
+            if lacking := keys - group.keys():
+                raise UserError(f"the optimizer's state lacks {', '.join(sorted(lacking))}")
         for parameter, state in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 moment = state.get(name)
