@@ -1,19 +1,21 @@
-"""Runs a case in a process of its own, with limits, and says what became of it.
+"""Runs cases in processes of their own, with limits, and says what became of them.
 
-The process is forked from one that has imported everything. So a case costs milliseconds.
+The processes are forked from one that has imported everything, and a few cases share one. So a case costs milliseconds.
 """
 
-import contextlib
 import json
+import math
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,6 +25,8 @@ MOST_MEMORY = 2 * 2**30  # bytes that a case may take, with all that is imported
 MOST_SECONDS = 10  # of the processor
 MOST_WAITING = 120  # seconds, for a case that waits without end
 LONGEST_MESSAGE = 4000  # characters
+
+_STOPPED = 77  # exit code of a process that has taken too much memory for further cases
 
 HANDLED, REFUSED, FINDING = "handled", "refused", "finding"
 
@@ -47,7 +51,13 @@ class Damaged(NamedTuple):
 
 class Kind(Protocol):
     """A kind of input: how its files are damaged, and how the project reads them. Each is a class ``Kind`` in a file of
-    kinds/, made with a folder for its good files."""
+    kinds/, made with a folder for its good files.
+
+    Attributes:
+        together: the number of cases that may share a process.
+    """
+
+    together: int
 
     def damaged(self, rng: random.Random) -> Damaged:
         """A file for a case. It follows from ``rng``."""
@@ -71,22 +81,51 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def run(kind: Kind, case: Damaged) -> Outcome:
-    """Read a case's file in a process of its own."""
+def run(kind: Kind, cases: Sequence[Damaged]) -> list[Outcome]:
+    """Read the files of cases, ``kind.together`` in a process. If one ends its process, the others get a new one."""
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(cases):
+        outcomes += _run_some(kind, cases[len(outcomes) :][: kind.together])
+    return outcomes
+
+
+def _run_some(kind: Kind, cases: Sequence[Damaged]) -> list[Outcome]:
+    """The outcomes of the first cases, at least one."""
     folder = tempfile.mkdtemp(prefix="case_")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_the_case(kind, case, Path(folder), writer)
+        _be_the_cases(kind, cases, Path(folder), writer)
     os.close(writer)
+    written, waiting = b"", False
     try:
-        return _wait(child, reader)
+        while not waiting:
+            ready, _, _ = select.select([reader], [], [], MOST_WAITING)
+            part = os.read(reader, 2**16) if ready else b""
+            waiting, written = not ready, written + part
+            if ready and not part:
+                break
     finally:
+        if waiting:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
         os.close(reader)
         shutil.rmtree(folder, ignore_errors=True)
+    outcomes = [Outcome(*json.loads(line)) for line in written.splitlines()]
+    if len(outcomes) < len(cases) and os.waitstatus_to_exitcode(status) != _STOPPED:
+        reason = f"more than {MOST_WAITING} s of waiting" if waiting else _end_of(os.waitstatus_to_exitcode(status))
+        outcomes.append(Outcome(FINDING, reason))
+    return outcomes
 
 
-def _be_the_case(kind: Kind, case: Damaged, folder: Path, writer: int) -> None:
+def _end_of(code: int) -> str:
+    if code >= 0:
+        return f"no outcome, exit code {code}"
+    return f"more than {MOST_SECONDS} s" if -code == signal.SIGXCPU else f"signal {signal.Signals(-code).name}"
+
+
+def _be_the_cases(kind: Kind, cases: Sequence[Damaged], folder: Path, writer: int) -> None:
+    code = 0
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -94,13 +133,22 @@ def _be_the_case(kind: Kind, case: Damaged, folder: Path, writer: int) -> None:
         # More than MOST_MEMORY, so that a library's own MemoryError does not look like a refusal.
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * MOST_MEMORY,) * 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.chdir(folder)
-        outcome = _outcome(kind, case, folder)
-        os.write(writer, json.dumps(outcome).encode())
+        for number, case in enumerate(cases):
+            place = folder / str(number)
+            place.mkdir()
+            os.chdir(place)
+            resource.setrlimit(
+                resource.RLIMIT_CPU, (math.ceil(time.process_time()) + MOST_SECONDS, resource.RLIM_INFINITY)
+            )
+            outcome = _outcome(kind, case, place)
+            if (taken := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) > MOST_MEMORY:
+                outcome, code = Outcome(FINDING, f"{taken // 2**20} MiB of memory"), _STOPPED
+            os.write(writer, json.dumps(outcome).encode() + b"\n")
+            if code:
+                break
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def _outcome(kind: Kind, case: Damaged, folder: Path) -> Outcome:
@@ -123,26 +171,3 @@ def _outcome(kind: Kind, case: Damaged, folder: Path) -> Outcome:
         place = f"{Path(where.filename).name}:{where.lineno}"
         return Outcome(FINDING, f"{type(error).__name__} at {place}: {error!s:.200}")
     return Outcome(HANDLED)
-
-
-def _wait(child: int, reader: int) -> Outcome:
-    deadline = time.monotonic() + MOST_WAITING
-    while True:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if ended:
-            break
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.wait4(child, 0)
-            return Outcome(FINDING, f"more than {MOST_WAITING} s of waiting")
-        time.sleep(0.001)
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number in (signal.SIGXCPU, signal.SIGKILL):
-            return Outcome(FINDING, f"more than {MOST_SECONDS} s")
-        return Outcome(FINDING, f"signal {signal.Signals(number).name}")
-    if usage.ru_maxrss * 1024 > MOST_MEMORY:
-        return Outcome(FINDING, f"{usage.ru_maxrss // 1024} MiB of memory")
-    with contextlib.suppress(ValueError):
-        return Outcome(*json.loads(os.read(reader, 2**16)))
-    return Outcome(FINDING, f"no outcome, exit status {status}")

@@ -47,6 +47,8 @@ def saved(content: Any, **options: Any) -> bytes:
 
 
 class Kind:
+    together = 10
+
     def __init__(self, folder: Path):
         state = dict(make_model().state_dict())
         self._content = {"model": state, "iteration": 7, "rest": {"a": [1, 2.5], "b": "text"}}

@@ -22,6 +22,8 @@ def encoded(image: Image.Image, image_format: str, **options) -> bytes:
 
 
 class Kind:
+    together = 10
+
     def __init__(self, folder: Path):
         pixels = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
         colour = Image.fromarray(pixels)

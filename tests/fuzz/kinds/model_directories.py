@@ -20,6 +20,8 @@ MODEL = REPOSITORY / "zoo/digit_scenes_small"
 
 
 class Kind:
+    together = 10
+
     def __init__(self, folder: Path):
         self._folder = folder
         backbone = ResNetBackbone(

@@ -36,6 +36,8 @@ def settings(folder: str) -> CfgNode:
 
 
 class Kind:
+    together = 1  # a trainer takes one state
+
     def __init__(self, folder: Path):
         trainer = UniPerceiverTrainer(settings(str(folder)))
         trainer.iter = 41

@@ -37,6 +37,8 @@ TEXTS = (
 
 
 class Kind:
+    together = 10
+
     def __init__(self, folder: Path):
         base = yaml.safe_load((REPOSITORY / "configs/digit_scenes/uniperceiver_v2_tiny.yaml").read_text())
         base.pop("_BASE_")

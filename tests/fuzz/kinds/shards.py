@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from mutations import damaged_bytes
 from PIL import Image
 from running import Damaged, SilentDamage
@@ -40,6 +41,8 @@ def archive(tar_format: int) -> bytes:
 
 
 class Kind:
+    together = 10
+
     def __init__(self, folder: Path):
         self._archives = [archive(form) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
         self._texts = b"".join(f"text number {i}\n\n".encode() for i in range(20))
@@ -84,9 +87,10 @@ class Kind:
         return shard
 
     def _read_pairs(self, path: Path) -> list:
-        register_image_text_shards(f"pairs of {path}", str(path))
+        name = f"fuzzed_{len(DatasetCatalog.list())}"  # without the path, which messages have to give
+        register_image_text_shards(name, str(path))
+        records = load_dataset(name)
         pairs = []
-        records = load_dataset(f"pairs of {path}")
         for index in range(len(records)):
             try:
                 record = records[index]
@@ -96,8 +100,9 @@ class Kind:
         return pairs
 
     def _read_texts(self, path: Path) -> list:
-        register_text_shards(f"texts of {path}", str(path))
-        records = load_dataset(f"texts of {path}")
+        name = f"fuzzed_{len(DatasetCatalog.list())}"
+        register_text_shards(name, str(path))
+        records = load_dataset(name)
         texts = []
         for index in range(len(records)):
             try:
