@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 # Numbers and other values that programs rarely expect.
@@ -67,10 +67,9 @@ def edited(rng: random.Random, value: Any, extremes: tuple[Any, ...] = EXTREMES)
     repeated."""
     changed = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        places = list(_places(changed))
-        if not places:
+        owner, key = _place(rng, changed)
+        if owner is None:
             return rng.choice(extremes)
-        owner, key = rng.choice(places)
         action = rng.randrange(10)
         if action == 0:
             del owner[key]
@@ -89,12 +88,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (dict or list, key) below a value."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(pairs):
-        yield value, key
-        yield from _places(part)
+def _place(rng: random.Random, value: Any) -> tuple[Any, Any]:
+    """A dict or list at or below a value, and a key of it. They are found from above, so that a large part of the value
+    is no more likely than a small one. (None, None) if there is none."""
+    owner = key = None
+    while isinstance(value, dict | list) and value and (owner is None or rng.random() < 0.85):
+        owner, key = value, rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        value = owner[key]
+    return owner, key
 
 
 def damaged_json(rng: random.Random, content: Any) -> bytes:

@@ -30,6 +30,7 @@ SMALL = {
     "REGION": {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12},
     "CRITERION": {"NUM_POINTS": 64, "WEIGHTS": {"BOX": 5.0}},
 }
+PLAUSIBLE = (0, 1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 0.1, 0.5, 1.0, True, False, [1, 2], [4, 8, 8, 12], "GN", "basic")
 TEXTS = (
     *("2001-01-01", "!!set {a, b}", "&a [*a]", "!!binary aGk=", "0x" + "f" * 300, "1:30:00", "<<: 3", "*nowhere"),
     *("!!python/object/apply:os.abort []", '"\\ud800"', "[" * 3000, "{a: " * 300, "? [1]", "'", "|", "~"),
@@ -63,7 +64,9 @@ class Kind:
     def damaged(self, rng: random.Random) -> Damaged:
         if rng.random() < 0.25:
             return Damaged("run.yaml", damaged_bytes(rng, yaml.safe_dump(self._base).encode()))
-        content = yaml.safe_dump(edited(rng, self._base, (*EXTREMES, 3, 7, 100)), allow_unicode=False)
+        content = yaml.safe_dump(
+            edited(rng, self._base, EXTREMES if rng.random() < 0.5 else PLAUSIBLE), allow_unicode=False
+        )
         if rng.random() < 0.3:
             lines = content.splitlines()
             place = rng.randrange(len(lines))
