@@ -195,6 +195,12 @@ def test_the_version_is_one_everywhere():
     assert re.search(r"^## ([\d.]+)", changes, re.MULTILINE).group(1) == version
 
 
+def test_every_pinned_package_has_its_licence_in_the_list():
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| (?!licence|-).+ \| (.+) \|$", (ROOT / "docs/licences.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(pins) == sorted(name for row in rows for name in row.split(", "))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_names_exists(document):
     assert document.is_file()
