@@ -49,7 +49,9 @@ def change(path, **fields) -> None:
 
 
 def backbone_of(directory):
-    node = {"BACKBONE": {"PATH": str(directory), "CONFIG": {}, "OUT_FEATURES": ["stage1"], "NORM": ""}}
+    node = {
+        "BACKBONE": {"PATH": str(directory), "CONFIG": {}, "OUT_FEATURES": ["stage1"], "NORM": "", "DROP_PATH": -1.0}
+    }
     model = {"BACKBONE": {"NAME": "build_huggingface_backbone"}, "PIXEL_MEAN": [0.0, 0, 0], "UNIPERCEIVER_V2": node}
     return build_backbone(CfgNode({"MODEL": model}))
 

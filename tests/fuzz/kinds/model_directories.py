@@ -61,6 +61,8 @@ class Kind:
 
 
 def _build_backbone(directory: Path) -> None:
-    node = {"BACKBONE": {"PATH": str(directory), "CONFIG": {}, "OUT_FEATURES": ["stage1"], "NORM": ""}}
+    node = {
+        "BACKBONE": {"PATH": str(directory), "CONFIG": {}, "OUT_FEATURES": ["stage1"], "NORM": "", "DROP_PATH": -1.0}
+    }
     model = {"BACKBONE": {"NAME": "build_huggingface_backbone"}, "PIXEL_MEAN": [0.0, 0, 0], "UNIPERCEIVER_V2": node}
     build_backbone(CfgNode({"MODEL": model}))
