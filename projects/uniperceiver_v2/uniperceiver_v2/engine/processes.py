@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from ..errors import UserError
 from .members import check_members, introduce
 from .starters import is_started_with_others, refuse_lonely_copies, told_by_starter
+from .stopping import SIGNALS
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POLL = 0.02  # seconds between two reads of the store
@@ -192,15 +193,15 @@ def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
 def _signals_reach_children() -> Iterator[None]:
     """While it is active, this process handles a signal by waiting until its children have ended.
 
-    SIGTERM is passed on to the children. SIGINT is not, as the terminal sends it to all processes.
+    SIGTERM and SIGUSR1 are passed on to the children. SIGINT is not, as the terminal sends it to all processes.
     """
 
     def pass_on(number: int, frame: object) -> None:
         for child in multiprocessing.active_children():
-            if number == signal.SIGTERM and child.pid is not None:
+            if number != signal.SIGINT and child.pid is not None:
                 os.kill(child.pid, number)
 
-    usual = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    usual = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield
     finally:

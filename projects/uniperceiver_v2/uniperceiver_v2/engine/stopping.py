@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop writes a checkpoint first."""
+"""SIGTERM, SIGINT and SIGUSR1: a run that is asked to stop writes a checkpoint first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is that of a batch system before its time limit
 
 
 class GracefulStop(HookBase):
     """Ends training after the iteration in which any rank got a signal, and saves a checkpoint of that iteration.
 
     The process ends by SystemExit with the shell's code for the signal, which is 128 + its number: 143 for SIGTERM, 130
-    for SIGINT. If an evaluation is running, it is finished first. A second SIGINT ends the process at once. After the
-    last iteration the final checkpoint is written already, and signals have their usual effect again.
+    for SIGINT, 138 for SIGUSR1. All ranks have the same code. If an evaluation is running, it is finished first. A
+    second SIGINT ends the process at once. After the last iteration the final checkpoint is written already, and
+    signals have their usual effect again.
 
     Register this hook after all hooks with a state that belongs in the checkpoint.
 
@@ -68,8 +69,8 @@ class GracefulStop(HookBase):
             iteration,
             self._checkpointer.save_dir,
         )
-        comm.synchronize()  # if a rank ended now, the launcher would kill the first rank while it writes
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+        # All ranks wait here for each other. If one ended earlier, the launcher would kill the first while it writes.
+        raise SystemExit(128 + max(comm.all_gather(int(self._signal))))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
