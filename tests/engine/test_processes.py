@@ -21,7 +21,7 @@ from uniperceiver_v2.engine.members import Member, check_members
 from uniperceiver_v2.engine.processes import agree_on_start
 from uniperceiver_v2.errors import UserError
 
-CPU = CfgNode({"MODEL": {"DEVICE": "cpu"}})
+CPU = CfgNode({"MODEL": {"DEVICE": "cpu"}, "PROCESSES": {"TIMEOUT": 1800, "SILENCE": 300}})
 
 
 def arguments(**changes) -> Namespace:
@@ -77,7 +77,7 @@ def test_the_code_of_a_child_is_that_of_the_program(monkeypatch, processes, numb
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
         time.sleep(30)
 
-    def launched(*_) -> None:
+    def launched(*_, **__) -> None:
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
         time.sleep(0.5)
@@ -288,3 +288,31 @@ def test_a_mistake_is_told_before_the_processes_part(environment, monkeypatch, c
 
     assert run_in_processes(main, arguments(), CPU) == 1
     assert told == ["error (process 0): no data\n"]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_has_stopped_ends_the_run_by_its_name(environment, processes, capfd, stopped):
+    """Process 0 also keeps the store, through which signs of life go."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        environment(**{**PLAIN, "WORLD_SIZE": "2", "MASTER_PORT": str(free.getsockname()[1])})
+    cfg = CPU.clone()
+    cfg.PROCESSES.SILENCE = 1
+
+    def main(args: Namespace) -> None:
+        time.sleep(1.5)  # a busy process gives signs of life
+        comm.synchronize()
+        if comm.get_rank() == stopped:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        comm.synchronize()
+
+    def program(rank: int) -> None:
+        environment(RANK=str(rank))
+        raise SystemExit(run_in_processes(main, arguments(), cfg))
+
+    pids = [processes.fork(lambda rank=rank: program(rank)) for rank in range(2)]
+    codes = [processes.exit_code(pid) for pid in pids]
+    assert codes[1 - stopped] == 1 and codes[stopped] == -signal.SIGKILL
+    told = capfd.readouterr().err
+    assert f"error (process {1 - stopped}): no sign of life for 1 seconds from process {stopped} on " in told
+    assert socket.gethostname() in told

@@ -45,6 +45,9 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     for name in cfg.TASKS.NAMES:
         _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
         KINDS[cfg.TASKS[name].KIND].settings.check(cfg.TASKS[name], f"TASKS.{name}")
+    for key, seconds in cfg.PROCESSES.items():
+        if seconds < 1:
+            raise UserError(f"PROCESSES.{key} is a time of at least 1 second, not {seconds}")
     if not datasets:
         return
     _check_datasets("DATASETS.TEST", cfg.DATASETS.TEST)

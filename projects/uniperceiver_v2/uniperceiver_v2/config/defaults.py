@@ -20,6 +20,12 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # splits. Those of DATASETS.TEST are held out as well.
     cfg.DATASETS.HELD_OUT = list(STANDARD)
 
+    cfg.PROCESSES = CN()
+    # Seconds until a collective call of the processes fails, because one of them does not take part.
+    cfg.PROCESSES.TIMEOUT = 1800
+    # Seconds without a sign of life from a process until the others end the run.
+    cfg.PROCESSES.SILENCE = 300
+
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
     # "unmixed": one batch of one task in an iteration. "mixed": a batch of each task, with losses weighted by s_k.
     cfg.SOLVER.SAMPLING = "unmixed"

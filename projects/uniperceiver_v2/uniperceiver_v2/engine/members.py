@@ -57,6 +57,7 @@ def introduce(store: dist.Store, rank: int, size: int, device: str) -> list[Memb
         int(os.environ.get("LOCAL_RANK") or -1),
         int(os.environ.get("LOCAL_WORLD_SIZE") or -1),
     )
+    store.set(f"beat/{rank}", "")  # for the watch, which reads them all
     store.set(f"member/{rank}", json.dumps(dataclasses.asdict(mine)))
     return _with_places([Member(**json.loads(store.get(f"member/{other}"))) for other in range(size)])
 

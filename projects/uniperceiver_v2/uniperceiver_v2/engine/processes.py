@@ -15,6 +15,7 @@ import time
 import uuid
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from ..errors import UserError
 from .members import check_members, introduce
 from .starters import is_started_with_others, refuse_lonely_copies, told_by_starter
 from .stopping import SIGNALS
+from .watch import Watch
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POLL = 0.02  # seconds between two reads of the store
@@ -108,28 +110,32 @@ def run_in_processes(main: Main, args: Namespace, cfg: CfgNode) -> int:
     try:
         with _signals_reach_children():
             if on_cpu > 1:
-                _launch_on_cpu(main, args, on_cpu)
+                _launch_on_cpu(main, args, cfg, on_cpu)
             else:
-                work = (main, args)
-                launch(_exit_with_code, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, work)
+                work, place = (main, args, cfg), (args.num_gpus, args.num_machines, args.machine_rank)
+                launch(_exit_with_code, *place, args.dist_url, work, timeout=_timeout(cfg))
     except torch.multiprocessing.ProcessExitedException as error:
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
 
 
-def _launch_on_cpu(main: Main, args: Namespace, count: int) -> None:
+def _timeout(cfg: CfgNode) -> timedelta:
+    return timedelta(seconds=cfg.PROCESSES.TIMEOUT)
+
+
+def _launch_on_cpu(main: Main, args: Namespace, cfg: CfgNode, count: int) -> None:
     """What ``launch`` does, for a machine whose GPUs are not to be used: ``launch`` would take nccl there."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"  # unlike a port, nobody else can take it
-        torch.multiprocessing.start_processes(_run_on_cpu, (main, args, count, meeting), nprocs=count)
+        torch.multiprocessing.start_processes(_run_on_cpu, (main, args, cfg, count, meeting), nprocs=count)
 
 
-def _run_on_cpu(rank: int, main: Main, args: Namespace, count: int, meeting: str) -> None:
+def _run_on_cpu(rank: int, main: Main, args: Namespace, cfg: CfgNode, count: int, meeting: str) -> None:
     if "OMP_NUM_THREADS" not in os.environ:  # each process would have as many threads as there are cores
         torch.set_num_threads(max(torch.get_num_threads() // count, 1))
-    dist.init_process_group("gloo", meeting, rank=rank, world_size=count)
+    dist.init_process_group("gloo", meeting, _timeout(cfg), rank=rank, world_size=count)
     comm.create_local_process_group(count)
-    _exit_with_code(main, args)
+    _exit_with_code(main, args, cfg)
     dist.destroy_process_group()
 
 
@@ -146,13 +152,14 @@ def _run_as_one_of_several(main: Main, args: Namespace, cfg: CfgNode) -> int:
     if on_gpu:
         torch.cuda.set_device(mine.local_rank)
     args.resume = args.resume or not is_first or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_timeout(cfg))
     try:
         comm.create_local_process_group(mine.local_size)
         args.resume = any(comm.all_gather(args.resume))  # each machine counts its own restarts only
-        return _telling_mistakes(
-            lambda: main(args)
-        )  # told before the group ends, which may wait for a process that is gone
+        with Watch(store, members, rank, cfg.PROCESSES.SILENCE):
+            # Mistakes are told before the group ends, as that may wait for a process that is gone.
+            return _telling_mistakes(lambda: main(args))
     finally:
         dist.destroy_process_group()
 
@@ -209,10 +216,14 @@ def _signals_reach_children() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _exit_with_code(main: Main, args: Namespace) -> None:
+def _exit_with_code(main: Main, args: Namespace, cfg: CfgNode) -> None:
     """The program of a process that ``launch`` starts. An exception would reach the user as a traceback, an exit
     code does not."""
-    code = _telling_mistakes(lambda: main(args))
+    store = dist.distributed_c10d._get_default_store()
+    rank = comm.get_rank()
+    members = introduce(store, rank, comm.get_world_size(), cfg.MODEL.DEVICE)
+    with Watch(store, members, rank, cfg.PROCESSES.SILENCE):
+        code = _telling_mistakes(lambda: main(args))
     if code:
         sys.exit(code)
 
