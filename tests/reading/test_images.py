@@ -102,26 +102,28 @@ def test_a_size_needs_the_header_alone(tmp_path):
 
 
 class BrokenDisk:
-    """Fails so many reads with an error number."""
+    """Fails so many reads with an error, or the one of a number."""
 
-    def __init__(self, number: int, times: int, opened):
-        self.number, self.times, self._open = number, times, opened
+    def __init__(self, error: int | OSError, times: int, opened):
+        self.error, self.times, self._open = error, times, opened
 
     def open(self, path, mode):
         if self.times:
             self.times -= 1
-            raise OSError(self.number, os.strerror(self.number), path)
+            if isinstance(self.error, OSError):
+                raise self.error
+            raise OSError(self.error, os.strerror(self.error), path)
         return self._open(path, mode)
 
 
 @pytest.fixture
 def broken_disk(monkeypatch):
-    """broken_disk(errno, times): the disk from now on; waits are short."""
+    """broken_disk(errno or error, times): the disk from now on; waits are short."""
     monkeypatch.setattr(disk, "WAITS", (0.001, 0.001, 0.001))
     opened = disk.PathManager.open
 
-    def replace(number: int, times: int) -> BrokenDisk:
-        broken = BrokenDisk(number, times, opened)
+    def replace(error: int | OSError, times: int) -> BrokenDisk:
+        broken = BrokenDisk(error, times, opened)
         monkeypatch.setattr(disk, "PathManager", broken)
         return broken
 
@@ -163,6 +165,18 @@ def test_an_error_that_stays_ends_the_run_and_replaces_nothing(batches, broken_d
     assert all(isinstance(sample, UserError) for sample in samples)
     message = str(samples[0])
     assert ".png" in message and errno.errorcode[number] in message and "--resume" in message
+
+
+@pytest.mark.parametrize("error", [TimeoutError("read timed out"), ConnectionResetError("peer is gone")])
+def test_errors_of_a_library_for_remote_files_pass_as_well(batches, broken_disk, error):
+    """They have no number."""
+    expected = batches[0]
+    broken = broken_disk(error, times=3)
+    assert batches[0] == expected and broken.times == 0
+    broken_disk(error, times=1000)
+    samples, unreadable = batches[0]
+    assert not unreadable and all(isinstance(sample, UserError) for sample in samples)
+    assert f"{type(error).__name__}: {error}, 4 times" in str(samples[0])
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])

@@ -60,18 +60,23 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
     except OSError as error:
         if not _may_pass(error):
             raise
-        name = errno.errorcode.get(error.errno, "unknown")
+        reason = f"{type(error).__name__}: {error}"
+        if error.errno is not None:
+            name = errno.errorcode.get(error.errno, "unknown")
+            reason = f"{os.strerror(error.errno)} (errno {error.errno}, {name})"
         raise UserError(
-            f"{os.path.abspath(path)} cannot be read: {os.strerror(error.errno)} (errno {error.errno}, {name}), "
+            f"{os.path.abspath(path)} cannot be read: {reason}, "
             f"{len(WAITS) + 1} times in a row; the disk, the network or the machine is at fault, not the file. "
             "--resume goes on once it is mended"
         ) from error
 
 
 def _may_pass(error: OSError) -> bool:
-    """Whether an error may be temporary. False for errors of libraries, which have no number, and for permanent
-    errors of files."""
-    return error.errno is not None and error.errno not in _OF_THE_FILE
+    """Whether an error may be temporary: time limits and broken connections, and errors of the system that are not
+    among the permanent ones. Other errors of libraries have no number, and come from the content of a file."""
+    if error.errno is None:
+        return isinstance(error, (TimeoutError, ConnectionError))
+    return error.errno not in _OF_THE_FILE
 
 
 def read_file(path: str) -> bytes:
