@@ -95,7 +95,7 @@ def test_evaluation_reports_captions_beside_the_baselines(cfg, tiny_model, monke
     # The metrics are tested elsewhere. This tests their inputs.
     seen = {}
 
-    def metrics(references, rows):
+    def metrics(references, rows, spice_models):
         seen.update(rows)
         return {name: {"CIDEr": 1.0} for name in rows}
 
@@ -108,7 +108,7 @@ def test_evaluation_reports_captions_beside_the_baselines(cfg, tiny_model, monke
 
 def test_evaluators_that_are_given_are_taken_as_they_are(cfg, tiny_model, monkeypatch):
     monkeypatch.setattr(
-        "uniperceiver_v2.evaluation.captions.caption_metrics", lambda references, rows: {n: {} for n in rows}
+        "uniperceiver_v2.evaluation.captions.caption_metrics", lambda references, rows, spice: {n: {} for n in rows}
     )
     evaluator = CaptionEvaluator(NAME)
     assert set(UniPerceiverTrainer.test(cfg, tiny_model, [evaluator])[NAME]) == {"caption"}
