@@ -36,7 +36,8 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         path = os.path.abspath(error.filename or source)
-        raise UserError(f"dataset '{name}' is missing: looked for {path}{remedy}") from error
+        named = f", which {source} names" if path != source and os.path.isfile(source) else ""
+        raise UserError(f"dataset '{name}' is missing: looked for {path}{named}{remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{source} of dataset '{name}' is cut short or damaged ({error}){remedy}") from error
     except (
