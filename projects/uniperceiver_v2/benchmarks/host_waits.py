@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from typing import Any
@@ -113,6 +114,12 @@ class PretendedDevice(TorchDispatchMode):
     def __exit__(self, *error) -> None:
         super().__exit__(*error)
         self._patches.close()
+        # Some functions keep tensors by their device, and others count on the same device of PyTorch.
+        for name, module in list(sys.modules.items()):
+            if name.startswith("uniperceiver_v2."):
+                for value in list(vars(module).values()):
+                    if hasattr(value, "cache_clear"):
+                        value.cache_clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
