@@ -156,8 +156,11 @@ def _run_as_one_of_several(main: Main, args: Namespace, cfg: CfgNode) -> int:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_timeout(cfg))
     try:
         comm.create_local_process_group(mine.local_size)
-        args.resume = any(comm.all_gather(args.resume))  # each machine counts its own restarts only
-        with Watch(store, members, rank, cfg.PROCESSES.SILENCE):
+        watch = Watch(store, members, rank, cfg.PROCESSES.SILENCE)
+        # Each machine counts its own restarts only. Nobody goes on before all have connected: a connection to a process
+        # that has already ended would wait without end.
+        args.resume = any(comm.all_gather(args.resume))
+        with watch:
             # Mistakes are told before the group ends, as that may wait for a process that is gone.
             return _telling_mistakes(lambda: main(args))
     finally:
@@ -222,7 +225,9 @@ def _exit_with_code(main: Main, args: Namespace, cfg: CfgNode) -> None:
     store = dist.distributed_c10d._get_default_store()
     rank = comm.get_rank()
     members = introduce(store, rank, comm.get_world_size(), cfg.MODEL.DEVICE)
-    with Watch(store, members, rank, cfg.PROCESSES.SILENCE):
+    watch = Watch(store, members, rank, cfg.PROCESSES.SILENCE)
+    comm.synchronize()  # as above
+    with watch:
         code = _telling_mistakes(lambda: main(args))
     if code:
         sys.exit(code)
