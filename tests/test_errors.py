@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from uniperceiver_v2.errors import UserError, exit_code
+from uniperceiver_v2.errors import UserError, exit_code, nearest
 
 
 @pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (3, 3)])
@@ -34,3 +34,8 @@ def test_mistakes_are_said_without_a_traceback(error, code, said, capsys):
 def test_what_is_no_mistake_of_the_user_stays_an_error():
     with pytest.raises(ZeroDivisionError):
         exit_code(lambda: 1 // 0)
+
+
+def test_keys_of_yaml_may_be_numbers():
+    assert nearest(3, {"boats": 1, 5: 2}) == "; valid: 5, boats"
+    assert nearest("boat", {"boats": 1, 5: 2}) == "; did you mean 'boats'?"

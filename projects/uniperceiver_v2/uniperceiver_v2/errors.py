@@ -40,9 +40,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         ``"; did you mean 'X'?"`` with the closest valid name. If none is close, the list of the valid names. ``""`` if
         there are no valid names.
     """
-    candidates = sorted(set(valid))
+    candidates = sorted({str(name) for name in valid})  # keys of YAML can be numbers
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{by_lower_case[close[0]]}'?"
     return f"; valid: {', '.join(candidates)}" if candidates else ""

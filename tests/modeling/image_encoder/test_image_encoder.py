@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.structures import ImageList
 
+from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling.image_encoder import ImageEncoder, RegionTargets
 
 
@@ -103,3 +104,9 @@ def test_images_without_padding_are_encoded_alike_with_and_without_the_flag(enco
     monkeypatch.setattr("uniperceiver_v2.modeling.image_encoder.image_encoder.has_padding", lambda images: True)
     expected, _ = encoder(images)
     torch.testing.assert_close([parts(found, i) for i in range(2)], [parts(expected, i) for i in range(2)])
+
+
+def test_a_backbone_that_is_not_registered_is_named(tiny_config):
+    tiny_config.MODEL.BACKBONE.NAME = "build_hugging&ace_backbone"
+    with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.NAME.*did you mean 'build_huggingface_backbone'"):
+        ImageEncoder(tiny_config)

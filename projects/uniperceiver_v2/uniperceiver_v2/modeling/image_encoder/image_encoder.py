@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from ...errors import UserError, nearest
 from .conventions import CONVENTIONS
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
@@ -46,6 +47,10 @@ class ImageEncoder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         node = cfg.MODEL.UNIPERCEIVER_V2
+        name = cfg.MODEL.BACKBONE.NAME
+        if name not in BACKBONE_REGISTRY:
+            known = (entry for entry, _ in BACKBONE_REGISTRY)
+            raise UserError(f"MODEL.BACKBONE.NAME: there is no backbone {name!r}{nearest(name, known)}")
         backbone = build_backbone(cfg)
         shapes = sorted(backbone.output_shape().values(), key=lambda shape: shape.stride)
         region, criterion = node.REGION, node.CRITERION
