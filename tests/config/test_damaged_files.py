@@ -1,6 +1,7 @@
 """Configurations that are no configurations, or whose values cannot be used: one message, with the file or the key."""
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
 
 from uniperceiver_v2.config import add_uniperceiver_v2_config, load_config
@@ -24,6 +25,8 @@ def merge_bomb() -> str:
     return "\n".join(rows)
 
 
+# From 6.0.4 on, a merge takes each key once. Then nothing is large, and the keys are refused as unknown.
+YAML_COPIES_MERGES = tuple(int(part) for part in yaml.__version__.split(".")) < (6, 0, 4)
 FILES = {
     "no UTF-8": (b'SEED: "\xff\xfe"', "UTF-8"),
     "its own base": (b"_BASE_: run.yaml", "leads back to"),
@@ -36,7 +39,7 @@ FILES = {
     "a list in itself": (b"SEED: &a [*a]", "deeper"),
     "aliases": (bomb().encode(), f"more than {MOST_VALUES} values"),
     "deep aliases": (bomb(60).encode(), f"more than {MOST_VALUES} values"),
-    "merges": (merge_bomb().encode(), f"more than {MOST_VALUES} values"),
+    "merges": (merge_bomb().encode(), f"more than {MOST_VALUES} values" if YAML_COPIES_MERGES else "a0"),
     "large": (b"SEED: 1 #" + b"x" * LARGEST_YAML, f"more than {LARGEST_YAML} characters"),
     "no such day": (b"SEED: 2001-99-99", "month"),
     "endless digits": (b"SEED: " + b"9" * 5000, "digits"),
