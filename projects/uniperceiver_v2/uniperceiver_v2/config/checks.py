@@ -126,6 +126,12 @@ def _check_evaluation(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if kind_of_dataset(name) is not None:  # a subclass of the trainer may evaluate the others
             evaluating_task(cfg, name)
+    for name in cfg.TASKS.NAMES:
+        if cfg.TASKS[name].get("RERANK", 0) and all(cfg.TASKS[x].KIND != "captioning" for x in cfg.TASKS.NAMES):
+            raise UserError(
+                f"TASKS.{name}.RERANK compares by the likelihood of captions, but no task of TASKS.NAMES is of KIND "
+                "captioning"
+            )
     _check_best(cfg)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .gathering import GatheringEvaluator
+from .reranking import Reranking, rerank
 from .retrieval_ranks import Retrieval, hit_probability, retrieve
 
 RANKS = (1, 5, 10)
@@ -19,17 +20,29 @@ class RetrievalEvaluator(GatheringEvaluator):
     model that gives all candidates the same similarity gets the values at chance. If several images have the same
     caption, word for word, a query with this caption counts as a fraction of a hit.
 
+    With ``reranking`` the best candidates by cosine are compared again, see :func:`~.reranking.rerank`. Their scores in
+    ``predictions.json`` are then no cosines.
+
     Args:
         dataset_name: a registered dataset of captions.
         output_folder: for ``results.json`` and ``predictions.json``, which lists the ten best captions of each image
             and the ten best images of each caption. None writes no files.
     """
 
+    def __init__(self, dataset_name: str, output_folder: str | None = None):
+        super().__init__(dataset_name, output_folder)
+        self.reranking: Reranking | None = None
+
+    @property
+    def dataset_name(self) -> str:
+        return self._dataset_name
+
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: samples with "image_id", "file_name" and "captions".
-            outputs: predictions with "image_feature" [d] and "text_features" [captions, d], all normalised to length 1.
+            inputs: samples with "image_id", "file_name" and "captions"; "caption_token_ids" for reranking.
+            outputs: predictions with "image_feature" [d] and "text_features" [captions, d], all normalised to length 1;
+                "image_tokens" [T,d] for reranking.
 
         Raises:
             FloatingPointError: features are not finite.
@@ -52,6 +65,9 @@ class RetrievalEvaluator(GatheringEvaluator):
             # Comparisons with NaN are false: no candidate would rank before it, and it would count as found.
             if not (record["image_feature"].isfinite().all() and record["text_features"].isfinite().all()):
                 raise FloatingPointError(f"the features of image {record['image_id']} are not finite")
+            if self.reranking:
+                record["caption_token_ids"] = sample["caption_token_ids"]
+                record["image_tokens"] = output["image_tokens"].half().cpu().clone()  # they fill most of the memory
             self._records.append(record)
 
     def _metrics(self, records: list[dict]) -> dict[str, dict[str, float]]:
@@ -59,7 +75,10 @@ class RetrievalEvaluator(GatheringEvaluator):
         image_of = torch.arange(len(records)).repeat_interleave(captions_of)  # [captions]
         images = torch.stack([record["image_feature"] for record in records])
         captions = torch.cat([record["text_features"] for record in records])
-        found_captions, found_images = retrieve(images, captions, image_of, keep=max(RANKS))
+        found = retrieve(
+            images, captions, image_of, keep=max(*RANKS, self.reranking.candidates if self.reranking else 0)
+        )
+        found_captions, found_images = self._reranked(records, *found, image_of) if self.reranking else found
         self._write("predictions.json", _predictions(records, image_of, found_captions, found_images))
         return {
             "text_retrieval": {f"R@{k}": found_captions.recall(k) for k in RANKS},
@@ -67,6 +86,18 @@ class RetrievalEvaluator(GatheringEvaluator):
             "text_retrieval (chance)": _chance(len(captions), captions_of),
             "image_retrieval (chance)": _chance(len(images), torch.ones_like(image_of)),
         }
+
+    def _reranked(
+        self, records: list[dict], captions: Retrieval, images: Retrieval, image_of: Tensor
+    ) -> tuple[Retrieval, Retrieval]:
+        tokens = [record["image_tokens"] for record in records]
+        token_ids = [ids for record in records for ids in record["caption_token_ids"]]
+        texts = [caption for record in records for caption in record["captions"]]
+
+        def log_likelihoods(pairs: Tensor) -> Tensor:
+            return self.reranking.log_likelihoods(tokens, token_ids, pairs)
+
+        return rerank(captions, images, image_of, texts, self.reranking.temperature, log_likelihoods)
 
 
 def _chance(candidates: int, right: Tensor) -> dict[str, float]:

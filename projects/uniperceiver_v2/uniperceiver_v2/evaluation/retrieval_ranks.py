@@ -23,7 +23,7 @@ class Retrieval:
 
     Attributes:
         best: [Q, up to ``keep``] indices of the most similar candidates, best first.
-        similarities: [Q, up to ``keep``] their cosines.
+        similarities: [Q, up to ``keep``] their cosines, or the scores by which they were compared again.
         greater: [Q] the number of candidates that are more similar than the best right candidate, ``keep`` at most.
         equal: [Q] the number of wrong candidates that are as similar as the best right candidate.
         right: [Q] the number of right candidates that are as similar as the best one, which is counted too.

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import Tensor
+from detectron2.evaluation import inference_context
+from torch import Tensor, nn
 
 from ..data import captioned_images, load_captions
 from ..data.datasets.records import Records
@@ -19,12 +20,14 @@ from ..data.datasets.texts import build_tokenizer
 from ..data.mappers.captions import PairMapper, RetrievalMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import RetrievalEvaluator, SceneRetrievalEvaluator
-from ..kinds import ConfiguredTask, TaskKind, setting
+from ..evaluation.reranking import Reranking
+from ..kinds import ConfiguredTask, TaskKind, evaluating_task, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..ranks import gather_from_ranks, group_size, rank_in_group, sum_over_ranks
 from ..transfer import send
+from .caption_likelihoods import caption_log_likelihoods, tokens_of_images
 from .task import CaptionedImageSettings, Task, log_accuracy
 
 
@@ -38,6 +41,12 @@ class RetrievalSettings(CaptionedImageSettings):
     gather_features: bool = setting(
         True, "compare with the batches of all ranks; otherwise with the rank's own share alone"
     )
+    rerank: int = setting(
+        0,
+        "best candidates of a query that evaluation compares again, by the likelihood of the caption given the image; "
+        "0 for none; a task of captioning has to be trained",
+        at_least=0,
+    )
 
 
 class RetrievalTask(Task):
@@ -49,6 +58,7 @@ class RetrievalTask(Task):
 
     Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`, in training with ``CAPTIONS_PER_IMAGE`` captions.
     Predictions: "image_feature" [d] and "text_features" [n,d], normalised to length 1, so that products are cosines.
+    With ``RERANK`` also "image_tokens" [T,d], for :func:`~.caption_likelihoods.caption_log_likelihoods`.
     """
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
@@ -78,9 +88,13 @@ class RetrievalTask(Task):
         images = self.image_features(model, encoding)
         texts = self.text_features(model, [ids for x in inputs for ids in x["caption_token_ids"]])
         counts = [len(x["caption_token_ids"]) for x in inputs]
-        return [
+        found = [
             {"image_feature": image, "text_features": features} for image, features in zip(images, texts.split(counts))
         ]
+        if self.settings.rerank:
+            for prediction, tokens in zip(found, tokens_of_images(encoding), strict=True):
+                prediction["image_tokens"] = tokens
+        return found
 
     @staticmethod
     def image_features(model: UniPerceiver, encoding: ImageEncoding) -> Tensor:
@@ -135,6 +149,19 @@ def _evaluator(name: str, folder: str) -> RetrievalEvaluator:
     return RetrievalEvaluator(name, folder) if facts is None else SceneRetrievalEvaluator(name, folder, facts)
 
 
+def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[RetrievalEvaluator]) -> None:
+    """Give the evaluators the model's likelihoods of captions, where candidates are to be compared again."""
+    model = getattr(model, "module", model)  # of DistributedDataParallel
+
+    def log_likelihoods(images: Sequence[Tensor], captions: Sequence[Tensor], pairs: Tensor) -> Tensor:
+        with inference_context(model):
+            return caption_log_likelihoods(model, images, captions, pairs)
+
+    for evaluator in evaluators:
+        count = evaluating_task(cfg, evaluator.dataset_name).settings.rerank
+        evaluator.reranking = Reranking(count, model.likelihood.temperature.item(), log_likelihoods) if count else None
+
+
 RETRIEVAL = TaskKind(
     name="retrieval",
     settings=RetrievalSettings,
@@ -143,4 +170,5 @@ RETRIEVAL = TaskKind(
     test_data=_test_data,
     evaluators={"retrieval": _evaluator},
     columns={"R@1": 1, "R@5": 1, "R@10": 1},
+    before_evaluation=_before_evaluation,
 )
