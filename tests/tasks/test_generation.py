@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import RobertaConfig, RobertaForCausalLM
 
-from uniperceiver_v2.tasks.generation import search
+from uniperceiver_v2.tasks.generation import sample, search
 
 STOP = 0
 
@@ -205,3 +205,45 @@ def test_words_and_scores_of_hugging_faces_generate(language_model, beam_size, p
     if beam_size > 1:
         scores = generated.log_likelihoods / generated.lengths**penalty
         torch.testing.assert_close(scores.float(), expected.sequences_scores, atol=1e-5, rtol=1e-5)
+
+
+def test_draws_have_the_probabilities_of_the_step():
+    """The first token is drawn from one table, and the next from a row of another by the token before it."""
+    first = torch.tensor([[0.2, 0.5, 0.3, 0.0], [0.0, 0.1, 0.9, 0.0]]).log()
+    after = torch.tensor([[0.0, 0.0, 0.25, 0.75], [0.5, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0]])
+    history: list[list[int]] = []
+
+    def step(tokens, rows):
+        nonlocal history
+        if not history:
+            assert rows.tolist() == [0, 1]
+            history = [[int(token)] for token in tokens]
+            return first
+        history = [history[row] + [int(token)] for row, token in zip(rows, tokens)]
+        return after[torch.where(tokens == 3, 0, tokens)].log()
+
+    torch.manual_seed(0)
+    drawn = sample(step, torch.tensor([5, 6]), 3, count=4000, max_length=3)
+    assert drawn.shape == (8000, 3) and [row[1:] for row in history] == drawn[:, :2].tolist()
+    assert [row[0] for row in history] == [5] * 4000 + [6] * 4000
+    for index in range(2):
+        own = drawn[4000 * index : 4000 * (index + 1)]
+        assert torch.allclose(torch.bincount(own[:, 0], minlength=4) / 4000, first[index].exp(), atol=0.03)
+        for token, expected in enumerate(after):
+            following = own[own[:, 0] == token, 1]
+            if len(following):
+                found = torch.bincount(following, minlength=4) / len(following)
+                assert torch.allclose(found, expected, atol=0.06)
+    ended = drawn[:, 1] == 3
+    assert (drawn[ended, 2] == 3).all()
+
+
+def test_drawing_ends_when_all_have_ended():
+    calls = []
+
+    def step(tokens, rows):
+        calls.append(len(tokens))
+        return torch.tensor([[0.0, 1.0]]).log().expand(len(tokens), 2)
+
+    assert sample(step, torch.tensor([0, 0]), 1, count=3, max_length=9).tolist() == [[1]] * 6
+    assert calls == [2]

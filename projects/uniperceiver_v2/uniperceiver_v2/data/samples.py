@@ -70,6 +70,7 @@ class CaptionedSample(ImageSample):
 
     captions: list[str]
     caption_token_ids: NotRequired[list[Tensor]]  # int64 [T] for each caption; missing in the evaluation of captioning
+    references: NotRequired[list[str]]  # training of captioning with CIDEr-D as a reward: all captions
 
 
 class TextSample(TypedDict):

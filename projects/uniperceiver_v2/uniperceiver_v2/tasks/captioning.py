@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_context
 from torch import Tensor, nn
 
 from ..data import captioned_images, load_captions, same_images
@@ -23,6 +24,7 @@ from ..data.samples import CaptionedSample
 from ..evaluation import TRUTH_METRICS, CaptionEvaluator, SceneCaptionEvaluator
 from ..evaluation.caption_metrics import METRICS
 from ..kinds import ConfiguredTask, TaskKind, setting
+from ..measured import measure
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
@@ -32,6 +34,7 @@ from ..transfer import send
 from ..visualization import draw_caption_sheet
 from .caption_baselines import caption_baselines
 from .generation import Step, search
+from .self_critical import DrawnCaptions, Rewards, draw_captions
 from .task import CaptionedImageSettings, Task, log_accuracy
 from .vocabulary import vocabulary_logits
 
@@ -49,11 +52,23 @@ class CaptioningSettings(CaptionedImageSettings):
         4096, "words beside the batch's own that training compares with; 0 for all words", at_least=0
     )
     label_smoothing: float = setting(0.0, "share of the target that all words get alike", at_least=0, at_most=1)
+    cider_weight: float = setting(
+        0.0, "beside 1 of the captions' likelihood: drawn captions with a higher CIDEr-D become likelier", at_least=0
+    )
+    truth_weight: float = setting(
+        0.0, "drawn captions that are wholly true become likelier; for data whose scenes are known", at_least=0
+    )
+    drawn_captions: int = setting(5, "captions drawn of each image where a reward has a weight", at_least=2)
     beam_size: int = setting(3, "beams of generation; 1 is greedy", at_least=1)
     length_penalty: float = setting(
         1.0, "a caption's log-likelihood is divided by its length to this power; above 0 favours longer captions"
     )
     max_length: int = setting(40, "of a generated caption, in tokens", at_least=1)
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether training draws captions for rewards."""
+        return self.cider_weight > 0 or self.truth_weight > 0
 
 
 class CaptioningTask(Task):
@@ -62,23 +77,59 @@ class CaptioningTask(Task):
     Inputs: :class:`~uniperceiver_v2.data.samples.CaptionedSample`. Predictions: "caption", its "log_likelihood" (the
     sum of log P over its words and the stop token) and "image_feature" [d], the mean global token, which serves to find
     similar images.
+
+    With ``CIDER_WEIGHT`` or ``TRUTH_WEIGHT`` training also draws captions from the model and makes those likelier whose
+    reward is above that of the image's other ones, see :mod:`.self_critical`.
     """
+
+    def __init__(self, settings: CaptioningSettings):
+        super().__init__(settings)
+        self._rewards: Rewards | None = None
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
         encoding, _ = model.image_encoder(model.preprocess(inputs))
         images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
         captions = [caption for x in inputs for caption in x["caption_token_ids"]]
+        own = self.loss_count(inputs)  # words of the references; those of drawn captions follow
+        advantages = None
+        if self.settings.rewarded:
+            drawn = self._draw(model, encoding, inputs)
+            images += torch.arange(len(inputs)).repeat_interleave(self.settings.drawn_captions).tolist()
+            captions += drawn.token_ids
+            lengths = torch.tensor([len(caption) - 1 for caption in drawn.token_ids])
+            advantages = send(drawn.advantages().repeat_interleave(lengths), model.device)
         token_ids, valid = model.text_encoder.pad(captions)
         decoded = decode_captions(model, encoding, images, token_ids[:, :-1], valid[:, 1:])
         said = torch.cat([index * decoded.shape[1] + torch.arange(len(x) - 1) for index, x in enumerate(captions)])
         features = decoded.flatten(0, 1)[send(said, decoded.device)]
         words = torch.cat([caption[1:] for caption in captions])  # position t predicts token t + 1
         logits, labels = vocabulary_logits(model, features, words, IMAGE_TEXT_TO_TEXT, self.settings.vocabulary_sample)
-        hits, count = sum_over_ranks((logits.argmax(-1) == labels).sum(), len(words))
+        hits, count = sum_over_ranks((logits[:own].argmax(-1) == labels[:own]).sum(), own)
         log_accuracy("word_accuracy", hits, count)
         smoothing = self.settings.label_smoothing
-        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        return {"loss_caption": total / mean_divisor(count)}
+        total = F.cross_entropy(logits[:own], labels[:own], label_smoothing=smoothing, reduction="sum")
+        losses = {"loss_caption": total / mean_divisor(count)}
+        if advantages is not None:
+            surprise = F.cross_entropy(logits[own:], labels[own:], reduction="none")
+            losses["loss_reward"] = (advantages * surprise).sum() / mean_divisor(count)
+        return losses
+
+    def _draw(self, model: UniPerceiver, encoding: ImageEncoding, inputs: Sequence[CaptionedSample]) -> DrawnCaptions:
+        if self._rewards is None:
+            self._rewards = Rewards(self.settings.datasets, self.settings.cider_weight, self.settings.truth_weight)
+        generating = nn.ModuleList((model.text_encoder, model.decoder)).train(model.training)
+        with inference_context(generating), torch.no_grad():
+            drawn = draw_captions(
+                model,
+                next_words(model, encoding),
+                inputs,
+                self._rewards,
+                count=self.settings.drawn_captions,
+                max_length=min(self.settings.max_length, model.text_encoder.max_length - 1),
+            )
+        total, number = sum_over_ranks(send(drawn.rewards.sum(), model.device), drawn.rewards.numel())
+        measure("reward", total / number)
+        return drawn
 
     def loss_count(self, inputs: Sequence[CaptionedSample]) -> int:
         return sum(len(caption) - 1 for x in inputs for caption in x["caption_token_ids"])
@@ -158,7 +209,14 @@ def next_words(model: UniPerceiver, encoding: ImageEncoding) -> Step:
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records | ShardRecords, CaptionMapper]:
     tokenizer = build_tokenizer(cfg)
     settings: CaptioningSettings = task.settings
-    mapper = CaptionMapper(cfg, task.name, tokenizer, settings.captions_per_image, **settings.training_sizes)
+    mapper = CaptionMapper(
+        cfg,
+        task.name,
+        tokenizer,
+        settings.captions_per_image,
+        references=settings.cider_weight > 0,
+        **settings.training_sizes,
+    )
     return captioned_images(task.settings.datasets, tokenizer), mapper
 
 

@@ -1,5 +1,5 @@
-"""Greedy and beam search for the most likely sequence of tokens, with any function that gives probabilities of next
-tokens.
+"""Greedy and beam search for the most likely sequence of tokens, and draws of sequences, with any function that gives
+probabilities of next tokens.
 
 Shapes: B sequences are searched at once. A of them are undecided, with k beams each. V tokens, at most L steps.
 """
@@ -110,6 +110,33 @@ def search(
                 break
         rows, step_tokens = rows.flatten(), tokens_Akl[:, :, -1].flatten()
     return Generated(best.token_ids[:, : best.lengths.max()], best.lengths, best.sums)
+
+
+@torch.no_grad()
+def sample(step: Step, start: Tensor, stop: int, *, count: int, max_length: int) -> Tensor:
+    """``count`` sequences of each start token [B], each token drawn by its probability.
+
+    Args:
+        step, start, stop, max_length: as of :func:`search`.
+
+    Returns:
+        token ids [B * count, L'], those of a start token one behind the other, without it, and padded with the stop
+        token.
+    """
+    words, rows = start, torch.arange(len(start), device=start.device)
+    copies = rows.repeat_interleave(count)
+    drawn: list[Tensor] = []
+    ended = torch.zeros(len(copies), dtype=torch.bool, device=start.device)
+    while len(drawn) < max_length and not ended.all():
+        probabilities = step(words, rows).exp()
+        if not drawn:
+            probabilities, rows = probabilities[copies], copies
+        else:
+            rows = torch.arange(len(copies), device=start.device)
+        words = probabilities.multinomial(1)[:, 0].masked_fill(ended, stop)
+        drawn.append(words)
+        ended = ended | (words == stop)
+    return torch.stack(drawn, dim=1)
 
 
 def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

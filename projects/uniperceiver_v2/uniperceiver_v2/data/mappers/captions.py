@@ -61,19 +61,31 @@ class CaptionMapper(_CaptionedImageMapper):
 
     Args:
         count: the number of captions. An image with fewer captions gives all of them.
+        references: whether to add "references", all captions of the image.
         sizes: ``square`` and ``crop_scale`` of the base class.
     """
 
     is_train = True
 
-    def __init__(self, cfg: CfgNode, task: str, tokenizer: PreTrainedTokenizerBase, count: int, **sizes: Any):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        task: str,
+        tokenizer: PreTrainedTokenizerBase,
+        count: int,
+        *,
+        references: bool = False,
+        **sizes: Any,
+    ):
         super().__init__(cfg, task, tokenizer, **sizes)
-        self._count = count
+        self._count, self._references = count, references
 
     def add_targets(self, sample: CaptionedSample, record: dict, transforms: T.TransformList) -> None:
         drawn = np.random.permutation(len(record["captions"]))[: self._count]
         sample["captions"] = [record["captions"][index] for index in drawn]
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
+        if self._references:
+            sample["references"] = list(record["captions"])
 
 
 class ReferenceMapper(_CaptionedImageMapper):

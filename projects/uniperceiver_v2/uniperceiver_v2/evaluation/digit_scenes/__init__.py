@@ -1,7 +1,17 @@
 """The truth of captions, where a scene's facts are known: digit_scenes."""
 
 from .evaluators import SceneCaptionEvaluator, SceneRetrievalEvaluator
+from .facts import SceneFacts
 from .spans import Span, mention_spans
 from .truth import METRICS as TRUTH_METRICS
+from .truth import judge
 
-__all__ = ["TRUTH_METRICS", "SceneCaptionEvaluator", "SceneRetrievalEvaluator", "Span", "mention_spans"]
+__all__ = [
+    "TRUTH_METRICS",
+    "SceneCaptionEvaluator",
+    "SceneFacts",
+    "SceneRetrievalEvaluator",
+    "Span",
+    "judge",
+    "mention_spans",
+]
