@@ -40,20 +40,22 @@ from digit_scenes_drawing import (
     handwriting,
 )
 from digit_scenes_phrases import write_phrases
+from digit_scenes_questions import ANSWER_TYPES, write_questions
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 2  # increase it when a change makes the same arguments give other bytes, or another file
+FORMAT_VERSION = 3  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
+ANSWERS = 10  # to each question, as in VQA v2
 FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
 # In LVIS, with 100,000 images, a category is rare if up to 10 training images show it, common if up to 100 do, and
 # frequent otherwise. This data set is smaller, so its groups are defined by shares of the training scenes. With
 # digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
 RARE_BELOW, COMMON_BELOW = 0.13, 0.30
 # Seeds: (seed, stream of a split, index) draws a scene and its captions, (seed, _TEXT_STREAM) the corpus,
-# (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases.
-_TEXT_STREAM, _PHRASE_STREAM = 2, 5
+# (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases, with _QUESTION_STREAM its questions.
+_TEXT_STREAM, _PHRASE_STREAM, _QUESTION_STREAM = 2, 5, 6
 
 
 class Source(NamedTuple):
@@ -167,6 +169,8 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
         _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
         _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
         _write_json(root / f"annotations/phrases_{split}.json", coco_phrases(scenes[split]))
+        for name, content in vqa(scenes[split]).items():
+            _write_json(root / f"annotations/{name}_{split}.json", content)
         _write_json(root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"]))
     _write_single_digits(root / "digits", sources)
     rng = np.random.default_rng([seed, _TEXT_STREAM])
@@ -213,6 +217,7 @@ def _write_scene(folder: Path, seed: int, first_id: int, source: Source, index: 
         "instances": scene.instances,
         "captions": write_captions(things, rng),
         "phrases": write_phrases(things, np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])),
+        "questions": write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index])),
     }
 
 
@@ -275,6 +280,23 @@ def coco_phrases(scenes: list[dict]) -> dict:
             annotations.append({"id": len(annotations) + 1, "image_id": scene["id"], **found})
         first_id += len(scene["instances"])
     return {"info": _info(), "images": [_coco_image(scene) for scene in scenes], "annotations": annotations}
+
+
+def vqa(scenes: list[dict]) -> dict[str, dict]:
+    """VQA v2's two files, "questions" and "answers". Ten people have given each answer, and they all agree."""
+    questions, answers = [], []
+    for scene in scenes:
+        for place, (question, kind, answer) in enumerate(scene["questions"]):
+            its = {"image_id": scene["id"], "question_id": 1000 * scene["id"] + place}
+            given = [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(ANSWERS)]
+            what = {"question_type": kind, "answer_type": ANSWER_TYPES[kind], "multiple_choice_answer": answer}
+            questions.append({**its, "question": question})
+            answers.append({**its, **what, "answers": given})
+    shared = {"info": _info(), "data_type": "digit_scenes", "license": {}}
+    return {
+        "questions": {**shared, "task_type": "Open-Ended", "questions": questions},
+        "answers": {**shared, "annotations": answers},
+    }
 
 
 def lvis_instances(scenes: list[dict], split: str, train_scenes: list[dict]) -> dict:

@@ -18,6 +18,7 @@ from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.data.mappers.captions import RetrievalMapper
 from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper
 from uniperceiver_v2.data.mappers.phrases import GroundingMapper
+from uniperceiver_v2.data.mappers.questions import QuestionMapper
 from uniperceiver_v2.data.mappers.texts import EachTokenOnceMapper, each_token_once
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.predictor import Box, Caption, Classification, Detections, Grounding
@@ -81,6 +82,20 @@ def test_calibrated_scores_are_those_of_evaluation(predictor, files):
     torch.testing.assert_close(classes.probabilities, whole["scores"], atol=1e-4, rtol=0)
     assert np.abs(detections.scores - plain[0]).max() > 0.01
     assert (classes.probabilities - plain[1]).abs().max() > 0.01
+
+
+def test_answers_are_those_of_evaluation(predictor, files):
+    answers, questions = ("yes", "no", "3"), ["how many digits are there?", "is there a red seven?"]
+    mapper = QuestionMapper(predictor.cfg, "question_answering", tokenizer(predictor), answers, is_train=False)
+    asked = [{"question": question} for question in questions]
+    expected = [predictor.model([mapper({**record, "questions": asked})])[0]["scores"] for record in records(files)]
+    for place, question in enumerate(questions):
+        found = predictor.answer(predictor.encode(files), question, answers)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours.probabilities, theirs[place], atol=1e-4, rtol=0)
+            assert ours.label == answers[int(theirs[place].argmax())]
+    with pytest.raises(UserError, match="answers"):
+        predictor.answer(files, questions[0], ["yes", "yes"])
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -222,7 +222,7 @@ def test_a_run_that_lacks_a_task_says_so(quick, page_of, run_folder):
         text = (run_folder / name).read_text()
         (run_folder / name).write_text(text.replace("made_up_phrases", "made_up_classes"))
     page = page_of(run_folder)
-    assert page.gaps == ["This run has no evaluation of these kinds of task: grounding."]
+    assert page.gaps == ["This run trained these kinds of task and has no evaluation of them: grounding."]
     assert "not-evaluated" in page.ids
 
 

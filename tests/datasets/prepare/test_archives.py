@@ -209,3 +209,26 @@ def test_every_dataset_of_the_papers_configurations_has_a_program(path):
     for name in {*trained, *cfg.DATASETS.TEST}:
         _, program, *_ = MetadataCatalog.get(name).prepare_command.split()
         assert (REPOSITORY / program).is_file(), name
+
+
+def test_vqa_with_the_images_of_2017(prepare, registered, downloads):
+    root = registered
+    (root / "vqa").mkdir(parents=True)
+    for split, image_id in (("train", 1), ("val", 2)):
+        questions = [{"question_id": 10 * image_id, "image_id": image_id, "question": "how many?"}]
+        answers = [{"question_id": 10 * image_id, "question_type": "how many", "answer_type": "number", "answers": []}]
+        files = {
+            f"v2_OpenEnded_mscoco_{split}2014_questions.json": ("Questions", {"questions": questions}),
+            f"v2_mscoco_{split}2014_annotations.json": ("Annotations", {"annotations": answers}),
+        }
+        for name, (what, content) in files.items():
+            miniatures.write_json(root / "vqa" / name, content)
+            write_zip(downloads / f"v2_{what}_{split.title()}_mscoco.zip", root / "vqa", name)
+        miniatures.write_image(root / "coco" / f"{split}2017" / f"{image_id:012d}.jpg", image_id)
+    shutil.rmtree(root / "vqa", ignore_errors=True)
+    status, told = prepare("vqa")
+    assert status == 0, told
+    assert "2 images of COCO, 2 of them new links" in told
+    for split in ("train", "val"):
+        (record,) = load_dataset(f"vqa_v2_{split}")
+        assert Path(record["file_name"]).is_file()

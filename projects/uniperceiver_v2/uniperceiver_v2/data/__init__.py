@@ -6,6 +6,7 @@ from .datasets.captioned import captioned_images
 from .datasets.custom import register_custom_datasets
 from .datasets.formats import register_captions, register_image_folder, register_text_lines
 from .datasets.phrases import register_phrases
+from .datasets.questions import register_questions
 from .datasets.records import load_dataset, same_images
 from .datasets.shards import register_image_text_shards
 from .datasets.text_shards import register_text_shards
@@ -27,6 +28,7 @@ __all__ = [
     "register_image_folder",
     "register_image_text_shards",
     "register_phrases",
+    "register_questions",
     "register_text_lines",
     "register_text_shards",
     "same_images",

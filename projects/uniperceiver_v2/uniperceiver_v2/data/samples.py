@@ -73,6 +73,16 @@ class CaptionedSample(ImageSample):
     references: NotRequired[list[str]]  # training of captioning with CIDEr-D as a reward: all captions
 
 
+class QuestionSample(ImageSample):
+    """An image with Q questions, which have the same C candidates as answers."""
+
+    candidates: tuple[str, ...]  # answers to choose from
+    questions: list[str]
+    question_token_ids: list[Tensor]  # int64 [T] for each question
+    answer_scores: NotRequired[Tensor]  # training: float [Q,C], how right each candidate is, in 0..1; not all are 0
+    asked: NotRequired[list[dict[str, Any]]]  # evaluation: the entries of the questions in the record
+
+
 class TextSample(TypedDict):
     """A text with hidden tokens, for language modelling."""
 
@@ -84,5 +94,5 @@ class TextSample(TypedDict):
 
 NOT_PREDICTED = -100  # label of a token that is not hidden
 
-Sample = DetectionSample | GroundingSample | ClassificationSample | CaptionedSample | TextSample
+Sample = DetectionSample | GroundingSample | ClassificationSample | CaptionedSample | QuestionSample | TextSample
 Samples = Sequence[Sample]

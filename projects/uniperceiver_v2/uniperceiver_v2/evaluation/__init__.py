@@ -7,6 +7,7 @@ from .classification import ClassificationEvaluator
 from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator, mention_spans
 from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
+from .question_answering import QuestionAnsweringEvaluator
 from .retrieval import RetrievalEvaluator
 from .table import format_results_table, kind_of_metrics, result_cells
 
@@ -17,6 +18,7 @@ __all__ = [
     "ClassificationEvaluator",
     "GroundingEvaluator",
     "LanguageModellingEvaluator",
+    "QuestionAnsweringEvaluator",
     "RetrievalEvaluator",
     "SceneCaptionEvaluator",
     "SceneRetrievalEvaluator",

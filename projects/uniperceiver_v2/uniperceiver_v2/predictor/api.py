@@ -279,6 +279,36 @@ class Predictor(
         return self._asker.ask(images, "classification", answer, on_error)
 
     @overload
+    def answer(self, images: ImageLike, question: str, answers: Texts) -> Classification: ...
+    @overload
+    def answer(
+        self, images: ImagesLike | EncodedImages, question: str, answers: Texts, *, on_error: Literal["raise"] = ...
+    ) -> list[Classification]: ...
+    @overload
+    def answer(
+        self, images: ImagesLike | EncodedImages, question: str, answers: Texts, *, on_error: Literal["skip"]
+    ) -> list[Classification | None]: ...
+
+    def answer(self, images: Any, question: str, answers: Texts, *, on_error: OnError = "raise") -> Any:
+        """The probability of each answer to a question about the image, such as "what color is the seven?".
+
+        Args:
+            images, on_error: as the class says.
+            question: asked of every image.
+            answers: to choose from.
+        """
+        task = self._tasks["question_answering"]
+        names = names_of(answers, "answers")
+        ids = [encode(self.model.text_encoder.tokenizer, tidy(text)) for text in names_of([question], "questions")]
+
+        def answer(batch: Batch) -> Iterator[Classification]:
+            rows = task.likelihoods(self.model, batch.encoding, [ids] * len(batch.pictures), names)
+            for picture, row in zip(batch.pictures, rows.softmax(-1).float().cpu(), strict=True):
+                yield Classification(picture.source.name, picture.size, picture.source, names, row)
+
+        return self._asker.ask(images, "question_answering", answer, on_error)
+
+    @overload
     def caption(self, images: ImageLike, beams: int = ...) -> Caption: ...
     @overload
     def caption(

@@ -137,7 +137,7 @@ class Views:
         side = settings["classification"].tested_size
         mappers["square"] = ClassificationMapper("classification", (), cfg.INPUT.FORMAT, side)
         of_kind = {"classification": "square"}
-        for kind in ("captioning", "retrieval"):
+        for kind in ("captioning", "retrieval", "question_answering"):
             sizes = settings[kind].test_sizes
             if sizes["square"]:
                 of_kind[kind] = f"squeezed to {sizes['square']}"  # one view for both if they have one size

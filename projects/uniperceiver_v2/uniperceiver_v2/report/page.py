@@ -101,10 +101,11 @@ def _sections(runs: Sequence[Run]) -> Iterable[Section]:
     for evaluation in evaluations:
         if evaluation.kind is None:
             yield _evaluation(runs, evaluation, None)
-    lacking = [kind.name for kind in KINDS.values() if not any(e.kind is kind for e in evaluations)]
+    evaluated = {evaluation.kind.name for evaluation in evaluations if evaluation.kind}
+    lacking = {node.get("KIND") for node in run.tasks.values()} & KINDS.keys() - evaluated
     if lacking:
-        names = ", ".join(name.replace("_", " ") for name in lacking)
-        note = Note(f"This run has no evaluation of these kinds of task: {names}.", is_gap=True)
+        names = ", ".join(name.replace("_", " ") for name in KINDS if name in lacking)
+        note = Note(f"This run trained these kinds of task and has no evaluation of them: {names}.", is_gap=True)
         yield _section("Not evaluated", [Part("", lambda: [note])])
 
 

@@ -6,10 +6,11 @@ from .classification import CLASSIFICATION, ClassificationTask
 from .detection import DETECTION, DetectionTask, ImageSizes, LabelledProposals
 from .grounding import GROUNDING, GroundingTask
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
+from .question_answering import QUESTION_ANSWERING, QuestionAnsweringTask
 from .retrieval import RETRIEVAL, RetrievalTask
 from .task import NamingTask, Task, candidate_texts
 
-for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING, GROUNDING):
+for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING, GROUNDING, QUESTION_ANSWERING):
     register_kind(_kind)
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DETECTION",
     "GROUNDING",
     "LANGUAGE_MODELLING",
+    "QUESTION_ANSWERING",
     "RETRIEVAL",
     "CaptioningTask",
     "ClassificationTask",
@@ -27,6 +29,7 @@ __all__ = [
     "LabelledProposals",
     "LanguageModellingTask",
     "NamingTask",
+    "QuestionAnsweringTask",
     "RetrievalTask",
     "Task",
     "candidate_texts",

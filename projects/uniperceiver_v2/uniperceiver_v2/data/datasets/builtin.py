@@ -11,6 +11,7 @@ from detectron2.data.datasets import load_coco_json, load_lvis_json
 from .flickr30k_entities import register_flickr30k_entities
 from .formats import register_captions, register_image_folder, register_text_lines
 from .phrases import register_phrases
+from .questions import register_questions
 from .records import register_dataset
 from .refer import register_refer
 from .shards import register_image_text_shards
@@ -58,6 +59,14 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
             os.path.join(root, "annotations", f"phrases_{split}.json"),
             images,
             instances_json=os.path.join(root, "annotations", f"instances_{split}.json"),
+            prepare_command=command,
+        )
+        register_questions(
+            f"{prefix}digit_scenes_questions_{split}",
+            os.path.join(root, "annotations", f"questions_{split}.json"),
+            os.path.join(root, "annotations", f"answers_{split}.json"),
+            images,
+            image_name="{:012d}.png",
             prepare_command=command,
         )
         corpus = os.path.join(root, "corpus", f"{split}.txt")
@@ -176,6 +185,23 @@ def register_grounding_sets(root: str) -> None:
         )
 
 
+def register_vqa(root: str) -> None:
+    """Register ``vqa_v2_train`` and ``vqa_v2_val``. datasets/README.md shows the files.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    for split in ("train", "val"):
+        register_questions(
+            f"vqa_v2_{split}",
+            os.path.join(root, "vqa", f"v2_OpenEnded_mscoco_{split}2014_questions.json"),
+            os.path.join(root, "vqa", f"v2_mscoco_{split}2014_annotations.json"),
+            os.path.join(root, "coco", f"{split}2014"),
+            image_name=f"COCO_{split}2014_{{:012d}}.jpg",
+            prepare_command=_prepared_by("vqa.py"),
+        )
+
+
 def register_web_pairs(root: str) -> None:
     """Register the paper's sets of image-text pairs as img2dataset downloads them. datasets/README.md shows the trees.
 
@@ -217,6 +243,7 @@ def register_all(root: str) -> None:
     register_web_pairs(root)
     register_corpora(root)
     register_grounding_sets(root)
+    register_vqa(root)
     _describe_detectron2s()
 
 

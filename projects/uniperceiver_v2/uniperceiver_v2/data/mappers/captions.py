@@ -21,7 +21,7 @@ from .images import ImageMapper
 CAPTIONS_PER_IMAGE = 5  # in the Karpathy protocol
 
 
-class _CaptionedImageMapper(ImageMapper):
+class CaptionedImageMapper(ImageMapper):
     """Images in detection's sizes, or squares. They are never mirrored, as captions say left and right.
 
     In detection's sizes nothing is cropped either. Squares are random resized crops in training. In evaluation they are
@@ -55,7 +55,7 @@ class _CaptionedImageMapper(ImageMapper):
         self._tokenizer = tokenizer
 
 
-class CaptionMapper(_CaptionedImageMapper):
+class CaptionMapper(CaptionedImageMapper):
     """Training of captioning: adds "captions", different random ones of the image's, and "caption_token_ids", a tensor
     for each.
 
@@ -88,7 +88,7 @@ class CaptionMapper(_CaptionedImageMapper):
             sample["references"] = list(record["captions"])
 
 
-class ReferenceMapper(_CaptionedImageMapper):
+class ReferenceMapper(CaptionedImageMapper):
     """Evaluation of captioning: adds "captions", all references of the image."""
 
     is_train = False
@@ -97,7 +97,7 @@ class ReferenceMapper(_CaptionedImageMapper):
         sample["captions"] = list(record["captions"])
 
 
-class PairMapper(_CaptionedImageMapper):
+class PairMapper(CaptionedImageMapper):
     """Training of retrieval: adds "captions", random ones of the image's, and "caption_token_ids", a tensor for each.
 
     Args:
@@ -118,7 +118,7 @@ class PairMapper(_CaptionedImageMapper):
         sample["caption_token_ids"] = [encode(self._tokenizer, caption) for caption in sample["captions"]]
 
 
-class RetrievalMapper(_CaptionedImageMapper):
+class RetrievalMapper(CaptionedImageMapper):
     """Evaluation of retrieval: adds "captions", the image's first five, and "caption_token_ids", a tensor for each."""
 
     is_train = False

@@ -1,0 +1,82 @@
+"""Images with questions and answers, in the files of VQA v2 (Goyal et al., CVPR 2017).
+
+A record is {"file_name", "image_id", "questions"}. Each question is {"question_id", "question", "question_type",
+"answer_type", "answers"}, with the answers that people gave, ten in VQA v2.
+"""
+
+import os
+from typing import Any
+
+from ...errors import UserError
+from ...reading import id_order
+from .formats import read_json, string
+from .records import Records, load_dataset, register_dataset
+from .texts import tidy
+
+
+def register_questions(
+    name: str, questions_json: str, annotations_json: str, image_root: str, *, image_name: str, **metadata: Any
+) -> None:
+    """Register images with questions and answers.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        questions_json, annotations_json, image_root, image_name: see :func:`load_vqa_json`.
+        metadata: more of it.
+    """
+    register_dataset(
+        name,
+        lambda: load_vqa_json(questions_json, annotations_json, image_root, image_name),
+        json_file=annotations_json,
+        image_root=image_root,
+        evaluator_type="vqa",
+        **metadata,
+    )
+
+
+def load_vqa_json(questions_json: str, annotations_json: str, image_root: str, image_name: str) -> Records:
+    """Records of the images that have questions, in order of image id.
+
+    Args:
+        questions_json: such as ``v2_OpenEnded_mscoco_train2014_questions.json``, {"questions": [{"question_id",
+            "image_id", "question"}]}.
+        annotations_json: such as ``v2_mscoco_train2014_annotations.json``, {"annotations": [{"question_id",
+            "question_type", "answer_type", "answers": [{"answer"}]}]}.
+        image_root: the folder of the images.
+        image_name: the name of an image's file by its id, such as "COCO_train2014_{:012d}.jpg".
+
+    Raises:
+        UserError: a question has no annotation, or a question or an answer is no string.
+    """
+    annotations = {entry["question_id"]: entry for entry in read_json(annotations_json)["annotations"]}
+    records: dict[Any, dict] = {}
+    for entry in sorted(read_json(questions_json)["questions"], key=lambda entry: id_order(entry["question_id"])):
+        number, image_id = entry["question_id"], entry["image_id"]
+        if number not in annotations:
+            raise UserError(f"{questions_json}: question {number} has no annotation in {annotations_json}")
+        given = annotations[number]
+        what = f"{annotations_json}: an answer to question {number}"
+        question = {
+            "question_id": number,
+            "question": tidy(string(entry["question"], f"{questions_json}: question {number}")),
+            "question_type": given["question_type"],
+            "answer_type": given["answer_type"],
+            "answers": [string(answer["answer"], what) for answer in given["answers"]],
+        }
+        file_name = os.path.join(image_root, image_name.format(image_id))
+        record = records.setdefault(image_id, {"file_name": file_name, "image_id": image_id, "questions": []})
+        record["questions"].append(question)
+    return [records[image_id] for image_id in sorted(records, key=id_order)]
+
+
+def load_questions(name: str) -> Records:
+    """The records of a dataset of images with questions.
+
+    Raises:
+        UserError: as :func:`load_dataset`; besides, a record has no questions.
+    """
+    records = load_dataset(name)
+    for record in records:
+        if not record.get("questions"):
+            raise UserError(f"dataset '{name}': image {record.get('file_name')} has no list of \"questions\"")
+    return records
