@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from uniperceiver_v2.data import load_dataset
+from uniperceiver_v2.data.datasets.segments import read_segments
 from uniperceiver_v2.data.datasets.shards import InShards, ShardRecords
 from uniperceiver_v2.data.datasets.texts import tidy
 from uniperceiver_v2.errors import UnreadableImage, UserError
@@ -35,6 +36,7 @@ WHOLE = {
     **{f"refcoco_unc_{s}": n for s, n in (("train", 16_994), ("val", 1_500), ("testA", 750), ("testB", 750))},
     **{f"refcoco+_unc_{s}": n for s, n in (("train", 16_992), ("val", 1_500), ("testA", 750), ("testB", 750))},
     **{"refcocog_umd_train": 21_899, "refcocog_umd_val": 1_300, "refcocog_umd_test": 2_600},
+    **{"coco_panoptic_train": 118_287, "coco_panoptic_val": 5_000, "ade20k_train": 20_210, "ade20k_val": 2_000},
     **{"flickr30k_entities_train": 29_783, "flickr30k_entities_val": 1_000, "flickr30k_entities_test": 1_000},
 }
 _CHUNK = 32  # records that a process takes at a time
@@ -107,6 +109,8 @@ def _problem_of(index: int) -> str | None:
         if "text" in record:
             return None if tidy(record["text"]) else f"{record['text_id']}: the text is empty"
         read_image(record, "RGB")
+        if "segments_file" in record:
+            read_segments(record)
     except (UnreadableImage, UserError) as error:
         return str(error)
     captions = record.get("captions")

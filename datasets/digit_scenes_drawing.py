@@ -64,6 +64,7 @@ class Instance:
 class Scene:
     image: np.ndarray
     instances: tuple[Instance, ...]
+    owner: np.ndarray  # int [H, W], the place of the visible instance at each pixel; -1 for the background
 
 
 @dataclass
@@ -125,7 +126,7 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
         canvas[near] += item.alpha[near][:, :, None] * (colour.astype(np.float32) - canvas[near])
         owner[item.ink] = index
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return Scene(image, tuple(_annotate(item, owner == index) for index, item in enumerate(placed)))
+    return Scene(image, tuple(_annotate(item, owner == index) for index, item in enumerate(placed)), owner)
 
 
 def _try_layout(rng: np.random.Generator, samples: range, labels: np.ndarray, has_crowd: bool) -> list[_Placed] | None:

@@ -43,7 +43,7 @@ from digit_scenes_phrases import write_phrases
 from digit_scenes_questions import ANSWER_TYPES, write_questions
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 3  # increase it when a change makes the same arguments give other bytes, or another file
+FORMAT_VERSION = 4  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
@@ -162,13 +162,18 @@ def _remove_abandoned(output: Path) -> None:
 
 
 def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict[str, Source]) -> None:
-    for folder in ("annotations", "corpus", *(f"images/{split}" for split in SPLITS)):
+    for folder in (
+        "annotations",
+        "corpus",
+        *(f"{kind}/{split}" for kind in ("images", "panoptic") for split in SPLITS),
+    ):
         (root / folder).mkdir(parents=True)
     scenes = {split: _write_scenes(root, seed, split, num_scenes[split], sources[split]) for split in SPLITS}
     for split in SPLITS:
         _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
         _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
         _write_json(root / f"annotations/phrases_{split}.json", coco_phrases(scenes[split]))
+        _write_json(root / f"annotations/panoptic_{split}.json", coco_panoptic(scenes[split]))
         for name, content in vqa(scenes[split]).items():
             _write_json(root / f"annotations/{name}_{split}.json", content)
         _write_json(root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"]))
@@ -192,7 +197,7 @@ def _write_png(path: Path, image_rgb: np.ndarray) -> None:
 
 
 def _write_scenes(root: Path, seed: int, split: str, count: int, source: Source) -> list[dict]:
-    draw = partial(_write_scene, root / "images" / split, seed, FIRST_IMAGE_ID[split], source)
+    draw = partial(_write_scene, root, split, seed, FIRST_IMAGE_ID[split], source)
     if count < 500:  # faster than starting other processes
         return [draw(index) for index in range(count)]
     workers = min(os.cpu_count() or 1, 8)
@@ -202,19 +207,23 @@ def _write_scenes(root: Path, seed: int, split: str, count: int, source: Source)
         return list(pool.map(draw, range(count), chunksize=50))
 
 
-def _write_scene(folder: Path, seed: int, first_id: int, source: Source, index: int) -> dict:
+def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Source, index: int) -> dict:
     """Draws, describes and writes one scene. Returns the facts that the annotation files need."""
     rng = np.random.default_rng([seed, source.stream, index])
     # The first ten scenes show one class each, so that even a tiny data set has images of every category.
     scene = draw_scene(rng, source.samples, first_label=index if index < len(CLASS_NAMES) else None)
     image_id = first_id + index
     file_name = f"{image_id:012d}.png"
-    _write_png(folder / file_name, scene.image)
+    _write_png(root / "images" / split / file_name, scene.image)
+    # A segment's id is the place of its instance, from 1; the next number is the background's. A pixel has it as red.
+    ids = np.where(scene.owner < 0, len(scene.instances), scene.owner) + 1
+    _write_png(root / "panoptic" / split / file_name, np.stack([ids, 0 * ids, 0 * ids], axis=2).astype(np.uint8))
     things = [Thing(CLASS_NAMES[i.label], i.colour, i.box, i.is_crowd) for i in scene.instances]
     return {
         "id": image_id,
         "file_name": file_name,
         "instances": scene.instances,
+        "areas": np.bincount(ids.ravel(), minlength=len(scene.instances) + 2)[1:].tolist(),
         "captions": write_captions(things, rng),
         "phrases": write_phrases(things, np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])),
         "questions": write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index])),
@@ -254,6 +263,30 @@ def coco_instances(scenes: list[dict]) -> dict:
             annotation = _annotation(instance, len(annotations) + 1, scene["id"])
             annotations.append({**annotation, "iscrowd": int(instance.is_crowd)})
     categories = [{"id": i + 1, "name": n, "supercategory": "digit"} for i, n in enumerate(CLASS_NAMES)]
+    images = [_coco_image(scene) for scene in scenes]
+    return {"info": _info(), "images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_panoptic(scenes: list[dict]) -> dict:
+    """COCO's panoptic format: digits are things, the background is stuff. Boxes and areas are of what is visible."""
+    annotations = []
+    for scene in scenes:
+        segments = [
+            {
+                "id": place,
+                "category_id": instance.label + 1,
+                "area": area,
+                "bbox": [round(value) for value in instance.box],
+                "iscrowd": int(instance.is_crowd),
+            }
+            for place, (instance, area) in enumerate(zip(scene["instances"], scene["areas"]), 1)
+        ]
+        whole = {"category_id": len(CLASS_NAMES) + 1, "bbox": [0, 0, SCENE_SIZE, SCENE_SIZE], "iscrowd": 0}
+        segments.append({"id": len(segments) + 1, "area": scene["areas"][-1], **whole})
+        found = [segment for segment in segments if segment["area"]]
+        annotations.append({"image_id": scene["id"], "file_name": scene["file_name"], "segments_info": found})
+    categories = [{"id": i + 1, "name": n, "supercategory": "digit", "isthing": 1} for i, n in enumerate(CLASS_NAMES)]
+    categories.append({"id": len(categories) + 1, "name": "background", "supercategory": "background", "isthing": 0})
     images = [_coco_image(scene) for scene in scenes]
     return {"info": _info(), "images": images, "annotations": annotations, "categories": categories}
 

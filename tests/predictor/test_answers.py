@@ -84,6 +84,24 @@ def test_calibrated_scores_are_those_of_evaluation(predictor, files):
     assert (classes.probabilities - plain[1]).abs().max() > 0.01
 
 
+def test_segments_are_those_of_evaluation(predictor, files):
+    things, stuff = ("zero", "two"), ("background",)
+    kept = replace(predictor.task("segmentation").settings, score_threshold=0.0, overlap_threshold=0.0)
+    predictor.task("segmentation").settings = kept
+    mapper = DetectionMapper(predictor.cfg, "segmentation", (*things, *stuff), is_train=False)
+    expected = evaluated(predictor, mapper, files, is_stuff=(False, False, True))
+    for ours, theirs in zip(predictor.segment(files, things, stuff), expected, strict=True):
+        assert (ours.ids != theirs["panoptic_seg"][0]).float().mean() < 1e-2
+        assert (ours.semantic != theirs["semantic"]).float().mean() < 1e-2
+        assert [name for name, _ in ours.segments] == [
+            (*things, *stuff)[s["category_id"]] for s in theirs["panoptic_seg"][1]
+        ]
+        assert ours.ids.shape == ours.size and ours.mask(0).sum() == (ours.ids == 1).sum()
+        assert min(ours.draw().size) >= min(ours.size)
+    with pytest.raises(UserError, match="things and stuff"):
+        predictor.segment(files[0])
+
+
 def test_answers_are_those_of_evaluation(predictor, files):
     answers, questions = ("yes", "no", "3"), ["how many digits are there?", "is there a red seven?"]
     mapper = QuestionMapper(predictor.cfg, "question_answering", tokenizer(predictor), answers, is_train=False)

@@ -232,3 +232,33 @@ def test_vqa_with_the_images_of_2017(prepare, registered, downloads):
     for split in ("train", "val"):
         (record,) = load_dataset(f"vqa_v2_{split}")
         assert Path(record["file_name"]).is_file()
+
+
+def test_panoptic_annotations_are_unpacked_twice(prepare, registered, downloads):
+    """COCO publishes an archive of archives."""
+    folder = registered / "coco"
+    for split in ("train", "val"):
+        miniatures.write_image(folder / f"panoptic_{split}2017" / "000000000001.png")
+        (folder / "annotations").mkdir(exist_ok=True)
+        write_zip(folder / "annotations" / f"panoptic_{split}2017.zip", folder, f"panoptic_{split}2017")
+        shutil.rmtree(folder / f"panoptic_{split}2017")
+        miniatures.write_json(folder / "annotations" / f"panoptic_{split}2017.json", {})
+    write_zip(downloads / "panoptic_annotations_trainval2017.zip", folder, "annotations")
+    shutil.rmtree(folder)
+    status, told = prepare("coco_panoptic")
+    assert status == 0, told
+    assert (folder / "annotations/panoptic_val2017.json").is_file()
+    assert (folder / "panoptic_train2017/000000000001.png").is_file()
+
+
+def test_ade20k(prepare, registered, downloads):
+    folder = registered / "ADEChallengeData2016"
+    for split in ("training", "validation"):
+        for kind, ending in (("images", "jpg"), ("annotations", "png")):
+            miniatures.write_image(folder / kind / split / f"ADE_{split}_00000001.{ending}")
+    (folder / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
+    write_zip(downloads / "ADEChallengeData2016.zip", registered, "ADEChallengeData2016")
+    shutil.rmtree(folder)
+    status, told = prepare("ade20k")
+    assert status == 0, told
+    assert [len(load_dataset(f"ade20k_{split}")) for split in ("train", "val")] == [1, 1]

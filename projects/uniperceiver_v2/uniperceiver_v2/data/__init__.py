@@ -8,6 +8,7 @@ from .datasets.formats import register_captions, register_image_folder, register
 from .datasets.phrases import register_phrases
 from .datasets.questions import register_questions
 from .datasets.records import load_dataset, same_images
+from .datasets.segments import register_class_maps, register_panoptic
 from .datasets.shards import register_image_text_shards
 from .datasets.text_shards import register_text_shards
 from .datasets.texts import load_captions, load_texts
@@ -23,10 +24,12 @@ __all__ = [
     "load_dataset",
     "load_texts",
     "register_captions",
+    "register_class_maps",
     "register_custom_datasets",
     "register_digit_scenes",
     "register_image_folder",
     "register_image_text_shards",
+    "register_panoptic",
     "register_phrases",
     "register_questions",
     "register_text_lines",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -40,6 +41,16 @@ class DetectionSample(ImageSample):
     # image may show more objects of than it annotates.
     category_images: NotRequired[tuple[int, ...]]
     unsure_categories: NotRequired[tuple[int, ...]]
+
+
+class SegmentationSample(ImageSample):
+    """An image that is divided into segments, of things and of stuff."""
+
+    candidates: tuple[str, ...]  # names of categories to choose from
+    is_stuff: tuple[bool, ...]  # of each of them
+    instances: NotRequired[Instances]  # training: the segments, with gt_boxes, gt_classes, gt_masks
+    segment_ids: NotRequired[np.ndarray]  # evaluation: int32 [H,W], in the file's image; 0 is no segment
+    segments: NotRequired[list[dict[str, Any]]]  # evaluation: "id", "category_id", "iscrowd"
 
 
 class GroundingSample(ImageSample):
@@ -94,5 +105,13 @@ class TextSample(TypedDict):
 
 NOT_PREDICTED = -100  # label of a token that is not hidden
 
-Sample = DetectionSample | GroundingSample | ClassificationSample | CaptionedSample | QuestionSample | TextSample
+Sample = (
+    DetectionSample
+    | GroundingSample
+    | ClassificationSample
+    | CaptionedSample
+    | QuestionSample
+    | SegmentationSample
+    | TextSample
+)
 Samples = Sequence[Sample]

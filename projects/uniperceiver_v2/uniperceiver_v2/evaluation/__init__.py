@@ -9,6 +9,7 @@ from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .question_answering import QuestionAnsweringEvaluator
 from .retrieval import RetrievalEvaluator
+from .segmentation import PanopticEvaluator, SemanticEvaluator
 from .table import format_results_table, kind_of_metrics, result_cells
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "ClassificationEvaluator",
     "GroundingEvaluator",
     "LanguageModellingEvaluator",
+    "PanopticEvaluator",
     "QuestionAnsweringEvaluator",
     "RetrievalEvaluator",
     "SceneCaptionEvaluator",
     "SceneRetrievalEvaluator",
+    "SemanticEvaluator",
     "build_evaluator",
     "format_results_table",
     "kind_of_metrics",

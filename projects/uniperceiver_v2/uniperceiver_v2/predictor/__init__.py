@@ -5,7 +5,7 @@ from .encoding import EncodedImages
 from .inputs import BadImages, ImageLike, ImagesLike
 from .learned import learned, trained_kinds
 from .pretrained import MODEL_ZOO
-from .results import Box, Caption, Classification, Completion, Detections, Grounding, Match, Retrieval
+from .results import Box, Caption, Classification, Completion, Detections, Grounding, Match, Retrieval, Segmentation
 
 __all__ = [
     "MODEL_ZOO",
@@ -23,6 +23,7 @@ __all__ = [
     "Match",
     "Predictor",
     "Retrieval",
+    "Segmentation",
     "learned",
     "trained_kinds",
 ]

@@ -31,7 +31,7 @@ from .pretrained import (
     settings_for_prediction,
     zoo_directory,
 )
-from .results import Caption, Classification, Completion, Detections, Grounding, Retrieval
+from .results import Caption, Classification, Completion, Detections, Grounding, Retrieval, Segmentation
 from .texts import complete, names_of
 
 Texts = str | Sequence[str]
@@ -277,6 +277,46 @@ class Predictor(
                 yield Classification(picture.source.name, picture.size, picture.source, names, row)
 
         return self._asker.ask(images, "classification", answer, on_error)
+
+    @overload
+    def segment(self, images: ImageLike, things: Texts = ..., stuff: Texts = ...) -> Segmentation: ...
+    @overload
+    def segment(
+        self,
+        images: ImagesLike | EncodedImages,
+        things: Texts = ...,
+        stuff: Texts = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> list[Segmentation]: ...
+    @overload
+    def segment(
+        self, images: ImagesLike | EncodedImages, things: Texts = ..., stuff: Texts = ..., *, on_error: Literal["skip"]
+    ) -> list[Segmentation | None]: ...
+
+    def segment(self, images: Any, things: Texts = (), stuff: Texts = (), *, on_error: OnError = "raise") -> Any:
+        """The image divided into segments.
+
+        Args:
+            images, on_error: as the class says.
+            things: names of what is counted, such as "dog"; each thing is a segment.
+            stuff: names of what is not counted, such as "sky"; all of a name is one segment. By default none.
+        """
+        task = self._tasks["segmentation"]
+        counted, uncounted = ((x,) if isinstance(x, str) else tuple(x) for x in (things, stuff))
+        names = names_of(counted + uncounted, "things and stuff")
+        is_stuff = (False,) * len(counted) + (True,) * len(uncounted)
+        texts = task.texts_of(names)
+
+        def answer(batch: Batch) -> Iterator[Segmentation]:
+            sizes = [picture.size for picture in batch.pictures]
+            found = task.segment(self.model, batch.encoding, batch.sizes, texts, is_stuff, sizes)
+            for picture, its in zip(batch.pictures, found, strict=True):
+                segments = [(names[s["category_id"]], s["score"]) for s in its.segments]
+                maps = its.ids.cpu(), its.semantic.cpu()
+                yield Segmentation(picture.source.name, picture.size, picture.source, names, tuple(segments), *maps)
+
+        return self._asker.ask(images, "segmentation", answer, on_error)
 
     @overload
     def answer(self, images: ImageLike, question: str, answers: Texts) -> Classification: ...

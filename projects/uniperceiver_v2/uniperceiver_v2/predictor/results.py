@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from PIL import Image
 from torch import Tensor
 
@@ -188,6 +188,39 @@ class Grounding(Detections):
     def of(self, phrase: str) -> list[Box]:
         """The objects of a phrase, best first."""
         return [box for box in self if box.label == phrase]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation(_OfImage):
+    """An image divided into segments.
+
+    Attributes:
+        labels: the names of things, then those of stuff.
+        segments: the name and the score of each segment, best first.
+        ids: int32 [H,W], at each pixel the place of its segment, from 1; 0 for none.
+        semantic: int64 [H,W], at each pixel the place of the likeliest name in ``labels``.
+    """
+
+    labels: tuple[str, ...]
+    segments: tuple[tuple[str, float], ...]
+    ids: Tensor = field(repr=False)
+    semantic: Tensor = field(repr=False)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {score:.2f}" for name, score in self.segments) or "nothing"
+
+    def mask(self, place: int) -> np.ndarray:
+        """The pixels of a segment, by its place in ``segments``: bool [H,W]."""
+        return (self.ids == place + 1).numpy()
+
+    def draw(self) -> Image.Image:
+        """The image with its segments, their names and scores."""
+        masks = torch.stack([self.ids == place + 1 for place in range(len(self.segments))] or [self.ids < 0])
+        shown = masks[masks.any(2).any(1)]
+        found = Instances(self.size, pred_masks=shown, pred_boxes=BitMasks(shown).get_bounding_boxes())
+        found.pred_classes = torch.tensor([self.labels.index(name) for name, _ in self.segments], dtype=torch.int64)
+        found.scores = torch.tensor([score for _, score in self.segments])
+        return Image.fromarray(draw_detections(self.source.pixels(), found, self.labels, score_threshold=0.0))
 
 
 @dataclass(frozen=True, eq=False)

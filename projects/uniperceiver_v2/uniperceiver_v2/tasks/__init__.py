@@ -8,9 +8,19 @@ from .grounding import GROUNDING, GroundingTask
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
 from .question_answering import QUESTION_ANSWERING, QuestionAnsweringTask
 from .retrieval import RETRIEVAL, RetrievalTask
+from .segmentation import SEGMENTATION, SegmentationTask
 from .task import NamingTask, Task, candidate_texts
 
-for _kind in (DETECTION, CLASSIFICATION, CAPTIONING, RETRIEVAL, LANGUAGE_MODELLING, GROUNDING, QUESTION_ANSWERING):
+for _kind in (
+    DETECTION,
+    CLASSIFICATION,
+    CAPTIONING,
+    RETRIEVAL,
+    LANGUAGE_MODELLING,
+    GROUNDING,
+    QUESTION_ANSWERING,
+    SEGMENTATION,
+):
     register_kind(_kind)
 
 __all__ = [
@@ -21,6 +31,7 @@ __all__ = [
     "LANGUAGE_MODELLING",
     "QUESTION_ANSWERING",
     "RETRIEVAL",
+    "SEGMENTATION",
     "CaptioningTask",
     "ClassificationTask",
     "DetectionTask",
@@ -31,6 +42,7 @@ __all__ = [
     "NamingTask",
     "QuestionAnsweringTask",
     "RetrievalTask",
+    "SegmentationTask",
     "Task",
     "candidate_texts",
 ]

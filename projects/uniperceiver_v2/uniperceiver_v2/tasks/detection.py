@@ -236,6 +236,12 @@ class LabelledProposals:
             found.pred_masks = self._masks_of_proposals(self.masks, size, boxes)[self.proposal]
         return found
 
+    def mask_probabilities(self, size: tuple[int, int]) -> Tensor:
+        """P [U, *size] that a pixel is in the mask of a proposal, at this (height, width)."""
+        assert self.masks is not None
+        found = mask_logits(self.masks, self.image_size, self.padded_size, size).sigmoid()
+        return found * box_interiors(self._boxes_of_proposals(size), size) if self.masks_in_boxes else found
+
     def _boxed_by_masks(self, logits: Tensor) -> LabelledProposals:
         """With the boxes around the masks, to a pixel of the encoded image. A proposal without a mask keeps its box."""
         masks = self._masks_of_proposals(logits, self.image_size, self._boxes_of_proposals(self.image_size))
@@ -285,14 +291,21 @@ def paste_masks(
 ) -> Tensor:
     """Mask logits [K,h,w], which cover the padded batch, as bool masks [K, *output_size] of an image of
     ``image_size`` in the batch."""
+    return mask_logits(logits, image_size, padded_size, output_size) > 0
+
+
+def mask_logits(
+    logits: Tensor, image_size: tuple[int, int], padded_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """The same as logits [K, *output_size]."""
     if len(logits) == 0:
-        return torch.zeros(0, *output_size, dtype=torch.bool, device=logits.device)
+        return torch.zeros(0, *output_size, device=logits.device)
     height, width = image_size
     padded = F.interpolate(logits[None].float(), size=padded_size, mode="bilinear", align_corners=False)
     own = padded[..., :height, :width]
     if output_size != (height, width):
         own = F.interpolate(own, size=output_size, mode="bilinear", align_corners=False)
-    return own[0] > 0
+    return own[0]
 
 
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, DetectionMapper]:

@@ -14,6 +14,7 @@ from .phrases import register_phrases
 from .questions import register_questions
 from .records import register_dataset
 from .refer import register_refer
+from .segments import register_class_maps, register_panoptic
 from .shards import register_image_text_shards
 from .text_shards import register_text_shards
 from .visual_genome import register_region_captions, register_region_descriptions
@@ -59,6 +60,13 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
             os.path.join(root, "annotations", f"phrases_{split}.json"),
             images,
             instances_json=os.path.join(root, "annotations", f"instances_{split}.json"),
+            prepare_command=command,
+        )
+        register_panoptic(
+            f"{prefix}digit_scenes_panoptic_{split}",
+            os.path.join(root, "annotations", f"panoptic_{split}.json"),
+            os.path.join(root, "panoptic", split),
+            images,
             prepare_command=command,
         )
         register_questions(
@@ -185,6 +193,31 @@ def register_grounding_sets(root: str) -> None:
         )
 
 
+def register_segmentation(root: str) -> None:
+    """Register COCO's panoptic annotations and ADE20k's scene parsing. datasets/README.md shows the files.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    coco, ade = os.path.join(root, "coco"), os.path.join(root, "ADEChallengeData2016")
+    for split in ("train", "val"):
+        register_panoptic(
+            f"coco_panoptic_{split}",
+            os.path.join(coco, "annotations", f"panoptic_{split}2017.json"),
+            os.path.join(coco, f"panoptic_{split}2017"),
+            os.path.join(coco, f"{split}2017"),
+            prepare_command=_prepared_by("coco_panoptic.py"),
+        )
+    for split, folder in (("train", "training"), ("val", "validation")):
+        register_class_maps(
+            f"ade20k_{split}",
+            os.path.join(ade, "annotations", folder),
+            os.path.join(ade, "images", folder),
+            os.path.join(ade, "objectInfo150.txt"),
+            prepare_command=_prepared_by("ade20k.py"),
+        )
+
+
 def register_vqa(root: str) -> None:
     """Register ``vqa_v2_train`` and ``vqa_v2_val``. datasets/README.md shows the files.
 
@@ -243,6 +276,7 @@ def register_all(root: str) -> None:
     register_web_pairs(root)
     register_corpora(root)
     register_grounding_sets(root)
+    register_segmentation(root)
     register_vqa(root)
     _describe_detectron2s()
 
