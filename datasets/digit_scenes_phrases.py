@@ -92,6 +92,12 @@ def _described(thing: Thing, fields: Sequence[str]) -> Description:
     return Description(**{field: known[field] for field in fields})
 
 
+def describe(thing: Thing) -> tuple[str, str]:
+    """Two descriptions of a digit: "a red seven", and "a small red seven in the top left" with all that is known."""
+    short, whole = (_described(thing, fields).words(1) for fields in (("colour", "name"), tuple(vars(Description()))))
+    return with_article(short), with_article(whole)
+
+
 def _fitting(description: Description, things: Sequence[Thing]) -> list[int] | None:
     """Which things a description is true of; None if it might be true of a crowd's digits."""
     found = [index for index, thing in enumerate(things) if description.fits(thing)]

@@ -39,11 +39,11 @@ from digit_scenes_drawing import (
     draw_single_digit,
     handwriting,
 )
-from digit_scenes_phrases import write_phrases
+from digit_scenes_phrases import describe, write_phrases
 from digit_scenes_questions import ANSWER_TYPES, write_questions
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 4  # increase it when a change makes the same arguments give other bytes, or another file
+FORMAT_VERSION = 5  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
@@ -173,6 +173,8 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
         _write_json(root / f"annotations/instances_{split}.json", coco_instances(scenes[split]))
         _write_json(root / f"annotations/captions_{split}.json", coco_captions(scenes[split]))
         _write_json(root / f"annotations/phrases_{split}.json", coco_phrases(scenes[split]))
+        for name, content in visual_genome(scenes[split], split).items():
+            _write_json(root / f"annotations/{name}_{split}.json", content)
         _write_json(root / f"annotations/panoptic_{split}.json", coco_panoptic(scenes[split]))
         for name, content in vqa(scenes[split]).items():
             _write_json(root / f"annotations/{name}_{split}.json", content)
@@ -186,7 +188,7 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
         (root / f"corpus/{split}.txt").write_text("\n".join(corpus[split]) + "\n")
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict | list) -> None:
     path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
@@ -226,6 +228,7 @@ def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Sourc
         "areas": np.bincount(ids.ravel(), minlength=len(scene.instances) + 2)[1:].tolist(),
         "captions": write_captions(things, rng),
         "phrases": write_phrases(things, np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])),
+        "regions": [() if thing.is_crowd else describe(thing) for thing in things],
         "questions": write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index])),
     }
 
@@ -289,6 +292,26 @@ def coco_panoptic(scenes: list[dict]) -> dict:
     categories.append({"id": len(categories) + 1, "name": "background", "supercategory": "background", "isthing": 0})
     images = [_coco_image(scene) for scene in scenes]
     return {"info": _info(), "images": images, "annotations": annotations, "categories": categories}
+
+
+def visual_genome(scenes: list[dict], split: str) -> dict[str, list]:
+    """Visual Genome's two files, "region_descriptions" and "image_data". Each digit is a region, with two phrases."""
+    descriptions, images = [], []
+    number = 0
+    for scene in scenes:
+        regions = []
+        for instance, phrases in zip(scene["instances"], scene["regions"]):
+            x, y, width, height = (round(value) for value in instance.box)
+            for phrase in phrases:
+                number += 1
+                box = {"x": x, "y": y, "width": width, "height": height}
+                regions.append({"region_id": number, "image_id": scene["id"], "phrase": phrase, **box})
+        descriptions.append({"id": scene["id"], "regions": regions})
+        # The last two parts of the address are the folder and the file.
+        url = f"http://digit-scenes.invalid/{split}/{scene['file_name']}"
+        size = {"width": SCENE_SIZE, "height": SCENE_SIZE}
+        images.append({"image_id": scene["id"], "url": url, **size, "coco_id": None, "flickr_id": None})
+    return {"region_descriptions": descriptions, "image_data": images}
 
 
 def coco_captions(scenes: list[dict]) -> dict:

@@ -17,6 +17,7 @@ ARCHIVES = (
 
 def prepare(folders, options) -> str:
     unpack_all(ARCHIVES, folders)
+    print("captions of regions also need densecap_splits.json, of https://github.com/jcjohnson/densecap, beside them")
     return "Visual Genome is there; check it with: python datasets/check.py visual_genome_captions_train"
 
 

@@ -102,6 +102,23 @@ def test_segments_are_those_of_evaluation(predictor, files):
         predictor.segment(files[0])
 
 
+def test_captions_of_regions_are_those_of_evaluation(predictor, files):
+    kept = replace(predictor.task("region_captioning").settings, beam_size=2, max_length=5)
+    predictor.task("region_captioning").settings = kept
+    boxes = [[(2, 3, 20, 25), (10, 5, 28, 30)]] * len(files)
+    found = predictor.describe(predictor.encode(files), boxes, beams=2)
+    mapper = DetectionMapper(predictor.cfg, "region_captioning", (), is_train=False)
+    for place, record in enumerate(records(files)):
+        sample = mapper(record)
+        size = torch.tensor([sample["width"], sample["height"]] * 2)
+        expected = predictor.model([{**sample, "regions": torch.tensor(boxes[place]) / size}])[0]
+        assert [caption.text for caption in found[place]] == expected["captions"]
+        assert [c.log_likelihood for c in found[place]] == pytest.approx(expected["log_likelihoods"], abs=1e-4)
+    assert predictor.describe(files[0], boxes[:1], beams=2)[0][1].text == found[0][1].text
+    with pytest.raises(UserError, match="5 images need as many lists of boxes"):
+        predictor.describe(files, boxes[:2])
+
+
 def test_answers_are_those_of_evaluation(predictor, files):
     answers, questions = ("yes", "no", "3"), ["how many digits are there?", "is there a red seven?"]
     mapper = QuestionMapper(predictor.cfg, "question_answering", tokenizer(predictor), answers, is_train=False)

@@ -84,6 +84,15 @@ class CaptionedSample(ImageSample):
     references: NotRequired[list[str]]  # training of captioning with CIDEr-D as a reward: all captions
 
 
+class RegionSample(ImageSample):
+    """An image with R regions, which captions describe."""
+
+    regions: Tensor  # float [R,4], (x0, y0, x1, y1) in 0..1 of the image
+    captions: NotRequired[list[str]]  # training: one of each region
+    caption_token_ids: NotRequired[list[Tensor]]  # training: int64 [T] of each
+    references: NotRequired[list[list[str]]]  # evaluation: all captions of each region
+
+
 class QuestionSample(ImageSample):
     """An image with Q questions, which have the same C candidates as answers."""
 
@@ -111,6 +120,7 @@ Sample = (
     | ClassificationSample
     | CaptionedSample
     | QuestionSample
+    | RegionSample
     | SegmentationSample
     | TextSample
 )

@@ -8,6 +8,7 @@ from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEv
 from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
 from .question_answering import QuestionAnsweringEvaluator
+from .region_captions import RegionCaptionEvaluator
 from .retrieval import RetrievalEvaluator
 from .segmentation import PanopticEvaluator, SemanticEvaluator
 from .table import format_results_table, kind_of_metrics, result_cells
@@ -21,6 +22,7 @@ __all__ = [
     "LanguageModellingEvaluator",
     "PanopticEvaluator",
     "QuestionAnsweringEvaluator",
+    "RegionCaptionEvaluator",
     "RetrievalEvaluator",
     "SceneCaptionEvaluator",
     "SceneRetrievalEvaluator",

@@ -19,6 +19,7 @@ from ..errors import UserError, nearest
 from ..kinds import KINDS, configured_task
 from ..meta_arch import UniPerceiverV2
 from ..tasks import NamingTask
+from ..tasks.region_captioning import of_regions
 from .asking import Asker, OnError, Request, check_on_error, report
 from .encoding import Batch, EncodedImages, Views
 from .inputs import ImageLike, ImagesLike
@@ -371,6 +372,39 @@ class Predictor(
                 yield Caption(picture.source.name, picture.size, picture.source, text, log_likelihood)
 
         return self._asker.ask(images, "captioning", answer, on_error)
+
+    def describe(
+        self, images: ImageLike | ImagesLike | EncodedImages, boxes: Sequence[Any], beams: int = 3
+    ) -> list[list[Caption]]:
+        """Captions of regions, such as the boxes of :meth:`detect`.
+
+        Args:
+            images: as the class says.
+            boxes: of each image a list of (x0, y0, x1, y1) in its pixels, at least one. For a single image, too, a list
+                with its list.
+            beams: as in :meth:`caption`.
+
+        Returns:
+            for each image, a caption of each of its boxes.
+        """
+        task = self._tasks["region_captioning"]
+        given = [torch.as_tensor(own, dtype=torch.float32).reshape(-1, 4) for own in boxes]
+
+        def answer(batch: Batch) -> Iterator[list[Caption]]:
+            own = [
+                given[picture.place] / torch.tensor([*picture.size[::-1], *picture.size[::-1]])
+                for picture in batch.pictures
+            ]
+            captions = iter(task.generate(self.model, of_regions(batch.encoding, own), beams))
+            for picture, of_image in zip(batch.pictures, own, strict=True):
+                found = [next(captions) for _ in of_image]
+                yield [Caption(picture.source.name, picture.size, picture.source, *caption) for caption in found]
+
+        request = self._asker.request(images, "region_captioning")
+        if len(given) != len(request.sources) or not all(len(own) for own in given):
+            raise UserError(f"{len(request.sources)} images need as many lists of boxes, each with at least one")
+        found = self._asker.ask(images, "region_captioning", answer, "raise")
+        return [found] if request.single else found
 
     @overload
     def ground(self, images: ImageLike, phrases: Texts, *, threshold: float = ...) -> Grounding: ...

@@ -7,6 +7,7 @@ from .detection import DETECTION, DetectionTask, ImageSizes, LabelledProposals
 from .grounding import GROUNDING, GroundingTask
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
 from .question_answering import QUESTION_ANSWERING, QuestionAnsweringTask
+from .region_captioning import REGION_CAPTIONING, RegionCaptioningTask
 from .retrieval import RETRIEVAL, RetrievalTask
 from .segmentation import SEGMENTATION, SegmentationTask
 from .task import NamingTask, Task, candidate_texts
@@ -20,6 +21,7 @@ for _kind in (
     GROUNDING,
     QUESTION_ANSWERING,
     SEGMENTATION,
+    REGION_CAPTIONING,
 ):
     register_kind(_kind)
 
@@ -30,6 +32,7 @@ __all__ = [
     "GROUNDING",
     "LANGUAGE_MODELLING",
     "QUESTION_ANSWERING",
+    "REGION_CAPTIONING",
     "RETRIEVAL",
     "SEGMENTATION",
     "CaptioningTask",
@@ -41,6 +44,7 @@ __all__ = [
     "LanguageModellingTask",
     "NamingTask",
     "QuestionAnsweringTask",
+    "RegionCaptioningTask",
     "RetrievalTask",
     "SegmentationTask",
     "Task",

@@ -23,7 +23,7 @@ from ..data.mappers.captions import CaptionMapper, ReferenceMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import TRUTH_METRICS, CaptionEvaluator, SceneCaptionEvaluator
 from ..evaluation.caption_metrics import METRICS
-from ..kinds import ConfiguredTask, TaskKind, setting
+from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..measured import measure
 from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
 from ..modeling.image_encoder import ImageEncoding
@@ -42,23 +42,13 @@ CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptioningSettings(CaptionedImageSettings):
-    """Settings of captioning."""
+class GenerationSettings(TaskSettings):
+    """Settings of whatever says words one by one."""
 
-    captions_per_image: int = setting(
-        1, "captions of an image in a training step, for which it is encoded once", at_least=1
-    )
     vocabulary_sample: int = setting(
         4096, "words beside the batch's own that training compares with; 0 for all words", at_least=0
     )
     label_smoothing: float = setting(0.0, "share of the target that all words get alike", at_least=0, at_most=1)
-    cider_weight: float = setting(
-        0.0, "beside 1 of the captions' likelihood: drawn captions with a higher CIDEr-D become likelier", at_least=0
-    )
-    truth_weight: float = setting(
-        0.0, "drawn captions that are wholly true become likelier; for data whose scenes are known", at_least=0
-    )
-    drawn_captions: int = setting(5, "captions drawn of each image where a reward has a weight", at_least=2)
     beam_size: int = setting(3, "beams of generation; 1 is greedy", at_least=1)
     length_penalty: float = setting(
         1.0, "a caption's log-likelihood is divided by its length to this power; above 0 favours longer captions"
@@ -68,6 +58,26 @@ class CaptioningSettings(CaptionedImageSettings):
     @property
     def rewarded(self) -> bool:
         """Whether training draws captions for rewards."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningSettings(GenerationSettings, CaptionedImageSettings):
+    """Settings of captioning."""
+
+    captions_per_image: int = setting(
+        1, "captions of an image in a training step, for which it is encoded once", at_least=1
+    )
+    cider_weight: float = setting(
+        0.0, "beside 1 of the captions' likelihood: drawn captions with a higher CIDEr-D become likelier", at_least=0
+    )
+    truth_weight: float = setting(
+        0.0, "drawn captions that are wholly true become likelier; for data whose scenes are known", at_least=0
+    )
+    drawn_captions: int = setting(5, "captions drawn of each image where a reward has a weight", at_least=2)
+
+    @property
+    def rewarded(self) -> bool:
         return self.cider_weight > 0 or self.truth_weight > 0
 
 
@@ -82,24 +92,23 @@ class CaptioningTask(Task):
     reward is above that of the image's other ones, see :mod:`.self_critical`.
     """
 
-    def __init__(self, settings: CaptioningSettings):
+    def __init__(self, settings: GenerationSettings):
         super().__init__(settings)
         self._rewards: Rewards | None = None
 
     def losses(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> dict[str, Tensor]:
-        encoding, _ = model.image_encoder(model.preprocess(inputs))
-        images = [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
+        encoding, rows = self.encode(model, inputs), self.rows(inputs)
         captions = [caption for x in inputs for caption in x["caption_token_ids"]]
         own = self.loss_count(inputs)  # words of the references; those of drawn captions follow
         advantages = None
         if self.settings.rewarded:
             drawn = self._draw(model, encoding, inputs)
-            images += torch.arange(len(inputs)).repeat_interleave(self.settings.drawn_captions).tolist()
+            rows += torch.arange(len(inputs)).repeat_interleave(self.settings.drawn_captions).tolist()
             captions += drawn.token_ids
             lengths = torch.tensor([len(caption) - 1 for caption in drawn.token_ids])
             advantages = send(drawn.advantages().repeat_interleave(lengths), model.device)
         token_ids, valid = model.text_encoder.pad(captions)
-        decoded = decode_captions(model, encoding, images, token_ids[:, :-1], valid[:, 1:])
+        decoded = decode_captions(model, encoding, rows, token_ids[:, :-1], valid[:, 1:])
         said = torch.cat([index * decoded.shape[1] + torch.arange(len(x) - 1) for index, x in enumerate(captions)])
         features = decoded.flatten(0, 1)[send(said, decoded.device)]
         words = torch.cat([caption[1:] for caption in captions])  # position t predicts token t + 1
@@ -131,11 +140,20 @@ class CaptioningTask(Task):
         measure("reward", total / number)
         return drawn
 
+    def encode(self, model: UniPerceiver, inputs: Sequence[Any]) -> ImageEncoding:
+        """A row for each thing that captions describe: here for each image."""
+        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        return encoding
+
+    def rows(self, inputs: Sequence[Any]) -> list[int]:
+        """The row of the encoding that each caption of the batch describes."""
+        return [index for index, x in enumerate(inputs) for _ in x["caption_token_ids"]]
+
     def loss_count(self, inputs: Sequence[CaptionedSample]) -> int:
         return sum(len(caption) - 1 for x in inputs for caption in x["caption_token_ids"])
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
-        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        encoding = self.encode(model, inputs)
         captions = self.generate(model, encoding, self.settings.beam_size)
         return [
             {"caption": caption, "log_likelihood": log_likelihood, "image_feature": feature}

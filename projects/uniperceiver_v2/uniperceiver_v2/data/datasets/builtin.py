@@ -62,6 +62,14 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
             instances_json=os.path.join(root, "annotations", f"instances_{split}.json"),
             prepare_command=command,
         )
+        register_region_descriptions(
+            f"{prefix}digit_scenes_regions_{split}",
+            os.path.join(root, "annotations", f"region_descriptions_{split}.json"),
+            os.path.join(root, "annotations", f"image_data_{split}.json"),
+            os.path.join(root, "images"),
+            evaluator_type="region_captions",
+            prepare_command=command,
+        )
         register_panoptic(
             f"{prefix}digit_scenes_panoptic_{split}",
             os.path.join(root, "annotations", f"panoptic_{split}.json"),
@@ -182,6 +190,15 @@ def register_grounding_sets(root: str) -> None:
     command = _prepared_by("visual_genome.py")
     register_region_descriptions("visual_genome_regions_train", *genome_files, genome, prepare_command=command)
     register_region_captions("visual_genome_captions_train", *genome_files, genome, prepare_command=command)
+    for split in ("train", "val", "test"):
+        register_region_descriptions(
+            f"visual_genome_region_captions_{split}",
+            *genome_files,
+            genome,
+            split=(os.path.join(genome, "densecap_splits.json"), split),
+            evaluator_type="region_captions",
+            prepare_command=command,
+        )
     flickr = os.path.join(root, "flickr30k")
     for split in ("train", "val", "test"):
         register_flickr30k_entities(

@@ -5,28 +5,41 @@ import os
 from typing import Any
 
 from .formats import read_json, string
-from .phrases import add_box, record_of, register_grounding
+from .phrases import add_box, record_of
 from .records import Records, register_dataset
 
 logger = logging.getLogger(__name__)
 
 
 def register_region_descriptions(
-    name: str, regions_json: str, image_data_json: str, image_root: str, **metadata: Any
+    name: str,
+    regions_json: str,
+    image_data_json: str,
+    image_root: str,
+    *,
+    split: tuple[str, str] | None = None,
+    evaluator_type: str = "grounding",
+    **metadata: Any,
 ) -> None:
-    """Register Visual Genome's regions for grounding.
+    """Register Visual Genome's regions, for grounding or for captions of regions.
 
     Args:
         name: for ``DatasetCatalog``.
         regions_json, image_data_json, image_root: see :func:`load_region_descriptions`.
+        split: a JSON with lists of image ids, and the name of one; None for all images.
+        evaluator_type: "grounding", or "region_captions" to evaluate captions of the regions.
         metadata: more of it.
     """
-    register_grounding(
-        name,
-        lambda: load_region_descriptions(regions_json, image_data_json, image_root),
-        json_file=regions_json,
-        image_root=image_root,
-        **metadata,
+
+    def load() -> Records:
+        records = load_region_descriptions(regions_json, image_data_json, image_root)
+        if split is None:
+            return records
+        chosen = set(read_json(split[0])[split[1]])
+        return [record for record in records if record["image_id"] in chosen]
+
+    register_dataset(
+        name, load, json_file=regions_json, image_root=image_root, evaluator_type=evaluator_type, **metadata
     )
 
 
