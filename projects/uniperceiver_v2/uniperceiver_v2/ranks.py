@@ -72,8 +72,17 @@ def process_group() -> dist.ProcessGroup | None:
     return None if _num_groups == 1 else _process_group_of(_num_groups)
 
 
+def gradient_group() -> dist.ProcessGroup:
+    """As :func:`process_group`, for what is sent while a backward pass goes on.
+
+    The order in which two groups are used may differ from rank to rank. The backward pass makes collective calls of its
+    own (:func:`gather_from_ranks`), at moments that nobody else knows.
+    """
+    return _process_group_of(_num_groups, "gradients")
+
+
 @functools.lru_cache
-def _process_group_of(count: int) -> dist.ProcessGroup:
+def _process_group_of(count: int, purpose: str = "") -> dist.ProcessGroup:
     size = comm.get_world_size() // count
     for first in range(0, comm.get_world_size(), size):
         members = range(first, first + size)

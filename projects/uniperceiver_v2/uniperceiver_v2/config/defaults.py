@@ -34,6 +34,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.TASK_GROUPS = 1
     # The number of parts of an iteration's batch. They are processed one after the other, which saves memory.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Processes send each other gradients of two bytes instead of four, and add them in that precision.
+    cfg.SOLVER.REDUCE_IN_BFLOAT16 = False
     # The dtype of autocast, which Detectron2's SOLVER.AMP.ENABLED turns on: "bfloat16", or "float16" with scaled
     # gradients.
     cfg.SOLVER.AMP.PRECISION = "bfloat16"

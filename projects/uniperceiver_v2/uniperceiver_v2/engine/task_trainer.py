@@ -60,6 +60,7 @@ class TaskTrainer(SimpleTrainer):
         autocast: dtype of the forward pass in operations where it is safe, or None for the dtype of the parameters.
             With float16, gradients are scaled.
         accumulation_steps: the number of micro-batches of a batch, which are processed one after the other.
+        reduce_in_bfloat16: whether ranks add their gradients in bfloat16.
         max_skipped_steps: training stops after this number of consecutive skipped steps of a task.
 
     Raises:
@@ -77,6 +78,7 @@ class TaskTrainer(SimpleTrainer):
         seed: int = 0,
         autocast: torch.dtype | None = None,
         accumulation_steps: int = 1,
+        reduce_in_bfloat16: bool = False,
         max_skipped_steps: int = 10,
     ):
         super().__init__(model, data_loader=None, optimizer=optimizer)
@@ -90,7 +92,7 @@ class TaskTrainer(SimpleTrainer):
         self._batches: dict[str, Iterator[Batch]] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device_type = self._parameters[0].device.type
-        self._averager = GradientAverager(self._parameters)
+        self._averager = GradientAverager(self._parameters, in_bfloat16=reduce_in_bfloat16)
         self._in_groups = ranks.num_groups() > 1
         if self._in_groups and any(hasattr(type(p), "to_local") for p in self._parameters):
             raise UserError("SOLVER.TASK_GROUPS: parameters that are split over processes allow a single group")
@@ -146,18 +148,18 @@ class TaskTrainer(SimpleTrainer):
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
         names, values, measures = [], [], []
-        part = 0
+        parts = [(task, share, *part) for task, share in shares.items() for part in self._micro_batches(batches[task])]
         # Only the first rank writes scalars. With task groups, those of other groups' forward passes have to reach it.
         storage = EventStorage(self.iter) if self._in_groups else contextlib.nullcontext()
         with noise_of_step(self._seed, self.iter), storage as own_storage:
-            for task, share in shares.items():
-                for micro_batch, weight in self._micro_batches(batches[task]):
-                    self._seed_part(group, part)
-                    part += 1
-                    found, measures_of_part = self._backward(task, micro_batch, share, weight)
-                    names += found
-                    values += found.values()
-                    measures += measures_of_part
+            for number, (task, share, micro_batch, weight) in enumerate(parts):
+                self._seed_part(group, number)
+                if number == len(parts) - 1:
+                    self._averager.expect_last_backward(tuple(shares))
+                found, measures_of_part = self._backward(task, micro_batch, share, weight)
+                names += found
+                values += found.values()
+                measures += measures_of_part
         self.after_backward()
         # One rank has the gradient already, and its norm travels with the losses.
         whole = ranks.group_size() == 1 and self._scaler is None

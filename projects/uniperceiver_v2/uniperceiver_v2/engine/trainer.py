@@ -78,6 +78,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             seed=seed,
             autocast=getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            reduce_in_bfloat16=cfg.SOLVER.REDUCE_IN_BFLOAT16,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.checkpointer = AtomicCheckpointer(
