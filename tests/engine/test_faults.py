@@ -54,6 +54,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(real_cfg, proce
     duration = time.perf_counter() - start
     moments, kills, over = random.Random(0), 0, 0
     while kills < 4:
+        killed.SOLVER.CHECKPOINTS_IN_BACKGROUND = kills >= 2
         pid = processes.fork(lambda: train(killed))
         deadline = time.perf_counter() + moments.uniform(0.2, 0.7) * duration
         in_checkpoint = kills % 2  # every other time wait for a checkpoint that is being written

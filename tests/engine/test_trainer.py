@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
@@ -221,16 +222,52 @@ def test_a_run_that_starts_anew_in_a_used_folder_forgets_its_last_checkpoint(toy
     assert trainer.start_iter == 0
 
 
-def test_processes_that_would_start_at_different_iterations_are_refused(toy_trainer, cfg, processes, tmp_path):
+def test_processes_that_do_not_share_their_folder_are_refused(toy_trainer, cfg, processes, tmp_path):
     def work() -> None:
         own = cfg.clone()
-        own.OUTPUT_DIR = str(tmp_path / str(torch.distributed.get_rank()))  # nothing is shared
-        with pytest.raises(UserError, match=r"iterations \[20, 0\].*folder that all of them share"):
+        own.OUTPUT_DIR = str(tmp_path / str(torch.distributed.get_rank()))
+        with pytest.raises(UserError, match=r"process 1 does not see model_final.pth.*folder that all of them share"):
             train(toy_trainer, own, resume=True)
 
     train(toy_trainer, cfg, SOLVER__MAX_ITER=20, OUTPUT_DIR=str(tmp_path / "0"))
     for pid in processes.fork_ranks(work, tmp_path):
         assert processes.exit_code(pid) == 0
+
+
+@pytest.mark.parametrize("of_the_first", ["model_0000011.pth", "nothing.pth"])
+def test_the_first_process_decides_what_is_resumed(toy_trainer, cfg, processes, tmp_path, of_the_first):
+    """The second process sees an older state of the folder."""
+
+    def work() -> None:
+        usual = AtomicCheckpointer._last_checkpoint
+        is_first = torch.distributed.get_rank() == 0
+        AtomicCheckpointer._last_checkpoint = lambda self: usual(self) + ("" if is_first else ".older")
+        if of_the_first == "nothing.pth":
+            with pytest.raises(UserError, match=r"names 'nothing.pth', which is not there"):
+                train(toy_trainer, cfg, resume=True)
+        else:
+            assert train(toy_trainer, cfg, resume=True)[0].start_iter == 12
+
+    train(toy_trainer, cfg, SOLVER__MAX_ITER=20, SOLVER__CHECKPOINT_PERIOD=6)
+    for name, checkpoint in (("", of_the_first), (".older", "model_0000005.pth")):
+        Path(cfg.OUTPUT_DIR, f"last_checkpoint{name}").write_text(checkpoint)
+    for pid in processes.fork_ranks(work, tmp_path):
+        assert processes.exit_code(pid) == 0
+
+
+def test_what_was_resumed_does_not_change_with_the_file(toy_trainer, cfg):
+    train(toy_trainer, cfg, SOLVER__MAX_ITER=20)
+    trainer = toy_trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    before = (
+        repr(trainer.optimizer.state_dict()),
+        repr(trainer.averaging.state_dict()),
+        repr(trainer.model.state_dict()),
+    )
+    path = Path(cfg.OUTPUT_DIR, "model_final.pth")
+    path.write_bytes(bytes(path.stat().st_size))  # in its place
+    after = repr(trainer.optimizer.state_dict()), repr(trainer.averaging.state_dict()), repr(trainer.model.state_dict())
+    assert before == after
 
 
 def test_running_statistics_are_refused_on_several_ranks(toy_trainer, cfg, processes, tmp_path):

@@ -94,14 +94,16 @@ def test_two_machines_start_a_run_anew_together(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_not(config, tmp_path, ranks):
-    """Every third kill waits until a checkpoint is being written. With two ranks, either may be killed."""
+    """Every third kill waits until a checkpoint is being written. With two ranks, either may be killed. Every other run
+    writes its checkpoints while training goes on."""
     killed, spared = tmp_path / "killed", tmp_path / "spared"
     began = time.monotonic()
     finish(command(config, spared, ranks=ranks), tmp_path)
     duration = time.monotonic() - began
     chance, kills, in_writing = random.Random(ranks), 0, 0
     while kills < (KILLS if ranks == 1 else KILLS // 4):
-        process = start(command(config, killed, "--resume", ranks=ranks), tmp_path)
+        background = ("SOLVER.CHECKPOINTS_IN_BACKGROUND", str(kills % 2 == 0))
+        process = start([*command(config, killed, "--resume", ranks=ranks), *background], tmp_path)
         moment = time.monotonic() + chance.uniform(0.05, 0.9) * duration
         writing = kills % 3 == 2
         while process.poll() is None:

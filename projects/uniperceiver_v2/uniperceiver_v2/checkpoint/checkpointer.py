@@ -3,17 +3,19 @@
 import contextlib
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomically
 from ..reading import read_tensors, require_finite
 from .states import require_alike
+from .writing import BackgroundWriter, on_host
 
 # A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
@@ -38,6 +40,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
             The weights in training are in its own state, which is part of the trainer's.
         weights_may_differ: whether weights without a trainer's state, as fine-tuning starts from, may fit in part. What
             fits is loaded, and the log lists the rest. It never applies to ``--resume``.
+        in_background: whether :meth:`save` and :meth:`save_weights` only copy the state to the host, and leave writing
+            to a thread. They wait for the checkpoint before, and raise its error. So do :meth:`wait` and what asks for
+            the last checkpoint.
     """
 
     def __init__(
@@ -48,11 +53,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         averaging: Any = None,
         weights_may_differ: bool = False,
+        in_background: bool = False,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._averaging = averaging
         self._weights_may_differ = weights_may_differ
+        self._writer = BackgroundWriter() if in_background else None
+        self._told: str | None = None  # in first_process_decides: the first process's last checkpoint
         self._in_part = False  # while a file is loaded: whether its weights may fit in part
         self._resuming = False  # while a file is loaded: whether training goes on from it
         self._with_states = False  # while a file is loaded: whether the checkpointables take their states from it
@@ -63,8 +71,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be written. Older checkpoints are not changed.
         """
-        if self._save_model(name, self.checkpointables, kwargs):
-            self.tag_last_checkpoint(f"{name}.pth")
+        self._save_model(name, self.checkpointables, kwargs, is_last=True)
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
         """Write the model alone, with ``kwargs``, to ``<save_dir>/<name>.pth``. The last checkpoint stays what it is.
@@ -72,20 +79,38 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be written.
         """
-        self._save_model(name, {}, kwargs)
+        self._save_model(name, {}, kwargs, is_last=False)
 
-    def _save_model(self, name: str, states: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
-        """Write the model with the states of ``states`` and ``more``. Whether this process writes files."""
+    def wait(self) -> None:
+        """Wait until all checkpoints are written.
+
+        Raises:
+            UserError: the last one cannot be written. Older checkpoints are not changed.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+
+    def _save_model(self, name: str, states: Mapping[str, Any], more: Mapping[str, Any], *, is_last: bool) -> None:
+        """Write the model with the states of ``states`` and ``more``, if this process writes files."""
         if not self.save_dir or not self.save_to_disk:
-            return False
-        path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info("Saving checkpoint to %s", path)
+            return
+        self.wait()
+        self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
         with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
             data = {"model": self.model.state_dict()}
             data.update({key: item.state_dict() for key, item in states.items()})
             data.update(more)
-            self._write(path, lambda file: torch.save(data, file))
-        return True
+            if self._writer is None:
+                self._write_checkpoint(name, data, is_last)
+            else:
+                data = on_host(data)
+        if self._writer is not None:
+            self._writer.start(lambda: self._write_checkpoint(name, data, is_last))
+
+    def _write_checkpoint(self, name: str, data: dict[str, Any], is_last: bool) -> None:
+        self._write(os.path.join(self.save_dir, f"{name}.pth"), lambda file: torch.save(data, file))
+        if is_last:
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the checkpoint that ``--resume`` uses."""
@@ -105,6 +130,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: this cannot be determined, for example without permission to read the folder.
         """
+        if self._told is not None:
+            return self._told != ""
+        self.wait()
         path = self._last_checkpoint()
         try:
             os.lstat(path)
@@ -123,6 +151,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: ``last_checkpoint`` cannot be read, does not contain a file name, or names a missing file.
         """
+        if self._told is not None:
+            return self._told
         if not self.has_checkpoint():
             return ""
         path = self._last_checkpoint()
@@ -141,6 +171,36 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not os.path.isfile(checkpoint):
             raise UserError(f"--resume: {path} names {name!r}, which is not there; {way_out}")
         return checkpoint
+
+    @contextlib.contextmanager
+    def first_process_decides(self) -> Iterator[None]:
+        """A context in which the last checkpoint of all processes is the one that the first has found: other machines
+        may see an older state of the folder. Every process has to enter it.
+
+        Raises:
+            UserError: on all processes, as :meth:`get_checkpoint_file` on the first one. Also if a process does not see
+                this checkpoint.
+        """
+        found, mistake = "", ""
+        if comm.is_main_process():
+            try:
+                found = os.path.basename(self.get_checkpoint_file())
+            except UserError as error:
+                mistake = str(error)
+        found, mistake = comm.all_gather((found, mistake))[0]
+        if mistake:
+            raise UserError(mistake)
+        self._told = os.path.join(self.save_dir, found) if found else ""
+        seen = comm.all_gather(not found or os.path.isfile(self._told))
+        try:
+            if not all(seen):
+                raise UserError(
+                    f"--resume: process {seen.index(False)} does not see {found}, from which the first one goes on: "
+                    f"OUTPUT_DIR ({self.save_dir}) has to be a folder that all of them share"
+                )
+            yield
+        finally:
+            self._told = None
 
     def _last_checkpoint(self) -> str:
         return os.path.abspath(os.path.join(self.save_dir, "last_checkpoint"))
@@ -196,7 +256,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        loaded = read_tensors(filename)
+        loaded = read_tensors(filename, mapped=True)
         lacking = [key for key in self.checkpointables if key not in loaded]
         if self._resuming and lacking:
             raise UserError(

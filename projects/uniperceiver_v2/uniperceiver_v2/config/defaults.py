@@ -55,6 +55,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # Decay of the weights' exponential average, which is evaluated and saved as "model"; 0 turns averaging off.
     cfg.SOLVER.WEIGHT_AVERAGING = 0.0
 
+    # Checkpoints are copied to the host's memory, and written by a thread while training goes on.
+    cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND = False
     # The number of model_<iteration>.pth that are kept, the newest ones; 0 keeps all.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
     # Training ends after so many evaluations in a row without a better TEST.BEST_METRIC; 0 for never. Those before the

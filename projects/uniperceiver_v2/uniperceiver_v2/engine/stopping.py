@@ -64,6 +64,7 @@ class GracefulStop(HookBase):
         last = os.path.basename(self._checkpointer.get_checkpoint_file())
         if last != f"{name}.pth" and iteration + 1 < self.trainer.max_iter:  # otherwise this checkpoint exists
             self._checkpointer.save(name, iteration=iteration)
+        self._checkpointer.wait()
         logger.warning(
             "stopped by a signal after iteration %d; --resume goes on from the checkpoint in %s",
             iteration,

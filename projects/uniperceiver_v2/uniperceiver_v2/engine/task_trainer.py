@@ -372,6 +372,7 @@ class TaskTrainer(SimpleTrainer):
                 moment = state.get(name)
                 if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
                     raise UserError(f"the optimizer's {name!r} of a parameter {list(parameter.shape)} does not fit it")
+                state[name] = moment.clone()  # it may lie in the file
         if any(group.get("step", 0) < 0 for group in self.optimizer.param_groups):
             raise UserError("the optimizer has made fewer than no steps")
         if "skipped" in state_dict:

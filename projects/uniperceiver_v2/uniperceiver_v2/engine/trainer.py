@@ -86,6 +86,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             averaging=self.averaging,
             weights_may_differ=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_DIFFER,
+            in_background=cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -96,10 +97,12 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in Detectron2. A run that begins without ``MODEL.WEIGHTS`` begins with the pre-trained parts."""
-        if not (resume and self.checkpointer.has_checkpoint()):
-            load_pretrained_parts(self.cfg, self.model)
-        super().resume_or_load(resume)
+        """As in Detectron2. A run that begins without ``MODEL.WEIGHTS`` begins with the pre-trained parts. The first
+        process decides which checkpoint is resumed."""
+        with self.checkpointer.first_process_decides() if resume else contextlib.nullcontext():
+            if not (resume and self.checkpointer.has_checkpoint()):
+                load_pretrained_parts(self.cfg, self.model)
+            super().resume_or_load(resume)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in Detectron2.
@@ -127,7 +130,9 @@ class UniPerceiverTrainer(DefaultTrainer):
             for name in self.cfg.DATASETS.TEST:
                 self.build_test_loader(self.cfg, name)  # finds bad test data before training, not after days of it
             super().train()
+            self.checkpointer.wait()
         except StoppedEarly:
+            self.checkpointer.wait()
             if self.last_results is None:  # resumed after its end
                 self.evaluate()
         finally:

@@ -19,9 +19,12 @@ CHECKSUM = "checksum"  # of a safetensors file's metadata
 _AT_A_TIME = 2**22  # bytes that are checked at once
 
 
-def read_tensors(path: str) -> dict[str, Any]:
+def read_tensors(path: str, *, mapped: bool = False) -> dict[str, Any]:
     """A dict that ``torch.save`` wrote, or the tensors of a ``.safetensors`` file, on the CPU. Code in the file is not
     run.
+
+    With ``mapped``, tensors of ``torch.save`` lie in the file's pages. The processes of a machine share these, as long
+    as nobody writes into a tensor. A tensor that is kept has to be copied: the file may be overwritten in its place.
 
     ``torch.save`` writes a zip archive with a checksum of each tensor, which ``torch.load`` ignores. They are compared
     here, in a second thread while the tensors are read.
@@ -32,7 +35,7 @@ def read_tensors(path: str) -> dict[str, Any]:
     if path.endswith(".safetensors"):
         return _read_safetensors(path)
     try:
-        loaded = _read_archive(path) if _is_archive(path) else _load(path)
+        loaded = _read_archive(path, mapped) if _is_archive(path) else _load(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {_one_line(error)}") from error
     if not isinstance(loaded, dict):
@@ -99,14 +102,14 @@ def _is_archive(path: str) -> bool:
         return file.read(2) == b"PK"
 
 
-def _read_archive(path: str) -> Any:
+def _read_archive(path: str, mapped: bool) -> Any:
     if not zipfile.is_zipfile(path):
         # The directory of a zip archive is at its end.
         raise UserError(f"{path} is cut short: copy it again or take an older checkpoint")
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(_damage_of, path)
         try:
-            loaded = _load(path)
+            loaded = _load(path, mapped)
         except UserError:
             if (reason := damage.result()) is None:
                 raise
@@ -136,9 +139,9 @@ def _damage_of(path: str) -> str | None:
     return None
 
 
-def _load(path: str) -> Any:
+def _load(path: str, mapped: bool = False) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds "
