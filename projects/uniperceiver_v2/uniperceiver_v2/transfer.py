@@ -6,6 +6,9 @@ stops the program until the queue is empty, and then the GPU is idle until the n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +19,24 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     if values.device.type == "cpu" and device.type == "cuda":
         values = values.pin_memory()  # PyTorch keeps the pinned memory until the copy is done
     return values.to(device, non_blocking=values.device.type == "cpu")
+
+
+def send_ahead(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the host on a device, from any thread, while the device computes something else."""
+    if device.type != "cuda":
+        return [send(x, device) for x in values]
+    usual, copying = torch.cuda.default_stream(device), _copying_stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(copying):  # a thread begins with the first device
+        sent = [send(x, device) for x in values]
+    for x in sent:
+        x.record_stream(usual)  # its memory is used again only when that stream is done with it
+    usual.wait_stream(copying)
+    return sent
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def fetch(*tensors: Tensor) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from .. import ranks
+from ..data.loading.ahead import BatchesAhead
+from ..data.loading.transport import send_batch
 from ..errors import UserError
 from ..measured import measured, write
 from ..shared_noise import noise_of_step
@@ -89,7 +91,8 @@ class TaskTrainer(SimpleTrainer):
         self._autocast = autocast
         self._accumulation_steps = accumulation_steps
         self._max_skipped_steps = max_skipped_steps
-        self._batches: dict[str, Iterator[Batch]] = {}
+        self._end: int | None = None
+        self._batches: BatchesAhead | None = None
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device_type = self._parameters[0].device.type
         self._averager = GradientAverager(self._parameters, in_bfloat16=reduce_in_bfloat16)
@@ -103,8 +106,11 @@ class TaskTrainer(SimpleTrainer):
         self.stop_requested = False
         self.stop_agreed = False
 
-    def open_loaders(self, start_iter: int) -> None:
+    def open_loaders(self, start_iter: int, end: int | None = None) -> None:
         """Open every task's data at the first batch from ``start_iter`` on. Call it before training.
+
+        Args:
+            end: the number of iterations of the run, if it is known. No batch beyond is loaded.
 
         Raises:
             UserError: the data cannot be used.
@@ -113,7 +119,16 @@ class TaskTrainer(SimpleTrainer):
             task: self._build_loader(task, self._schedule.batch_numbers(task, start_iter, ranks.own_groups()))
             for task in self._loss_weights
         }
-        self._batches = {task: iter(loader) for task, loader in self.data_loader.items()}
+        self._end = end
+        self._batches = BatchesAhead(self.data_loader, self._sent)
+
+    def close_loaders(self) -> None:
+        """Load no more. Call it after training."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def _sent(self, batch: Batch) -> Batch:
+        return send_batch(batch, self._parameters[0].device)
 
     def run_step(self) -> None:
         """One iteration.
@@ -144,7 +159,7 @@ class TaskTrainer(SimpleTrainer):
         batches."""
         start = time.perf_counter()
         shares = self._schedule.tasks_at(self.iter, group)
-        batches = {task: next(self._batches[task]) for task in shares}
+        batches = self._batches.take(list(shares), self._tasks_after(group))
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
         names, values, measures = [], [], []
@@ -185,6 +200,12 @@ class TaskTrainer(SimpleTrainer):
             reached=b"",
         )
         return draw, batches
+
+    def _tasks_after(self, group: int) -> list[str]:
+        """The tasks of this rank's draw after that of a group; none after the last."""
+        groups = ranks.own_groups()
+        iteration, group = (self.iter, group + 1) if group + 1 in groups else (self.iter + 1, groups[0])
+        return [] if iteration == self._end else list(self._schedule.tasks_at(iteration, group))
 
     def _take_gradient(self, draw: Draw) -> Gradients:
         """The gradient that the parameters have, without the scaler's scale. Sets ``norm`` and ``reached``."""
@@ -345,8 +366,7 @@ class TaskTrainer(SimpleTrainer):
         for task in dict.fromkeys(task for draw in draws for task in draw.shares):
             if self._skipped[task]:
                 storage.put_scalar(f"{task}/skipped_steps", self._skipped[task], smoothing_hint=False)
-            unreadable = getattr(self.data_loader[task], "num_unreadable", 0)
-            if unreadable:
+            if unreadable := self._batches.num_unreadable[task]:
                 storage.put_scalar(f"{task}/unreadable_images", unreadable, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:

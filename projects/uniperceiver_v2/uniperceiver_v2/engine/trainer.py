@@ -126,7 +126,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             self._forget_earlier_run()
         self._graceful_stop.install()
         try:
-            self._trainer.open_loaders(self.start_iter)
+            self._trainer.open_loaders(self.start_iter, self.max_iter)
             for name in self.cfg.DATASETS.TEST:
                 self.build_test_loader(self.cfg, name)  # finds bad test data before training, not after days of it
             super().train()
@@ -136,6 +136,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             if self.last_results is None:  # resumed after its end
                 self.evaluate()
         finally:
+            self._trainer.close_loaders()
             self._graceful_stop.uninstall()
         return self.last_results
 

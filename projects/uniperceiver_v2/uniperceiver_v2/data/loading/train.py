@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 
+import torch
 from detectron2.data import DatasetFromList
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -12,6 +13,7 @@ from ...errors import UnreadableImage, UserError
 from ..datasets.records import Records
 from ..datasets.shards import InShards
 from ..order import SampleOrder, numpy_draws_from
+from .ahead import NOT_HERE, is_fetching
 from .transport import Batch, Mapper, UserErrorsAsValues, pack, raise_user_errors, unpack
 from .workers import WorkerDied, Workers
 
@@ -114,7 +116,7 @@ class TrainLoader:
     ):
         self._batches = batches
         self._numbers = numbers
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._samples_per_batch = batches.samples_per_batch
         self._max_corrupt_share = max_corrupt_share
         self._task_name = task_name
@@ -129,13 +131,16 @@ class TrainLoader:
         return self._num_unreadable
 
     def __iter__(self) -> Iterator[Batch]:
-        """
+        """Batches. In the thread of :class:`~.ahead.BatchesAhead`, ``NOT_HERE`` where workers have to be started.
+
         Raises:
             UserError: the share of unreadable images is above the limit, workers die again and again, or the mapper
                 raises it.
         """
         done, failures = 0, 0
         while True:
+            if is_fetching():
+                yield NOT_HERE
             workers = self._start_workers(done)
             try:
                 for loaded in workers:
@@ -160,13 +165,16 @@ class TrainLoader:
                 self._batches,
                 sampler=_Rest(self._numbers, done),
                 batch_size=None,
-                collate_fn=pack if self._num_workers else _as_it_is,
-                num_workers=self._num_workers,
+                collate_fn=pack if self.num_workers else _as_it_is,
+                num_workers=self.num_workers,
+                # The seed of the workers, which is drawn when they start, is not taken from the random numbers of
+                # training.
+                generator=torch.Generator(),
             )
         )
 
     def _answer_for(self, loaded: Tensor | tuple) -> Batch:
-        made, unreadable = unpack(loaded) if self._num_workers else loaded
+        made, unreadable = unpack(loaded) if self.num_workers else loaded
         samples = raise_user_errors(made)
         self._num_read += len(samples) + len(unreadable)
         self._num_unreadable += len(unreadable)

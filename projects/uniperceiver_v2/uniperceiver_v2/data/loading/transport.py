@@ -5,8 +5,10 @@ import pickle
 from collections.abc import Callable
 
 import torch
+from detectron2.structures import BitMasks
 
 from ...errors import UserError
+from ...transfer import send_ahead
 
 Batch = list[dict]  # a model's input
 Mapper = Callable[[dict], dict]  # turns a record into a sample
@@ -64,3 +66,19 @@ def pack(content) -> torch.Tensor:
 def unpack(packed: torch.Tensor):
     """The object that was given to :func:`pack`. Use it only for bytes from this program's own processes."""
     return pickle.loads(packed.numpy())
+
+
+def send_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its images and masks on a device, in place. What the host needs, such as boxes and classes, stays.
+
+    The copies are made while the device computes; see :func:`~uniperceiver_v2.transfer.send_ahead`.
+    """
+    images = [sample for sample in batch if "image" in sample]
+    masked = [sample["instances"] for sample in batch if "instances" in sample and sample["instances"].has("gt_masks")]
+    own = [*(sample["image"] for sample in images), *(instances.gt_masks.tensor for instances in masked)]
+    sent = send_ahead(own, device)
+    for sample, image in zip(images, sent):
+        sample["image"] = image
+    for instances, masks in zip(masked, sent[len(images) :]):
+        instances.gt_masks = BitMasks(masks)
+    return batch

@@ -127,7 +127,7 @@ class RegionTargets:
         batch, count = len(instances), max(1, max(len(x) for x in instances))
         padded_size = images.tensor.shape[-2:]
         boxes = torch.zeros(batch, count, 4)
-        masks = torch.zeros(batch, count, *padded_size, dtype=torch.bool)
+        masks = torch.zeros(batch, count, *padded_size, dtype=torch.bool, device=device)
         labels = torch.zeros(batch, count, dtype=torch.int64)
         valid = torch.zeros(batch, count, dtype=torch.bool)
         for i, (item, (height, width)) in enumerate(zip(instances, images.image_sizes, strict=True)):
@@ -137,7 +137,8 @@ class RegionTargets:
             scale = torch.tensor([width, height, width, height])
             boxes[i, :n] = xyxy_to_cxcywh(item.gt_boxes.tensor.cpu() / scale)
             if item.has("gt_masks"):
-                masks[i, :n, :height, :width] = item.gt_masks.tensor.cpu()
+                # Padded on the device: an image with many objects would make all others as large on their way.
+                masks[i, :n, :height, :width] = send(item.gt_masks.tensor, device)
             if item.has("gt_classes"):
                 labels[i, :n] = item.gt_classes.cpu()
             valid[i, :n] = True
@@ -145,8 +146,8 @@ class RegionTargets:
         known = None if with_mask.all() else send(with_mask, device)[:, None].expand(batch, count)
         extent = image_extent(valid_pixels(images))
         counts = [len(item) for item in instances]
-        parts = (send(part, device) for part in (boxes, masks, labels, valid))
-        return cls(*parts, extent, known, counts)
+        boxes, labels, valid = (send(part, device) for part in (boxes, labels, valid))
+        return cls(boxes, masks, labels, valid, extent, known, counts)
 
 
 @dataclass
