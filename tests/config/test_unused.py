@@ -16,7 +16,7 @@ CONFIG = str(REPOSITORY / "configs/digit_scenes/uniperceiver_v2_tiny.yaml")
     [
         ("DATASETS.TRAIN", "('coco_2017_train',)", "TASKS.<name>.DATASETS"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "SEED"),
-        ("DATALOADER.ASPECT_RATIO_GROUPING", "False", "not grouped by shape"),
+        ("DATALOADER.ASPECT_RATIO_GROUPING", "False", "BATCHES_BY_SHAPE groups by shape"),
         ("MODEL.BACKBONE.FREEZE_AT", "0", "SOLVER.BACKBONE_MULTIPLIER"),
         ("MODEL.KEYPOINT_ON", "True", "keypoints"),
         ("TEST.AUG.ENABLED", "True", "INPUT.MIN_SIZE_TEST"),

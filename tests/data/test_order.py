@@ -1,9 +1,10 @@
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from uniperceiver_v2.data.order import RepeatOrder, SampleOrder, numpy_draws_from
+from uniperceiver_v2.data.order import RepeatOrder, SampleOrder, ShapeOrder, ShardOrder, numpy_draws_from
 from uniperceiver_v2.engine.schedules import TaskSchedule
 
 RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
@@ -114,3 +115,45 @@ def test_factors_of_one_are_permutations():
     order = RepeatOrder([1.0] * 9, "lvis", seed=0)
     for epoch in range(3):
         assert sorted(order.index_at(9 * epoch + n) for n in range(9)) == list(range(9))
+
+
+ASPECTS = np.random.default_rng(0).choice([4 / 3, 3 / 4, 1.5, 2 / 3, 1.0], size=100)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [SampleOrder(100, "scenes", 0), RepeatOrder([0.5, 1.5] * 50, "scenes", 0), ShardOrder([60, 40], "scenes", 0)],
+)
+def test_batches_by_shape_have_the_records_of_their_window(order):
+    by_shape = ShapeOrder(order, ASPECTS, batch_size=8, window=4)
+    for window in range(5):  # the fourth has the end of one epoch and the beginning of the next
+        positions = range(32 * window, 32 * window + 32)
+        records = [by_shape.index_at(position) for position in positions]
+        assert Counter(records) == Counter(map(order.index_at, positions))
+        bounds = sorted((min(batch), max(batch)) for batch in ASPECTS[records].reshape(4, 8))
+        assert all(before[1] <= behind[0] for before, behind in itertools.pairwise(bounds)), "a batch mixes shapes"
+
+
+def test_batches_by_shape_follow_from_the_seed_and_their_place_alone():
+    def order(seed: int) -> ShapeOrder:
+        return ShapeOrder(SampleOrder(100, "scenes", seed), ASPECTS, batch_size=8, window=4)
+
+    whole, resumed = order(0), order(0)
+    records = [whole.index_at(position) for position in range(200)]
+    assert [resumed.index_at(position) for position in reversed(range(77, 200))][::-1] == records[77:]
+    assert [order(1).index_at(position) for position in range(200)] != records
+    assert whole.rng_at(5).random() == SampleOrder(100, "scenes", 0).rng_at(5).random()
+    shapes = [ASPECTS[records[first]] for first in range(0, 200, 8)]
+    assert shapes != sorted(shapes), "shapes come one after the other"
+
+
+def test_batches_by_shape_are_padded_less():
+    sizes = np.stack([np.where(ASPECTS > 1, 640, 640 * ASPECTS), np.where(ASPECTS < 1, 640, 640 / ASPECTS)], axis=1)
+    plain = SampleOrder(100, "scenes", 0)
+
+    def padded(order: SampleOrder) -> float:
+        batches = sizes[[order.index_at(position) for position in range(1280)]].reshape(-1, 8, 2)
+        return 8 * batches.max(1).prod(1).sum() / batches.prod(2).sum()
+
+    assert padded(plain) > 1.3
+    assert padded(ShapeOrder(plain, ASPECTS, batch_size=8, window=16)) < 1.1

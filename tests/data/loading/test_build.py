@@ -350,3 +350,15 @@ def test_images_that_are_missing_are_an_error_with_the_command(tmp_path, monkeyp
         assert str(tmp_path / "coco/train2017/000000000002.jpg") in str(caught.value)
         assert "python datasets/check.py coco_2017_train" in str(caught.value)
         assert "python datasets/prepare/coco.py" in str(caught.value)
+
+
+def test_batches_by_shape_are_made_where_images_keep_their_shapes(all_tasks_config):
+    def drawn(task: str) -> list:
+        return [
+            sample["image_id"] for batch in take(build_task_train_loader(all_tasks_config, task), 4) for sample in batch
+        ]
+
+    before = {task: drawn(task) for task in ("scenes", "digits")}
+    all_tasks_config.DATALOADER.BATCHES_BY_SHAPE = 4
+    assert drawn("digits") == before["digits"], "squares have one shape"
+    assert sorted(drawn("scenes")) == sorted(before["scenes"]) and drawn("scenes") != before["scenes"]

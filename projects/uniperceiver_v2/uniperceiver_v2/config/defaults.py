@@ -75,6 +75,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 
     # Unreadable images are skipped. Training stops when their share among all images seen exceeds this.
     cfg.DATALOADER.MAX_CORRUPT_SHARE = 0.01
+    # The images of so many batches of a task are sorted by their aspect ratio and made batches anew, so that less of a
+    # batch is padding; 0 for batches of random images. Data without sizes, and squares, are not sorted.
+    cfg.DATALOADER.BATCHES_BY_SHAPE = 0
 
 
 def _add_model_config(cfg: CN) -> None:

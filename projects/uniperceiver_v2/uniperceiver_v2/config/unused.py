@@ -24,7 +24,7 @@ UNUSED = {
     "DATALOADER.REPEAT_THRESHOLD": "each task of detection has its own: TASKS.<name>.REPEAT_THRESHOLD",
     "DATALOADER.REPEAT_SQRT": "TASKS.<name>.REPEAT_THRESHOLD always takes the square root, as LVIS does",
     "DATALOADER.RANDOM_SUBSET_RATIO": _OWN_ORDER,
-    "DATALOADER.ASPECT_RATIO_GROUPING": f"batches are not grouped by shape: {_OWN_ORDER}",
+    "DATALOADER.ASPECT_RATIO_GROUPING": "DATALOADER.BATCHES_BY_SHAPE groups by shape",
     "INPUT.MASK_FORMAT": "masks are always learned as bitmaps",
     "SOLVER.IMS_PER_BATCH": "each task has a batch size of its own: TASKS.<name>.IMS_PER_BATCH",
     "SOLVER.REFERENCE_WORLD_SIZE": "each task has a batch size of its own, whatever the number of processes",

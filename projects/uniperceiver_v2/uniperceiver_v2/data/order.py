@@ -133,6 +133,39 @@ class ShardOrder(SampleOrder):
         return np.random.default_rng([*self._stream, 2, epoch, window]).permutation(records)
 
 
+class ShapeOrder(SampleOrder):
+    """Another order, with images of similar shapes in a batch, so that less of a batch is padding.
+
+    The positions of ``window`` batches that follow each other are sorted by the aspect ratio of their images and cut
+    into batches. The batches then come in a random order. So an epoch still has each of its records as often as before,
+    and a position alone says which record it has.
+
+    Args:
+        order: the other order.
+        aspects: [N], width / height of the image of each record.
+        batch_size: over all ranks.
+        window: the number of batches.
+    """
+
+    def __init__(self, order: SampleOrder, aspects: Sequence[float], batch_size: int, window: int):
+        self._num_records, self._stream = order._num_records, order._stream
+        self._order, self._aspects = order, np.asarray(aspects, dtype=np.float32)
+        self._shape, self._cached_window = (window, batch_size), (-1, np.empty(0, dtype=np.int64))
+
+    def index_at(self, position: int) -> int:
+        window, offset = divmod(position, int(np.prod(self._shape)))
+        if self._cached_window[0] != window:
+            self._cached_window = (window, self._draw(window))
+        return int(self._cached_window[1][offset])
+
+    def _draw(self, window: int) -> np.ndarray:
+        """The records of a window in their order."""
+        size = int(np.prod(self._shape))
+        records = np.array([self._order.index_at(window * size + offset) for offset in range(size)])
+        batches = records[np.argsort(self._aspects[records], kind="stable")].reshape(self._shape)
+        return np.random.default_rng([*self._stream, 3, window]).permutation(batches).ravel()
+
+
 @contextlib.contextmanager
 def numpy_draws_from(rng: np.random.Generator) -> Iterator[None]:
     """A context in which NumPy's global functions, as Detectron2's augmentations use them, draw from ``rng``.

@@ -16,7 +16,7 @@ from ..datasets.records import Records, check_known
 from ..datasets.shards import InShards, ShardRecords, is_in_shards
 from ..datasets.texts import build_tokenizer
 from ..mappers.captions import ReferenceMapper
-from ..order import CountFrom, RepeatOrder, SampleOrder
+from ..order import CountFrom, RepeatOrder, SampleOrder, ShapeOrder
 from .test import TestLoader
 from .train import TrainingBatches, TrainLoader
 from .transport import Mapper
@@ -46,7 +46,9 @@ def build_task_train_loader(cfg: CfgNode, task_name: str, numbers: Iterable[int]
     batches = TrainingBatches(
         records,
         mapper,
-        _order(records, task, max(cfg.SEED, 0)),
+        _by_shape(
+            _order(records, task, max(cfg.SEED, 0)), records, mapper, batch_size, cfg.DATALOADER.BATCHES_BY_SHAPE
+        ),
         batch_size=batch_size,
         rank=ranks.rank_in_group(),
         world_size=sharers,
@@ -70,6 +72,17 @@ def _order(records: Records | InShards, task: ConfiguredTask, seed: int) -> Samp
         return SampleOrder(len(records), task.name, seed)
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, threshold)
     return RepeatOrder(factors.tolist(), task.name, seed)
+
+
+def _by_shape(
+    order: SampleOrder, records: Records | InShards, mapper: Mapper, batch_size: int, window: int
+) -> SampleOrder:
+    """The order with images of similar shapes in a batch, where their shapes are known and kept."""
+    if not window or getattr(mapper, "makes_squares", False) or isinstance(records, InShards):
+        return order
+    if not all(record.get("width") and record.get("height") for record in records):
+        return order
+    return ShapeOrder(order, [record["width"] / record["height"] for record in records], batch_size, window)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:

@@ -53,6 +53,7 @@ class CaptionedImageMapper(ImageMapper):
         unmirrored = [augmentation for augmentation in augmentations if not isinstance(augmentation, T.RandomFlip)]
         super().__init__(task, None, unmirrored, cfg.INPUT.FORMAT)
         self._tokenizer = tokenizer
+        self.makes_squares = square > 0
 
 
 class CaptionMapper(CaptionedImageMapper):

@@ -252,6 +252,8 @@ class ClassificationMapper(ImageMapper):
         erasing: the probability that a rectangle is erased.
     """
 
+    makes_squares = True
+
     def __init__(
         self,
         task: str,
