@@ -79,6 +79,19 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}" if values else "-"
 
 
+def marks_of(program: str) -> tuple[str, str]:
+    """The lines before and after the table that a program of this folder writes into a document."""
+    return f"<!-- table: written by experiments/{program}.py -->\n", "<!-- end of table -->\n"
+
+
+def write_between_marks(document: Path, program: str, table: str) -> None:
+    """Replace the table that a program has written into a document."""
+    first, last = marks_of(program)
+    before, rest = document.read_text().split(first)
+    text = before + first + table + last + rest.split(last, 1)[1]
+    write_atomically(str(document), lambda file: file.write(text.encode()))
+
+
 def settings_of(pairs: dict[str, Any]) -> list[str]:
     """KEY VALUE pairs in the form that ``load_config`` takes."""
     return [str(text) for pair in pairs.items() for text in pair]
@@ -140,7 +153,7 @@ class Study:
     @property
     def marks(self) -> tuple[str, str]:
         """The lines before and after the table in the document."""
-        return f"<!-- table: written by experiments/{self.name}.py -->\n", "<!-- end of table -->\n"
+        return marks_of(self.name)
 
     def folder_of(self, name: str, seed: int, iterations: int) -> Path:
         return self.output / f"{name.replace(' ', '_')}_{iterations}_{seed}"
@@ -248,11 +261,8 @@ class Study:
 
     def write_document(self, seeds: int, iterations: int) -> None:
         """Write the table between its marks in the document, and print it."""
-        first, last = self.marks
-        before, rest = self.document.read_text().split(first)
         table = self.markdown(seeds, iterations)
-        text = before + first + table + last + rest.split(last, 1)[1]
-        write_atomically(str(self.document), lambda file: file.write(text.encode()))
+        write_between_marks(self.document, self.name, table)
         print(table)
 
     def main(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:

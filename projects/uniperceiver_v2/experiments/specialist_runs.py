@@ -1,0 +1,269 @@
+"""The generalist beside its specialists: models for one task alone, with a given time of one thread.
+
+    python projects/uniperceiver_v2/experiments/specialist_runs.py [--only NAME ...] [--seconds 170 1020] [--seeds 3]
+    DETECTRON2_DATASETS=datasets/development python projects/uniperceiver_v2/experiments/specialist_runs.py
+        --only ResNet --seconds 60 --rates 5e-4 1e-3 2e-3
+
+The first command trains each specialist and compares it with the generalist. The second one chooses a rate, on the
+development tree. specialists/ has a file for each model.
+
+- A specialist trains with this project's loader on the training data of one of the small generalist's tasks, and is
+  evaluated by that task's evaluators.
+- Its time is that of the processor, with one thread, so that other programs do not shorten it. Reading of data counts,
+  evaluation does not. The rate rises for a twentieth of the time and then falls as half a cosine.
+- Every run has its own folder below output/specialist_runs/<split>/ with its report (run.json) and its log
+  (log.jsonl.gz). Finished runs are not repeated, interrupted ones continue from their last checkpoint, and several
+  processes divide the runs among them.
+- At the end, or with --table alone, the table of all finished runs is written into docs/specialists.md. The
+  generalist's figures are those of the results.json in --generalist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
+from specialists import SPECIALISTS, Specialist
+from study import claimed, keep_report, mean_and_spread, report_of, settings_of, write_between_marks
+from torch import nn
+
+from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data import build_task_train_loader, build_test_loader
+from uniperceiver_v2.data.datasets.builtin import datasets_root
+from uniperceiver_v2.data.order import CountFrom
+from uniperceiver_v2.evaluation import build_evaluator
+from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG, write_atomically
+from uniperceiver_v2.reading.weights import read_tensors
+
+CONFIG = TINY_CONFIG
+DOCUMENT = REPOSITORY / "docs" / "specialists.md"
+OUTPUT = Path("output/specialist_runs")
+GENERALISTS = {
+    "`make train`": "output/digit_scenes_tiny*/results.json",
+    "zoo": "zoo/digit_scenes_small/results.json",
+}
+SECONDS = (
+    170.0,
+    1020.0,
+)  # a sixth of the generalist's time, and all of it: docs/specialists.md says how it was measured
+WARM_UP = 0.05  # of the time
+SAVE_PERIOD = 30.0  # seconds of the processor between checkpoints
+LOG_LINES = 50  # of a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A specialist with a time, a peak rate and a seed. ``output`` is the folder of the runs of its split."""
+
+    name: str
+    seconds: float
+    rate: float
+    seed: int
+    output: Path
+
+    @property
+    def specialist(self) -> Specialist:
+        return SPECIALISTS[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return self.output / f"{self.name.replace(' ', '_')}_{self.seconds:g}_{self.rate:g}_{self.seed}"
+
+    def configuration(self) -> CfgNode:
+        return load_config(str(CONFIG), settings_of({"SEED": self.seed, **self.specialist.settings}))
+
+
+def split_of_data() -> str:
+    """ "development" or "test": what the test files of the data are made of."""
+    manifest = json.loads((Path(datasets_root()) / "digit_scenes" / "manifest.json").read_text())
+    return "development" if manifest["arguments"].get("development") else "test"
+
+
+def do(run: Run) -> None:
+    """Train, evaluate and report, unless the run is finished or another process does it."""
+    with claimed(run.folder) as ours:
+        if not ours or report_of(run.folder) is not None:
+            return
+        print(run.folder, flush=True)
+        cfg = run.configuration()
+        torch.manual_seed(run.seed)
+        model = run.specialist.build(cfg)
+        log = train(model, run, cfg)
+        results = {name: evaluate(model, cfg, name, run.folder) for name in run.specialist.tests}
+        lines = "".join(json.dumps(line) + "\n" for line in log).encode()
+        write_atomically(str(run.folder / "log.jsonl.gz"), lambda file: file.write(gzip.compress(lines, mtime=0)))
+        keep_report(
+            run.folder,
+            {
+                "specialist": run.name,
+                "seconds": run.seconds,
+                "rate": run.rate,
+                "seed": run.seed,
+                "split": split_of_data(),
+                "iterations": log[-1]["iteration"],
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "results": results,
+            },
+        )
+        (run.folder / "checkpoint.pth").unlink()
+
+
+def train(model: nn.Module, run: Run, cfg: CfgNode) -> list[dict[str, float]]:
+    """Train for the run's time, from its checkpoint if there is one. Returns the log."""
+    specialist, checkpoint = run.specialist, run.folder / "checkpoint.pth"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=specialist.weight_decay)
+    iteration, used, log = 0, 0.0, []
+    if checkpoint.exists():
+        state = read_tensors(str(checkpoint))
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        iteration, used, log = state["iteration"], state["seconds"], state["log"]
+    batches = iter(build_task_train_loader(cfg, specialist.task, CountFrom(iteration)))
+    model.train()
+    start, saved, losses = time.process_time() - used, used, []
+    while True:
+        optimizer.param_groups[0]["lr"] = run.rate * rate_share(used / run.seconds)
+        loss = model(next(batches))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), specialist.clip)
+        optimizer.step()
+        iteration += 1
+        used = time.process_time() - start
+        losses.append(loss.item())
+        ended = used >= run.seconds
+        if ended or used >= (len(log) + 1) * run.seconds / LOG_LINES:
+            log.append({"iteration": iteration, "seconds": round(used, 1), "loss": sum(losses) / len(losses)})
+            losses = []
+        if ended or used - saved >= SAVE_PERIOD:
+            saved = used
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
+            state |= {"seconds": used, "log": log, "random": torch.get_rng_state()}
+            write_atomically(str(checkpoint), lambda file, state=state: torch.save(state, file))
+        if ended:
+            return log
+
+
+def rate_share(share: float) -> float:
+    """The rate as a share of its peak, at a share of the time."""
+    return max(0.0, min(share / WARM_UP + 0.01, (1 + math.cos(math.pi * share)) / 2))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, cfg: CfgNode, dataset: str, folder: Path) -> dict[str, Any]:
+    """The results of the dataset's own evaluator, whose files go into the folder."""
+    evaluator = build_evaluator(cfg, dataset, str(folder / "inference" / dataset))
+    return inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
+
+
+def reports(output: Path) -> list[dict[str, Any]]:
+    """Those of all finished runs of all splits."""
+    found = (report_of(folder) for folder in sorted(output.glob("*/*_*_*_*")))
+    return [report for report in found if report is not None]
+
+
+def figures_of(name: str) -> Iterator[tuple[str, str, str, str]]:
+    """(figure, dataset, kind of result, key) of a specialist."""
+    for dataset, figures in SPECIALISTS[name].tests.items():
+        for figure, (kind, key) in figures.items():
+            yield figure, dataset, kind, key
+
+
+def comparison(runs: Sequence[Mapping[str, Any]], generalists: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The table of the runs with the chosen rates on test handwriting, beside the generalist."""
+    chosen = [run for run in runs if run["split"] == "test" and run["rate"] == SPECIALISTS[run["specialist"]].rate]
+    times = sorted({run["seconds"] for run in chosen})
+    columns = [*generalists, *(f"specialist, {seconds:g} s" for seconds in times)]
+    lines = [f"| specialist | figure | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
+    for name in SPECIALISTS:
+        for figure, dataset, kind, key in figures_of(name):
+            groups = list(generalists.values())
+            own = [run for run in chosen if run["specialist"] == name]
+            groups += [[run["results"] for run in own if run["seconds"] == seconds] for seconds in times]
+            cells = (_cell([results[dataset][kind][key] for results in group]) for group in groups)
+            lines.append(f"| {name} | {figure} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+    return mean_and_spread(values) + seeds
+
+
+def list_of_runs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a row for each specialist, split, time and rate."""
+    lines = [
+        "| specialist | parameters | split | seconds | rate | seeds | iterations | figures |",
+        "|---|---:|---|---:|---:|---|---:|---|",
+    ]
+
+    def place(run: Mapping[str, Any]) -> tuple:
+        return list(SPECIALISTS).index(run["specialist"]), run["split"], run["seconds"], run["rate"]
+
+    for (_, split, seconds, rate), group in itertools.groupby(sorted(runs, key=place), place):
+        same = list(group)
+        name, parameters = same[0]["specialist"], same[0]["parameters"] / 1e6
+        iterations = f"{sum(run['iterations'] for run in same) / len(same):,.0f}"
+        figures = ", ".join(
+            f"{figure} {mean_and_spread([run['results'][dataset][kind][key] for run in same])}"
+            for figure, dataset, kind, key in figures_of(name)
+        )
+        seeds = ", ".join(str(run["seed"]) for run in same)
+        lines.append(
+            f"| {name} | {parameters:.1f}M | {split} | {seconds:g} | {rate:g} | {seeds} | {iterations} | {figures} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_document(output: Path, generalists: Mapping[str, str]) -> None:
+    """Write the tables of the finished runs into the document, and print them."""
+    runs = reports(output)
+    of_generalists = {
+        name: [json.loads(path.read_text()) for path in sorted(Path().glob(pattern))]
+        for name, pattern in generalists.items()
+    }
+    table = comparison(runs, of_generalists) + "\n" + list_of_runs(runs)
+    write_between_marks(DOCUMENT, "specialist_runs", table)
+    print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=list(SPECIALISTS), default=list(SPECIALISTS), metavar="NAME")
+    parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread's processor time")
+    parser.add_argument("--rates", nargs="+", type=float, help="peak learning rates, in place of the chosen ones")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the runs")
+    parser.add_argument("--table", action="store_true", help="no run, only the table of those that are finished")
+    parser.add_argument(
+        "--generalist",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "PATTERN"),
+        help="a column of the table and its results.json, one for each seed",
+    )
+    args = parser.parse_args(arguments)
+    if not args.table:
+        torch.set_num_threads(1)
+        output = args.output / split_of_data()
+        names = [name for name in args.only if SPECIALISTS[name].can_run()]
+        for seed, seconds, name in itertools.product(range(args.seeds), args.seconds, names):
+            for rate in args.rates or [SPECIALISTS[name].rate]:
+                do(Run(name, seconds, rate, seed, output))
+    write_document(args.output, dict(args.generalist) if args.generalist else GENERALISTS)
+
+
+if __name__ == "__main__":
+    main()
