@@ -29,6 +29,7 @@ COLOURS_RGB = {
     "orange": (248, 142, 26),
     "white": (244, 244, 244),
 }
+Pairs = frozenset[tuple[str, str]]  # of colours and names
 DIGIT_HEIGHTS = (14.0, 40.0)
 CROWD_DIGIT_HEIGHTS = (9.0, 12.0)
 MAX_ROTATION_DEGREES = 15.0
@@ -99,13 +100,16 @@ def draw_single_digit(sample_id: int, size: int = 32) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None = None) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, samples: range, first_label: int | None = None, left_out: Pairs = frozenset()
+) -> Scene:
     """Draws one scene.
 
     Args:
         rng: the only source of randomness.
         samples: the indices of the handwriting samples that may be used.
         first_label: the class of the first digit, to make sure that it occurs.
+        left_out: pairs of colour and name that do not occur.
     """
     num_digits = int(rng.integers(1, 7))
     labels = rng.choice(len(CLASS_NAMES), size=num_digits, p=CLASS_WEIGHTS)
@@ -114,7 +118,7 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
     has_crowd = rng.random() < CROWD_SHARE
     placed = None
     while placed is None:  # if there is no room for the last digits, the whole layout is drawn again
-        placed = _try_layout(rng, samples, labels, has_crowd)
+        placed = _try_layout(rng, samples, labels, has_crowd, left_out)
 
     canvas = _draw_background(rng)
     owner = np.full((SCENE_SIZE, SCENE_SIZE), -1)
@@ -129,15 +133,17 @@ def draw_scene(rng: np.random.Generator, samples: range, first_label: int | None
     return Scene(image, tuple(_annotate(item, owner == index) for index, item in enumerate(placed)), owner)
 
 
-def _try_layout(rng: np.random.Generator, samples: range, labels: np.ndarray, has_crowd: bool) -> list[_Placed] | None:
+def _try_layout(
+    rng: np.random.Generator, samples: range, labels: np.ndarray, has_crowd: bool, left_out: Pairs
+) -> list[_Placed] | None:
     placed: list[_Placed] = []
     if has_crowd:
-        placed.append(_draw_crowd(rng, samples))
+        placed.append(_draw_crowd(rng, samples, left_out))
     max_height = DIGIT_HEIGHTS[1]
     for label in labels:
         for attempt in range(40):
             height = rng.uniform(DIGIT_HEIGHTS[0], max_height)
-            digit = _draw_digit(rng, samples, int(label), height)
+            digit = _draw_digit(rng, samples, int(label), height, left_out)
             if digit is not None and _fits(digit, placed):
                 placed.append(digit)
                 break
@@ -197,7 +203,7 @@ def _render_ink(rng: np.random.Generator, sample_id: int, height: float) -> np.n
     return cv2.warpAffine(glyph, matrix, (width_px, height_px), flags=cv2.INTER_LINEAR)
 
 
-def _draw_digit(rng: np.random.Generator, samples: range, label: int, height: float) -> _Placed | None:
+def _draw_digit(rng: np.random.Generator, samples: range, label: int, height: float, left_out: Pairs) -> _Placed | None:
     sample_id = int(rng.choice(samples_by_class(samples)[label]))
     patch = _render_ink(rng, sample_id, height)
     if max(patch.shape) > SCENE_SIZE:
@@ -206,11 +212,14 @@ def _draw_digit(rng: np.random.Generator, samples: range, label: int, height: fl
     x = int(rng.integers(0, SCENE_SIZE - patch.shape[1] + 1))
     layer = np.zeros((SCENE_SIZE, SCENE_SIZE), np.float32)
     layer[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
-    return _place(layer, label, _draw_colour(rng), (sample_id,))
+    return _place(layer, label, _draw_colour(rng, label, left_out), (sample_id,))
 
 
-def _draw_colour(rng: np.random.Generator) -> str:
-    return list(COLOURS_RGB)[int(rng.integers(len(COLOURS_RGB)))]
+def _draw_colour(rng: np.random.Generator, label: int, left_out: Pairs) -> str:
+    while True:
+        colour = list(COLOURS_RGB)[int(rng.integers(len(COLOURS_RGB)))]
+        if (colour, CLASS_NAMES[label]) not in left_out:
+            return colour
 
 
 def _place(layer: np.ndarray, label: int, colour: str, sample_ids: tuple[int, ...]) -> _Placed:
@@ -221,7 +230,7 @@ def _place(layer: np.ndarray, label: int, colour: str, sample_ids: tuple[int, ..
     return _Placed(label, colour, sample_ids, len(sample_ids) > 1, alpha, ink, box)
 
 
-def _draw_crowd(rng: np.random.Generator, samples: range) -> _Placed:
+def _draw_crowd(rng: np.random.Generator, samples: range, left_out: Pairs) -> _Placed:
     """Four to eight tiny digits of one class and colour in two close rows."""
     label = int(rng.choice(len(CLASS_NAMES), p=CLASS_WEIGHTS))
     sample_ids = rng.choice(samples_by_class(samples)[label], size=int(rng.integers(4, 9)), replace=False)
@@ -236,7 +245,7 @@ def _draw_crowd(rng: np.random.Generator, samples: range) -> _Placed:
         y = top + index // columns * cell + int(rng.integers(0, cell - height + 1))
         x = left + index % columns * cell + int(rng.integers(0, cell - width + 1))
         layer[y : y + height, x : x + width] = patch
-    return _place(layer, label, _draw_colour(rng), tuple(int(i) for i in sample_ids))
+    return _place(layer, label, _draw_colour(rng, label, left_out), tuple(int(i) for i in sample_ids))
 
 
 def _muted_colour(rng: np.random.Generator) -> np.ndarray:

@@ -174,14 +174,19 @@ _TRUE_TEMPLATES = (_phrase_description, _phrase_description, _phrase_extreme, _p
 _FALSE_TEMPLATES = (_phrase_false, _phrase_false, _phrase_relation)
 
 
-def write_phrases(things: Sequence[Thing], rng: np.random.Generator) -> list[Found]:
-    """Different phrases about a scene with at least one digit, those that are true of nothing last."""
+def write_phrases(
+    things: Sequence[Thing], rng: np.random.Generator, may_be_said: Callable[[str], bool] = lambda _: True
+) -> list[Found]:
+    """Different phrases about a scene with at least one digit, those that are true of nothing last. Others than
+    ``may_be_said`` are not written."""
     phrases: dict[str, tuple[int, ...]] = {}
     for templates, count, is_true in ((_TRUE_TEMPLATES, TRUE_PHRASES, True), (_FALSE_TEMPLATES, FALSE_PHRASES, False)):
         written = 0
         for _ in range(_ATTEMPTS):
             found = _one_of(rng, templates)(things, rng)
-            if found is not None and bool(found[1]) == is_true and found[0] not in phrases:
+            if found is None or not may_be_said(found[0]):
+                continue
+            if bool(found[1]) == is_true and found[0] not in phrases:
                 phrases[found[0]] = found[1]
                 written += 1
             if written == count:

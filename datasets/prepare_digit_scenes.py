@@ -2,6 +2,7 @@
 
     python datasets/prepare_digit_scenes.py [--output DIR] [--seed S]
                                             [--train-scenes 4000] [--test-scenes 500] [--development]
+                                            [--leave-out PAIR ...] [--leave-out-phrases FORM ...]
 
 Writes the tree that datasets/README.md describes, in some seconds and without a network. The same arguments give the
 same bytes. A complete tree with the same arguments is not written again. A new tree is written beside its place and
@@ -12,6 +13,11 @@ samples only, test files the last 500 only.
 
 With --development, the last 200 training samples are not used for training and replace the test handwriting. This tree,
 used by DETECTRON2_DATASETS=datasets/development, serves to choose settings without the test files.
+
+With --leave-out "red seven" or another colour and name, no training file shows or mentions such a digit. With
+--leave-out-phrases extreme or relation, training phrases have no such words ("the largest digit", "above a three");
+captions and corpus still have them. Test files stay as they are, so that they ask for what was left out
+(experiments/open_labels.py).
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import time
@@ -33,6 +40,7 @@ import cv2
 import numpy as np
 from digit_scenes_drawing import (
     CLASS_NAMES,
+    COLOURS_RGB,
     SCENE_SIZE,
     Instance,
     draw_scene,
@@ -41,7 +49,7 @@ from digit_scenes_drawing import (
 )
 from digit_scenes_phrases import describe, write_phrases
 from digit_scenes_questions import ANSWER_TYPES, write_questions
-from digit_scenes_texts import Thing, write_captions, write_corpus
+from digit_scenes_texts import Thing, plural, write_captions, write_corpus
 
 FORMAT_VERSION = 5  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
@@ -58,11 +66,45 @@ RARE_BELOW, COMMON_BELOW = 0.13, 0.30
 _TEXT_STREAM, _PHRASE_STREAM, _QUESTION_STREAM = 2, 5, 6
 
 
+FORMS = {
+    "extreme": "largest|smallest|leftmost|rightmost|highest|lowest",
+    "relation": "to the left of|to the right of|above|below",
+}
+
+
+class LeftOut(NamedTuple):
+    """What training files do not have: digits such as "red seven", and forms of phrases, names of ``FORMS``."""
+
+    digits: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        return frozenset(_pair_of(digit) for digit in self.digits)
+
+    def is_mentioned(self, text: str, with_forms: bool = False) -> bool:
+        """Whether a text names one of the digits or, with ``with_forms``, has one of the forms."""
+        words = [f"{colour} (?:{name}|{plural(name)})" for colour, name in self.pairs]
+        words += [FORMS[form] for form in self.forms] if with_forms else []
+        return bool(words) and re.search(rf"\b(?:{'|'.join(words)})\b", text) is not None
+
+
+NOTHING = LeftOut()
+
+
+def _pair_of(digit: str) -> tuple[str, str]:
+    colour, _, name = digit.partition(" ")
+    if colour not in COLOURS_RGB or name not in CLASS_NAMES:
+        raise ValueError(f"{digit!r} is no digit of digit_scenes: say a colour and a name, such as 'red seven'")
+    return colour, name
+
+
 class Source(NamedTuple):
-    """The source of a split: its handwriting samples, and the number of its random stream."""
+    """The source of a split: its handwriting samples, the number of its random stream, and what it does not have."""
 
     samples: range
     stream: int
+    left_out: LeftOut = NOTHING
 
 
 SOURCES = {"train": Source(range(1297), 0), "test": Source(range(1297, 1797), 1)}
@@ -81,11 +123,16 @@ def main() -> None:
     parser.add_argument("--train-scenes", type=int, default=4000)
     parser.add_argument("--test-scenes", type=int, default=500)
     parser.add_argument("--development", action="store_true", help="test on held out training handwriting")
+    parser.add_argument("--leave-out", nargs="+", default=(), metavar="DIGIT", help='such as "red seven"; of training')
+    parser.add_argument("--leave-out-phrases", nargs="+", default=(), choices=FORMS, help="forms; of training phrases")
     args = parser.parse_args()
+    left_out = LeftOut(tuple(args.leave_out), tuple(args.leave_out_phrases))
+    if any(left_out) and args.output is None:
+        parser.error("--leave-out needs an --output of its own")
     output = args.output or (root / "development" if args.development else root) / "digit_scenes"
     started = time.perf_counter()
     try:
-        written = prepare(output, args.seed, args.train_scenes, args.test_scenes, args.development)
+        written = prepare(output, args.seed, args.train_scenes, args.test_scenes, args.development, left_out)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     done = f"written in {time.perf_counter() - started:.1f} s" if written else "already there"
@@ -93,19 +140,26 @@ def main() -> None:
 
 
 def prepare(
-    output: Path, seed: int = 0, train_scenes: int = 4000, test_scenes: int = 500, development: bool = False
+    output: Path,
+    seed: int = 0,
+    train_scenes: int = 4000,
+    test_scenes: int = 500,
+    development: bool = False,
+    left_out: LeftOut = NOTHING,
 ) -> bool:
-    """Writes a digit_scenes tree, or a development tree, to ``output``.
+    """Writes a digit_scenes tree, or a development tree, to ``output``, its training files without ``left_out``.
 
     Returns:
         False if a complete tree with the same arguments is there already.
 
     Raises:
-        ValueError: a split has fewer than one scene, or the seed is negative.
+        ValueError: a split has fewer than one scene, the seed is negative, or no colour is left of a name.
         FileExistsError: ``output`` has files that this program did not write.
     """
     if train_scenes < 1 or test_scenes < 1 or seed < 0:
         raise ValueError("--train-scenes and --test-scenes must be positive, --seed not negative")
+    if any({(colour, name) for colour in COLOURS_RGB} <= left_out.pairs for name in CLASS_NAMES):
+        raise ValueError("--leave-out has to leave a colour of each name")
     output = Path(os.path.abspath(output))
     arguments = {
         "seed": seed,
@@ -113,6 +167,7 @@ def prepare(
         "test_scenes": test_scenes,
         "version": FORMAT_VERSION,
         **({"development": True} if development else {}),
+        **({"left_out": [list(left_out.digits), list(left_out.forms)]} if any(left_out) else {}),
     }
     manifest = _read_manifest(output)
     if manifest is None and output.exists() and any(output.iterdir()):
@@ -123,7 +178,8 @@ def prepare(
     _remove_abandoned(output)
     staging = output.parent / f".{output.name}.{os.getpid()}"
     try:
-        sources = DEVELOPMENT_SOURCES if development else SOURCES
+        sources = dict(DEVELOPMENT_SOURCES if development else SOURCES)
+        sources["train"] = sources["train"]._replace(left_out=left_out)
         _write_tree(staging, seed, {"train": train_scenes, "test": test_scenes}, sources)
         _write_json(staging / MANIFEST, {"arguments": arguments, "files": _file_sizes(staging)})
         if output.exists():
@@ -184,6 +240,7 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
     corpus = dict(zip(SPLITS, write_corpus(rng), strict=True))
     captions = {caption for scene in scenes["train"] for caption in scene["captions"]}
     corpus["test"] = [line for line in corpus["test"] if line not in captions]
+    corpus["train"] = [line for line in corpus["train"] if not sources["train"].left_out.is_mentioned(line)]
     for split in SPLITS:
         (root / f"corpus/{split}.txt").write_text("\n".join(corpus[split]) + "\n")
 
@@ -213,7 +270,8 @@ def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Sourc
     """Draws, describes and writes one scene. Returns the facts that the annotation files need."""
     rng = np.random.default_rng([seed, source.stream, index])
     # The first ten scenes show one class each, so that even a tiny data set has images of every category.
-    scene = draw_scene(rng, source.samples, first_label=index if index < len(CLASS_NAMES) else None)
+    first_label = index if index < len(CLASS_NAMES) else None
+    scene = draw_scene(rng, source.samples, first_label, source.left_out.pairs)
     image_id = first_id + index
     file_name = f"{image_id:012d}.png"
     _write_png(root / "images" / split / file_name, scene.image)
@@ -221,13 +279,14 @@ def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Sourc
     ids = np.where(scene.owner < 0, len(scene.instances), scene.owner) + 1
     _write_png(root / "panoptic" / split / file_name, np.stack([ids, 0 * ids, 0 * ids], axis=2).astype(np.uint8))
     things = [Thing(CLASS_NAMES[i.label], i.colour, i.box, i.is_crowd) for i in scene.instances]
+    phrase_rng = np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])
     return {
         "id": image_id,
         "file_name": file_name,
         "instances": scene.instances,
         "areas": np.bincount(ids.ravel(), minlength=len(scene.instances) + 2)[1:].tolist(),
         "captions": write_captions(things, rng),
-        "phrases": write_phrases(things, np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])),
+        "phrases": write_phrases(things, phrase_rng, lambda text: not source.left_out.is_mentioned(text, True)),
         "regions": [() if thing.is_crowd else describe(thing) for thing in things],
         "questions": write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index])),
     }

@@ -171,7 +171,7 @@ def test_a_crowd_makes_phrases_about_its_like_ambiguous():
 
 def test_the_other_files_do_not_depend_on_the_phrases(prepare, tmp_path, monkeypatch):
     prepare(tmp_path / "with", train_scenes=4, test_scenes=2)
-    monkeypatch.setattr("prepare_digit_scenes.write_phrases", lambda things, rng: [])
+    monkeypatch.setattr("prepare_digit_scenes.write_phrases", lambda *_: [])
     prepare(tmp_path / "without", train_scenes=4, test_scenes=2)
     for path in (tmp_path / "with").rglob("*.*"):
         if path.is_file() and not path.name.startswith(("phrases_", "manifest")):

@@ -1,6 +1,6 @@
 """The generalist beside its specialists: models for one task alone, with a given time of one thread.
 
-    python projects/uniperceiver_v2/experiments/specialist_runs.py [--only NAME ...] [--seconds 170 1020] [--seeds 3]
+    python projects/uniperceiver_v2/experiments/specialist_runs.py [--only NAME ...] [--seconds 180 1100] [--seeds 3]
     DETECTRON2_DATASETS=datasets/development python projects/uniperceiver_v2/experiments/specialist_runs.py
         --only ResNet --seconds 60 --rates 5e-4 1e-3 2e-3
 

@@ -227,10 +227,11 @@ class Study:
                     yield seed, report
 
     def values_of(self, arms: Sequence[str], metric: str, seeds: int, iterations: int) -> list[float]:
-        """The values of a metric, one for each seed, from those of the arms that were tested for it."""
+        """The values of a metric, one for each seed that has it, from those of the arms that were tested for it."""
         task, kind, key = self.metrics[metric]
         tested = [name for name in arms if task in self.tasks_of(name)]
-        return [run["results"][self.tests[task]][kind][key] for _, run in self.reports(tested, seeds, iterations)]
+        runs = [run["results"][self.tests[task]][kind] for _, run in self.reports(tested, seeds, iterations)]
+        return [results[key] for results in runs if key in results]
 
     def markdown(self, seeds: int, iterations: int) -> str:
         """The table of the finished runs, and a sentence about their number, settings and dates."""
