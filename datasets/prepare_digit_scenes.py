@@ -26,7 +26,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import sys
 import time
@@ -47,9 +46,10 @@ from digit_scenes_drawing import (
     draw_single_digit,
     handwriting,
 )
+from digit_scenes_left_out import FORMS, NOTHING, LeftOut
 from digit_scenes_phrases import describe, write_phrases
 from digit_scenes_questions import ANSWER_TYPES, write_questions
-from digit_scenes_texts import Thing, plural, write_captions, write_corpus
+from digit_scenes_texts import Thing, write_captions, write_corpus
 
 FORMAT_VERSION = 5  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
@@ -64,39 +64,6 @@ RARE_BELOW, COMMON_BELOW = 0.13, 0.30
 # Seeds: (seed, stream of a split, index) draws a scene and its captions, (seed, _TEXT_STREAM) the corpus,
 # (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases, with _QUESTION_STREAM its questions.
 _TEXT_STREAM, _PHRASE_STREAM, _QUESTION_STREAM = 2, 5, 6
-
-
-FORMS = {
-    "extreme": "largest|smallest|leftmost|rightmost|highest|lowest",
-    "relation": "to the left of|to the right of|above|below",
-}
-
-
-class LeftOut(NamedTuple):
-    """What training files do not have: digits such as "red seven", and forms of phrases, names of ``FORMS``."""
-
-    digits: tuple[str, ...] = ()
-    forms: tuple[str, ...] = ()
-
-    @property
-    def pairs(self) -> frozenset[tuple[str, str]]:
-        return frozenset(_pair_of(digit) for digit in self.digits)
-
-    def is_mentioned(self, text: str, with_forms: bool = False) -> bool:
-        """Whether a text names one of the digits or, with ``with_forms``, has one of the forms."""
-        words = [f"{colour} (?:{name}|{plural(name)})" for colour, name in self.pairs]
-        words += [FORMS[form] for form in self.forms] if with_forms else []
-        return bool(words) and re.search(rf"\b(?:{'|'.join(words)})\b", text) is not None
-
-
-NOTHING = LeftOut()
-
-
-def _pair_of(digit: str) -> tuple[str, str]:
-    colour, _, name = digit.partition(" ")
-    if colour not in COLOURS_RGB or name not in CLASS_NAMES:
-        raise ValueError(f"{digit!r} is no digit of digit_scenes: say a colour and a name, such as 'red seven'")
-    return colour, name
 
 
 class Source(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def left_out(prepare):
-    from prepare_digit_scenes import LeftOut
+    from digit_scenes_left_out import LeftOut
 
     return LeftOut(("red seven", "white one", "blue six"), ("extreme",))
 
