@@ -1,6 +1,8 @@
 """The transport from workers: batches arrive unchanged, and errors are raised as in the worker."""
 
 import itertools
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,3 +75,15 @@ def test_packing_keeps_content_and_makes_tensors_that_can_be_changed():
     unpacked["instances"].gt_boxes.tensor.mul_(2)
     assert not torch.equal(unpacked["image"], sample["image"])
     assert not torch.equal(unpacked["instances"].gt_boxes.tensor, instances.gt_boxes.tensor)
+
+
+@pytest.mark.parametrize(("left", "warns"), [(4000, True), (2**30, False)])
+def test_little_shared_memory_is_told(monkeypatch, caplog, left, warns):
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=left, f_frsize=1))
+    monkeypatch.setattr(logging.getLogger("uniperceiver_v2"), "propagate", True)
+    batches = iter(train_loader(lambda record: {"image": torch.zeros(1000)}, 1))
+    next(batches)
+    next(batches)
+    told = [x.getMessage() for x in caplog.records if "shared memory" in x.getMessage()]
+    assert len(told) == warns
+    assert all("boats" in x and "--shm-size" in x and "NUM_WORKERS" in x for x in told)

@@ -28,6 +28,7 @@ from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
+from .patient_evaluation import PatientEvaluator
 from .pictures import PredictionPictures
 from .pretrained_parts import load_pretrained_parts
 from .progress import ProgressBar, TaskProgressPrinter
@@ -239,7 +240,7 @@ class UniPerceiverTrainer(DefaultTrainer):
                     kind.before_evaluation(cfg, model, own)
         if comm.is_main_process() and (routes := expert_routes(model)):
             logger.info("experts of the decoder (weights) for each kind of token:\n%s", routes_table(routes))
-        results = super().test(cfg, model, evaluators)
+        results = super().test(cfg, model, [PatientEvaluator(evaluator) for evaluator in evaluators])
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod

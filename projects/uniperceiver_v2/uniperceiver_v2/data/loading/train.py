@@ -14,6 +14,7 @@ from ..datasets.records import Records
 from ..datasets.shards import InShards
 from ..order import SampleOrder, numpy_draws_from
 from .ahead import NOT_HERE, is_fetching
+from .shared_memory import warn_of_shared_memory
 from .transport import Batch, Mapper, UserErrorsAsValues, pack, raise_user_errors, unpack
 from .workers import WorkerDied, Workers
 
@@ -144,6 +145,8 @@ class TrainLoader:
             workers = self._start_workers(done)
             try:
                 for loaded in workers:
+                    if done == 0 and self.num_workers:
+                        warn_of_shared_memory(self._task_name, loaded.nbytes, self.num_workers)
                     yield self._answer_for(loaded)
                     done, failures = done + 1, 0
             except WorkerDied as death:

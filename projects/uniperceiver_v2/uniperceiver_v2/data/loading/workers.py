@@ -67,6 +67,8 @@ def _check(processes: list[BaseProcess]) -> None:
 def _ending(exitcode: int) -> str:
     if exitcode >= 0:
         return f"ended with code {exitcode}"
+    if exitcode == -signal.SIGBUS:
+        return "was killed by SIGBUS: is the shared memory in /dev/shm full?"
     with contextlib.suppress(ValueError):
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"was killed by signal {-exitcode}"
