@@ -27,6 +27,7 @@ from ...files import write_atomically
 from ...reading import LARGEST_FILE, members_of, patiently
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
+from .shard_index import Entry, indexed
 from .texts import tidy
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ T = TypeVar("T")
 _IMAGE, _CAPTION = slice(0, 2), slice(2, 4)
 _BY_SUFFIX = {"jpg": _IMAGE, "jpeg": _IMAGE, "png": _IMAGE, "webp": _IMAGE, "txt": _CAPTION}
 _INDEX_VERSION = 1
+_NEAR = 2**15  # bytes between an image and its caption, such as headers and metadata, that are read with them
 _SECONDS_BETWEEN_MESSAGES = 30
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -74,7 +76,7 @@ class InShards:
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return int(self._ends[-1]) if self._sizes else 0
 
     def order(self, task: str, seed: int) -> ShardOrder:
         """The order in which a task goes through the records."""
@@ -107,13 +109,14 @@ class ShardRecords(InShards):
         image_at, image_size, caption_at, caption_size = shard.members[place].tolist()
         if not (image_at and caption_at):
             raise UnreadableImage(f"{file_name} has no {'caption' if image_at else 'image'}")
-        caption = tidy(_read(shard, caption_at, caption_size, file_name).decode("utf-8", "replace"))
+        image, caption = _read_both(shard, (image_at, image_size), (caption_at, caption_size), file_name)
+        caption = tidy(caption.decode("utf-8", "replace"))
         if not caption:
             raise UnreadableImage(f"{file_name} has an empty caption")
         return {
             "file_name": file_name,
             "image_id": f"{os.path.basename(shard.path)}/{name}",
-            "image_bytes": _read(shard, image_at, image_size, file_name),
+            "image_bytes": image,
             "captions": [caption],
         }
 
@@ -127,7 +130,23 @@ def register_image_text_shards(name: str, shards: str | Sequence[str], **metadat
             example "{00000..00099}.tar". They are searched when the dataset is first loaded.
         metadata: further metadata.
     """
-    register_shards(name, shards, lambda paths: ShardRecords(load_each(paths, _load_shard)), **metadata)
+    register_shards(name, shards, _load_pairs, **metadata)
+
+
+def _load_pairs(paths: Sequence[str]) -> ShardRecords:
+    entries = indexed(paths)
+    if entries is None:
+        return ShardRecords(load_each(paths, _load_shard))
+    return ShardRecords([Shard(x.path, Stamp(x.size, x.modified), x.keys, x.members) for x in entries])
+
+
+def entry_of(path: str) -> Entry:
+    """What an index of many shards has of the one at this path, from its headers.
+
+    Raises:
+        UserError: the file is not an uncompressed tar, or a header in it is damaged.
+    """
+    return Entry(path, *_stamp(os.stat(path)), *_read_headers(path))
 
 
 def register_shards(
@@ -142,7 +161,7 @@ def register_shards(
     patterns = [shards] if isinstance(shards, str) else list(shards)
     register_dataset(
         name,
-        lambda: load([path for pattern in patterns for path in _find(pattern)]),
+        lambda: load([path for pattern in patterns for path in find_shards(pattern)]),
         source=patterns[0] if patterns else name,
         in_shards=True,
         **metadata,
@@ -154,13 +173,13 @@ def is_in_shards(name: str) -> bool:
     return name in DatasetCatalog and MetadataCatalog.get(name).get("in_shards", False)
 
 
-def _find(pattern: str) -> list[str]:
+def find_shards(pattern: str) -> list[str]:
     """The paths that fit a pattern. A range of numbers gives all its paths, so that a missing one is noticed."""
     pattern = os.path.expanduser(pattern)
     if found := _RANGE.search(pattern):
         first, last = found.groups()
         numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        return [path for number in numbers for path in _find(pattern.replace(found.group(), number, 1))]
+        return [path for number in numbers for path in find_shards(pattern.replace(found.group(), number, 1))]
     if not any(sign in pattern for sign in "*?["):
         return [os.path.abspath(pattern)]
     if paths := sorted(glob.glob(pattern)):
@@ -234,9 +253,19 @@ def _add_member(pairs: dict[str, list[int]], member: tarfile.TarInfo) -> None:
         pairs.setdefault(os.path.join(folder, stem), [0] * 4)[columns] = member.offset_data, member.size
 
 
-def _read(shard: Shard, offset: int, size: int, file_name: str) -> bytes:
-    """The content of a member, of an image or a caption."""
-    return read_part(shard.path, shard.stamp, offset, size, file_name)
+def _read_both(shard: Shard, image: tuple[int, int], caption: tuple[int, int], file_name: str) -> tuple[bytes, bytes]:
+    """The contents of an image and a caption, given by offset and size. They mostly lie next to each other, and then
+    are read at once: on a disk of the network, a second read takes as long as the first."""
+
+    def read(offset: int, size: int) -> bytes:
+        return read_part(shard.path, shard.stamp, offset, size, file_name)
+
+    first, end = min(image[0], caption[0]), max(sum(image), sum(caption))
+    if image[1] + caption[1] + _NEAR < end - first or min(image[1], caption[1]) < 0:
+        return read(*image), read(*caption)
+    together = read(first, end - first)
+    of_image, of_caption = (together[offset - first :][:size] for offset, size in (image, caption))
+    return of_image, of_caption
 
 
 def read_part(path: str, stamp: Stamp, offset: int, size: int, file_name: str) -> bytes:
@@ -251,7 +280,7 @@ def read_part(path: str, stamp: Stamp, offset: int, size: int, file_name: str) -
         UnreadableImage: the part is too large, or the shard ends before it.
         UserError: the shard has been changed.
     """
-    if offset + size > stamp.size:
+    if min(offset, size) < 0 or offset + size > stamp.size:
         raise UnreadableImage(f"{file_name}: the shard is cut short here")
     if size > LARGEST_FILE:
         raise UnreadableImage(f"{file_name} has {size} bytes, more than {LARGEST_FILE}")
