@@ -17,6 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from uniperceiver_v2.modeling.texts_in_parts import TextsInParts
 from uniperceiver_v2.tasks import RETRIEVAL, RetrievalTask
 
 NAMES = ("zero", "one", "two", "three", "seven")
@@ -34,6 +35,8 @@ OBJECTS = {
     "one object in all": (1, 0, 0, 0),
     "nothing to detect": (0, 0, 0, 0),
 }
+# Whose candidates all ranks have: five names, or a vocabulary of 509 words.
+SPLIT = ("detection", "classification", "captioning", "language modelling")
 TOLERANCE = 1e-9  # of a parameter's largest gradient
 Outcome = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]  # losses, gradients, accuracies
 
@@ -168,6 +171,17 @@ def batches(model) -> dict[str, list[dict]]:
     }
 
 
+@contextlib.contextmanager
+def counted_texts(model) -> Iterator[list[int]]:
+    """In this context, the list gets the number of short texts of each pass of the text encoder: words and names."""
+    counts = []
+    hook = model.text_encoder.register_forward_pre_hook(
+        lambda _, arguments: counts.append(len(arguments[0]) if arguments[0].shape[1] <= 4 else 0)
+    )
+    yield counts
+    hook.remove()
+
+
 def train_on_a_half(rank: int, folder: str) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
@@ -176,6 +190,11 @@ def train_on_a_half(rank: int, folder: str) -> None:
     model, batches = torch.load(f"{folder}/given.pth", weights_only=False)
     with float64_without_chance():
         found = {name: outcome(model, halves(batch)[rank]) for name, batch in batches.items()}
+        model.texts_in_parts = TextsInParts(at_once=100, split=True)
+        with counted_texts(model) as counts:
+            for name in SPLIT:
+                found[f"{name}, split"] = outcome(model, halves(batches[name])[rank])
+        found["texts at once"] = max(counts), 3 in counts
     torch.save(found, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -187,6 +206,7 @@ def test_two_ranks_learn_as_one(model, batches, tmp_path):
         expected = {name: outcome(model, batch) for name, batch in batches.items()}
         alone = batches["retrieval, each rank alone"]
         expected["retrieval, each rank alone"] = *combine(*(outcome(model, x) for x in halves(alone)), 0.5), None
+        expected |= {f"{name}, split": expected[name] for name in SPLIT}
     while not processes.join():
         pass
     ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
@@ -200,6 +220,7 @@ def test_two_ranks_learn_as_one(model, batches, tmp_path):
         if accuracies is not None:
             means = {key: (first[2][key] + second[2][key]) / 2 for key in first[2]}
             assert means == pytest.approx(accuracies), name
+    assert [rank["texts at once"] for rank in ranks] == 2 * [(100, True)]
     gathered, alone = (expected[name][1] for name in ("retrieval", "retrieval, each rank alone"))
     assert worst_difference(alone, gathered) > 0.1
 

@@ -144,7 +144,9 @@ def test_training_draws_a_prompt_of_the_ensemble(tiny_config, digits, monkeypatc
     model, seen = build_model(tiny_config), []
     encode = model.encode_candidates_and_alignment_targets
     monkeypatch.setattr(
-        model, "encode_candidates_and_alignment_targets", lambda texts: seen.append(texts[0]) or encode(texts)
+        model,
+        "encode_candidates_and_alignment_targets",
+        lambda texts, shared: seen.append(texts[0]) or encode(texts, shared=shared),
     )
     for seed in range(2):
         torch.manual_seed(seed)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from uniperceiver_v2.modeling.decoder import TEXT_TO_TEXT
 from uniperceiver_v2.modeling.likelihood import Likelihood, directions
+from uniperceiver_v2.modeling.texts_in_parts import TextsInParts
+from uniperceiver_v2.shared_noise import noise_of_step
 from uniperceiver_v2.tasks.vocabulary import vocabulary_logits
 
 TEMPERATURE = 0.3
@@ -18,14 +20,15 @@ TEMPERATURE = 0.3
 class FakeModel:
     """Words are rows of a table. Records the words that were encoded."""
 
-    def __init__(self, words: int, dim: int = 6, seed: int = 0):
+    def __init__(self, words: int, dim: int = 6, seed: int = 0, split: bool = False):
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randn(words, dim, generator=generator).requires_grad_()
         self.likelihood = Likelihood(TEMPERATURE)
         self.text_encoder = SimpleNamespace(vocab_size=words)
+        self.texts_in_parts = TextsInParts(split=split)
         self.encoded: list[list[int]] = []
 
-    def encode_vocabulary(self, token_ids: torch.Tensor, task) -> torch.Tensor:
+    def encode_vocabulary(self, token_ids: torch.Tensor, task, shared: bool = False) -> torch.Tensor:
         assert task is TEXT_TO_TEXT
         self.encoded.append(token_ids.tolist())
         return self.table[token_ids]
@@ -109,3 +112,25 @@ def test_loss_and_gradients_are_those_of_a_plain_formula(sample):
     for ours, theirs in zip(found, torch.autograd.grad(plain, [features64, table64, scale64]), strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sample", [7])
+@torch.no_grad()
+def test_a_sample_that_ranks_share_is_right_in_expectation_too(sample):
+    model, features = FakeModel(40, split=True), torch.randn(4, 6)
+    targets = torch.tensor([3, 17, 3, 0])
+    whole = plain_logits(features, model.table, TEMPERATURE).double()
+    sums = []
+    for iteration in range(500):
+        with noise_of_step(0, iteration):
+            logits, labels = vocabulary_logits(model, features, targets, TEXT_TO_TEXT, sample)
+        assert torch.allclose(logits.gather(1, labels[:, None]), whole.gather(1, targets[:, None]).float(), atol=1e-5)
+        sums.append(logits.double().exp().sum(1))
+    error = torch.stack(sums).std(0) / math.sqrt(len(sums))
+    assert ((torch.stack(sums).mean(0) - whole.exp().sum(1)).abs() < 4 * error).all()
+    shared = [tuple(words) for words in model.encoded if len(words) == sample]
+    assert len(set(shared)) > 450, "an iteration has the sample of another"
+    # Another rank has other targets and the same sample.
+    with noise_of_step(0, 499):
+        vocabulary_logits(model, features, torch.tensor([9]), TEXT_TO_TEXT, sample)
+    assert tuple(model.encoded[-2]) == shared[-1]

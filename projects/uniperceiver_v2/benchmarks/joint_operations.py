@@ -2,9 +2,10 @@
 
     python projects/uniperceiver_v2/benchmarks/joint_operations.py [--models r50 swin_base swin_large] [--ranks 32]
 
-The first table has the forward pass of each task: TFLOP of an image (or text), and TFLOP of the candidates, which each
-rank encodes for itself in each iteration. Parameters and activations are on the meta device, where PyTorch counts
-products and convolutions. What only training has is not counted: denoising queries and losses.
+The first table has the forward pass of each task: TFLOP of an image (or text), and TFLOP of the candidates, which the
+ranks share in each iteration (`CANDIDATES.SPLIT`), or else each encodes for itself. Parameters and activations are on
+the meta device, where PyTorch counts products and convolutions. What only training has is not counted: denoising
+queries and losses.
 
 The second table has the whole run. A backward pass counts twice its forward pass, and a part with activation
 checkpointing passes forwards twice. Experts are counted as the dense network of the same width.
@@ -126,7 +127,8 @@ def main() -> None:
                 image, candidates = of_task(counted, cfg, task)
                 forward.append(f"| {model} | {task} | {image.total() / 1e12:.3f} | {candidates.total() / 1e12:.3f} |")
                 draws, batch = ratio * cfg.SOLVER.MAX_ITER, cfg.TASKS[task].IMS_PER_BATCH
-                of_names = draws * args.ranks * trained(candidates, cfg)
+                encoders = 1 if cfg.MODEL.UNIPERCEIVER_V2.CANDIDATES.SPLIT else args.ranks
+                of_names = draws * encoders * trained(candidates, cfg)
                 whole = draws * batch * trained(image, cfg) + of_names
                 totals += Counter(whole=whole, names=of_names)
                 runs.append(

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from uniperceiver_v2.modeling.image_encoder import criterion as criterion_module
 from uniperceiver_v2.modeling.image_encoder.criterion import (
     RegionCriterion,
     RegionPredictions,
@@ -387,3 +388,31 @@ def test_dense_losses_of_nothing_teach_background():
     sum(losses.values()).backward()
     assert torch.equal(dense.objectness.grad > 0, dense.valid)
     assert not dense.boxes.grad.any()
+
+
+@pytest.mark.parametrize("masks_in_boxes", [True, False])
+def test_masks_that_are_compared_in_parts_have_the_same_losses_and_gradients(monkeypatch, masks_in_boxes):
+    fixed = torch.rand(2 * POINTS * 3, 2)  # each row of points has the same numbers, in whatever order rows are drawn
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda x: x.copy_(fixed[: x.shape[1]].expand_as(x)))
+    targets = make_targets()
+    targets.with_mask = targets.valid.clone()
+    targets.with_mask[2, 1] = False
+    denoising = make_denoising_queries(targets, near_misses=6, box_noise=0.5)
+    predictions = make_predictions(denoising.boxes.shape[1] + QUERIES)
+    pixels, seen = torch.randn(BATCH, DIM, 4, 4, requires_grad=True), []
+    leaves = predictions.mask_embeddings, pixels
+
+    def losses(kept: int) -> tuple:
+        monkeypatch.setattr(criterion_module, "MASKS_KEPT", kept)
+        criterion = make_criterion(masks_in_boxes)
+        compare = criterion._compared_masks
+        criterion._compared_masks = lambda logits, *rest: seen.append(len(logits)) or compare(logits, *rest)
+        matches = Matches(*torch.tensor(PLACES).T)
+        found, _ = criterion.losses(predictions, matches, pixels, targets, 5.0, denoising)
+        return found, torch.autograd.grad(found["mask"] + found["dice"], leaves)
+
+    whole, parts = losses(2**26), losses(4 * 4 * 4 * 4)  # four masks of 4 x 4 at a time
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+    assert seen[0] == len(PLACES) + 24
+    # 16 matches of the first image and 18 of the third, once more in the backward pass
+    assert sorted(seen[1:]) == sorted(2 * (4 * [4] + 4 * [4] + [2]))

@@ -108,6 +108,13 @@ def _add_model_config(cfg: CN) -> None:
     node.TEXT_ENCODER = CN()
     node.TEXT_ENCODER.PATH = ""  # directory of a Hugging Face text encoder and its tokenizer
 
+    # Candidates in training, such as a thousand class names or four thousand words.
+    node.CANDIDATES = CN()
+    # So many are encoded at a time, and again in the backward pass, which saves memory; 0 for all at once.
+    node.CANDIDATES.AT_ONCE = 0
+    # Each process of a task group encodes its share of the names, and all draw the same sample of the vocabulary.
+    node.CANDIDATES.SPLIT = False
+
     node.DECODER = CN()
     node.DECODER.LAYERS = 6
     node.DECODER.HEADS = 12

@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"{_MODEL}.{key}": (1, LARGEST_SIZE) for key in ("EMBED_DIM", "ATTENTION_POOLS")},
     **{f"{_MODEL}.DECODER.{key}": (1, LARGEST_SIZE) for key in ("LAYERS", "HEADS", "FFN_DIM")},
     f"{_MODEL}.DECODER.EXPERTS": (0, LARGEST_SIZE),
+    f"{_MODEL}.CANDIDATES.AT_ONCE": (0, 2**20),
     **{
         f"{_MODEL}.REGION.{key}": (1, LARGEST_SIZE)
         for key in ("DIM", "MASK_DIM", "HEADS", "POINTS", "FFN_DIM", "DECODER_LAYERS", "NUM_QUERIES")

@@ -22,6 +22,7 @@ from .image_encoder.structures import has_padding, valid_pixels
 from .layers import WeightCache, checkpoint_blocks
 from .likelihood import Likelihood, directions
 from .text_encoder import TextEncoder
+from .texts_in_parts import TextsInParts
 
 VOCABULARY_CHUNK = 8192  # the most words that are encoded at once, which bounds the memory
 
@@ -35,6 +36,7 @@ class UniPerceiver(nn.Module):
     Args:
         image_encoder, text_encoder, decoder, likelihood: f_image, f_text, g and cos/τ.
         pixel_mean, pixel_std: mean and standard deviation of the three channels of INPUT.FORMAT, in 0..255.
+        texts_in_parts: how training encodes candidates. None for all at once in every process.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class UniPerceiver(nn.Module):
         likelihood: Likelihood,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        texts_in_parts: TextsInParts | None = None,
     ):
         super().__init__()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.decoder, self.likelihood = decoder, likelihood
+        self.texts_in_parts = texts_in_parts or TextsInParts()
         self._candidates = WeightCache((text_encoder, decoder))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
@@ -59,17 +63,18 @@ class UniPerceiver(nn.Module):
         """The initialiser's arguments from a configuration."""
         # The order decides which random weights a seed gives to each part.
         image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
-        parts = cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING
-        _checkpoint_activations(image_encoder, text_encoder, decoder, parts)
-        if cfg.MODEL.UNIPERCEIVER_V2.DECODER.COMPILE:
+        node = cfg.MODEL.UNIPERCEIVER_V2
+        _checkpoint_activations(image_encoder, text_encoder, decoder, node.ACTIVATION_CHECKPOINTING)
+        if node.DECODER.COMPILE:
             compile_decoder(decoder, cfg.MODEL.DEVICE)
         return {
             "image_encoder": image_encoder,
             "text_encoder": text_encoder,
             "decoder": decoder,
-            "likelihood": Likelihood(cfg.MODEL.UNIPERCEIVER_V2.TEMPERATURE),
+            "likelihood": Likelihood(node.TEMPERATURE),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "texts_in_parts": TextsInParts(node.CANDIDATES.AT_ONCE, node.CANDIDATES.SPLIT),
         }
 
     @property
@@ -128,35 +133,50 @@ class UniPerceiver(nn.Module):
         return self._candidates.get((texts, task), encode)
 
     def encode_candidates_and_alignment_targets(
-        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
+        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT, shared: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """For training: `encode_candidates` and `alignment_targets`, [C,d] each, from one pass of the text encoder."""
-        candidates, means = self.encode_candidates_and_means(texts, task)
+        """For training: `encode_candidates` and `alignment_targets`, [C,d] each, from one pass of the text encoder.
+        `shared` as in `encode_candidates_and_means`."""
+        candidates, means = self.encode_candidates_and_means(texts, task, shared)
         return candidates, means - means.mean(0)
 
     def encode_candidates_and_means(
-        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT
+        self, texts: tuple[str, ...], task: TaskModalities = IMAGE_TO_TEXT, shared: bool = False
     ) -> tuple[Tensor, Tensor]:
         """For training: `encode_candidates` and each text's mean token [C,d], without gradients, by one pass of the
-        text encoder. A caller whose texts differ from batch to batch makes its targets of alignment from the means."""
-        token_ids, valid = self.text_encoder.tokenize(texts)
-        tokens = self.text_encoder(token_ids, valid)
-        return directions(self._decode_texts(tokens, valid, task)), mean_of_valid(tokens.detach(), valid)
+        text encoder. A caller whose texts differ from batch to batch makes its targets of alignment from the means.
 
-    def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities) -> Tensor:
-        """Representations [n,d] of the words with ids [n]. Each word is encoded as the text `<s> word </s>`."""
+        `shared` says that all ranks of the task group make this call with the same texts, so that they may share them.
+        """
+
+        def encode(token_ids: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
+            tokens = self.text_encoder(token_ids, valid)
+            return directions(self._decode_texts(tokens, valid, task)), mean_of_valid(tokens.detach(), valid)
+
+        candidates, means = self.texts_in_parts.encode(encode, *self.text_encoder.tokenize(texts), shared)
+        return candidates, means.detach()
+
+    def encode_vocabulary(self, token_ids: Tensor, task: TaskModalities, shared: bool = False) -> Tensor:
+        """Representations [n,d] of the words with ids [n]. Each word is encoded as the text `<s> word </s>`.
+
+        `shared` is that of `encode_candidates_and_means`.
+        """
+
+        def encode(texts: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
+            return (self.encode_texts(texts, valid, task),)
+
         texts = F.pad(
             F.pad(token_ids[:, None], (1, 0), value=self.text_encoder.bos_id), (0, 1), value=self.text_encoder.eos_id
         )
-        return torch.cat([self.encode_texts(chunk, None, task) for chunk in texts.split(VOCABULARY_CHUNK)])
+        chunks = texts.split(VOCABULARY_CHUNK)
+        return torch.cat([self.texts_in_parts.encode(encode, chunk, None, shared)[0] for chunk in chunks])
 
     def vocabulary(self, task: TaskModalities) -> Tensor:
         """The whole vocabulary as directions [V,d]. Without gradients they are kept until a weight changes."""
 
         def encode() -> Tensor:
-            return directions(
-                self.encode_vocabulary(torch.arange(self.text_encoder.vocab_size, device=self.device), task)
-            )
+            words = torch.arange(self.text_encoder.vocab_size, device=self.device)
+            return directions(self.encode_vocabulary(words, task, shared=True))
 
         return self._candidates.get(("vocabulary", task), encode)
 

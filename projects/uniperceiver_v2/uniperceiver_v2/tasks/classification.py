@@ -80,7 +80,7 @@ class ClassificationTask(NamingTask):
             weights = send(weights, labels.device)
             images.tensor, labels = mix(images.tensor, labels, weights, len(texts))
         encoding, _ = model.image_encoder(images)
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(texts)
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(texts, shared=True)
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
         hits = (logits.argmax(-1) == likeliest).sum()

@@ -96,7 +96,9 @@ class DetectionTask(NamingTask):
         # As label each object has its place in the batch: so each state knows which object it answers for.
         places = torch.arange(targets.valid.numel(), device=targets.valid.device).view_as(targets.valid)
         encoding, regions = model.image_encoder(images, replace(targets, labels=places))
-        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(categories.texts)
+        candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
+            categories.texts, shared=not self.settings.federated_sample
+        )
         matches = regions.matches
         labels = categories.labels[matches.image, matches.target]
         matched_proposals = model.decode_proposals(encoding)[matches.image, matches.query]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...transfer import fetch, send
 from .boxes import box_overlaps, contains
@@ -19,6 +20,7 @@ from .structures import Matches, RegionTargets, on_padded_map
 
 MASK_MARGIN = 1.2  # of masks that end at their boxes: one is learned in a window with 1.2 times the sides of its box
 OUTSIDE = -8.0  # mask logit outside a query's box
+MASKS_KEPT = 2**26  # mask logits of all matches together; more are compared in parts, and again in the backward pass
 MATCHED_AT_ONCE = 2**22  # mask logits compared at once: fewer are slower, more need new memory from the system
 
 
@@ -243,24 +245,69 @@ class RegionCriterion:
         """
         if len(matches.image) == 0:
             return dict.fromkeys(("mask", "dice"), mask_embeddings.sum() * 0)
-        logits = masks_of(mask_embeddings, images, pixel_embeddings).float()
+        if targets.with_mask is not None:
+            known = targets.with_mask[matches.image, matches.target].to(torch.float32)
+            weight = known if weight is None else weight * known
         windows = None
         if self.masks_in_boxes:
             windows = mask_windows(on_padded_map(targets.boxes, targets.extent)[matches.image, matches.target])
+        if len(images) * pixel_embeddings[0, 0].numel() > MASKS_KEPT:
+            return self._mask_losses_in_parts(
+                mask_embeddings, matches.target, images, pixel_embeddings, targets.masks, windows, weight
+            )
+        which = matches.image * targets.valid.shape[1] + matches.target
+        logits = masks_of(mask_embeddings, images, pixel_embeddings)
+        mask, dice = self._compared_masks(logits, targets.masks.flatten(0, 1), which, windows, weight, parts)
+        return {"mask": mask, "dice": dice}
+
+    def _compared_masks(
+        self,
+        logits: Tensor,
+        masks: Tensor,
+        which: Tensor,
+        windows: Tensor | None,
+        weight: Tensor | None,
+        parts: tuple[int, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both mask losses, summed: of logits [K,h,w], and of the ones [K] in `which` among masks [T,H,W]."""
+        logits = logits.float()
         points = uncertain_points(
             logits.detach(), self.num_points, self.oversampling, self.uncertain_share, windows, parts
         )
         at_points = sample_points(logits[:, None], points).squeeze(1)
-        which = matches.image * targets.valid.shape[1] + matches.target
-        wanted = sample_masks(targets.masks.flatten(0, 1), which, points)
-        if targets.with_mask is not None:
-            known = targets.with_mask[matches.image, matches.target].to(at_points.dtype)
-            weight = known if weight is None else weight * known
+        wanted = sample_masks(masks, which, points)
         cross_entropy = F.binary_cross_entropy_with_logits(at_points, wanted, reduction="none").mean(1)
-        return {
-            "mask": weighted_sum(cross_entropy, weight),
-            "dice": weighted_sum(dice_loss(at_points, wanted), weight),
-        }
+        return weighted_sum(cross_entropy, weight), weighted_sum(dice_loss(at_points, wanted), weight)
+
+    def _mask_losses_in_parts(
+        self,
+        mask_embeddings: Tensor,
+        target: Tensor,
+        images: Tensor,
+        pixel_embeddings: Tensor,
+        masks: Tensor,
+        windows: Tensor | None,
+        weight: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Mask losses of so many matches that their masks are not kept: a part of one image's matches at a time.
+
+        Args:
+            images: [K], on the host; the other tensors of K matches are on the device.
+        """
+
+        def of_part(embeddings: Tensor, pixels: Tensor, *compared: Tensor | None) -> tuple[Tensor, Tensor]:
+            return self._compared_masks((embeddings @ pixels.flatten(1)).unflatten(1, pixels.shape[1:]), *compared)
+
+        at_once = max(1, MASKS_KEPT // 4 // pixel_embeddings[0, 0].numel())
+        sums = []
+        for image in images.unique().tolist():
+            pixels = pixel_embeddings[image]
+            for rows in (images == image).nonzero()[:, 0].split(at_once):
+                rows = send(rows, pixels.device)
+                own = (None if x is None else x[rows] for x in (target, windows, weight))
+                sums.append(checkpoint(of_part, mask_embeddings[rows], pixels, masks[image], *own, use_reentrant=False))
+        mask, dice = (torch.stack(values).sum() for values in zip(*sums, strict=True))
+        return {"mask": mask, "dice": dice}
 
     def dense_losses(
         self,
