@@ -1,5 +1,6 @@
 """train_net.py under faults: torchrun and its restarts, and the campaign of kills (``make test-faults``)."""
 
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_run import command, differences, workers_of, write_config
+from small_run import command, differences, state, workers_of, write_config
 
 sys.path.pop(0)
 
@@ -92,18 +93,19 @@ def test_two_machines_start_a_run_anew_together(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_not(config, tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "sharding"), [(1, "none"), (2, "none"), (2, "full")])
+def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_not(config, tmp_path, ranks, sharding):
     """Every third kill waits until a checkpoint is being written. With two ranks, either may be killed. Every other run
     writes its checkpoints while training goes on."""
     killed, spared = tmp_path / "killed", tmp_path / "spared"
     began = time.monotonic()
-    finish(command(config, spared, ranks=ranks), tmp_path)
+    how = ("SOLVER.SHARDING", sharding)
+    finish([*command(config, spared, ranks=ranks), *how], tmp_path)
     duration = time.monotonic() - began
     chance, kills, in_writing = random.Random(ranks), 0, 0
     while kills < (KILLS if ranks == 1 else KILLS // 4):
         background = ("SOLVER.CHECKPOINTS_IN_BACKGROUND", str(kills % 2 == 0))
-        process = start([*command(config, killed, "--resume", ranks=ranks), *background], tmp_path)
+        process = start([*command(config, killed, "--resume", ranks=ranks), *how, *background], tmp_path)
         moment = time.monotonic() + chance.uniform(0.05, 0.9) * duration
         writing = kills % 3 == 2
         while process.poll() is None:
@@ -121,9 +123,28 @@ def test_a_run_killed_at_many_random_moments_ends_in_the_bytes_of_one_that_was_n
         if (killed / "model_final.pth").exists():  # go back to the middle, so that there is a run to kill
             (killed / "model_final.pth").unlink()
             (killed / "last_checkpoint").write_text("model_0000002.pth")
-    finish(command(config, killed, "--resume", ranks=ranks), tmp_path)
-    print(f"{kills} kills on {ranks} rank(s), {in_writing} of them while a checkpoint was being written")
+    finish([*command(config, killed, "--resume", ranks=ranks), *how], tmp_path)
+    print(f"{kills} kills on {ranks} rank(s), sharding {sharding}, {in_writing} while a checkpoint was being written")
     assert differences(killed, spared) == []
+
+
+@pytest.mark.slow
+def test_a_run_with_divided_parameters_goes_on_with_other_numbers_of_processes(config, tmp_path):
+    """Each part is killed while a checkpoint is being written in the background, and the next has other processes."""
+    output = tmp_path / "out"
+    options = ("SOLVER.SHARDING", "full", "SOLVER.CHECKPOINTS_IN_BACKGROUND", "True")
+    for ranks in (2, 4, 1, 2):
+        process = start([*command(config, output, "--resume", ranks=ranks), *options], tmp_path)
+        there = len(list(output.glob("model_*.pth")))
+        wait_for(lambda n=there: len(list(output.glob("model_*"))) > n and list(output.glob(".model*.tmp")), process)
+        os.kill((workers_of(process.pid) if ranks > 1 else [process.pid])[0], signal.SIGKILL)
+        assert process.wait() != 0
+    finish([*command(config, output, "--resume", ranks=4), *options], tmp_path)
+    log = (output / "log.txt").read_text()
+    starts = [int(text.split()[0]) for text in log.split("Starting training from iteration ")[1:]]
+    assert len(starts) == 5 and starts[0] == 0
+    assert all(later > earlier for earlier, later in itertools.pairwise(starts))  # nothing that was written is lost
+    assert all(value.isfinite().all() for value in state(output).values())
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import write_atomically
 from ..reading import read_tensors, require_finite
+from ..shards import divided_like, is_divided
 from .states import require_alike
 from .writing import BackgroundWriter, on_host
 
@@ -91,20 +92,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self._writer.wait()
 
     def _save_model(self, name: str, states: Mapping[str, Any], more: Mapping[str, Any], *, is_last: bool) -> None:
-        """Write the model with the states of ``states`` and ``more``, if this process writes files."""
-        if not self.save_dir or not self.save_to_disk:
+        """Write the model with the states of ``states`` and ``more``, if this process writes files. The others help to
+        gather what is divided among processes."""
+        writes = bool(self.save_dir) and self.save_to_disk
+        divided = any(map(is_divided, self.model.parameters()))
+        if not writes and not divided:
             return
         self.wait()
-        self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
+        if writes:
+            self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
         with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
             data = {"model": self.model.state_dict()}
             data.update({key: item.state_dict() for key, item in states.items()})
             data.update(more)
-            if self._writer is None:
+            if divided or self._writer is not None:
+                data = on_host(data, keep=writes)
+            if writes and self._writer is None:
                 self._write_checkpoint(name, data, is_last)
-            else:
-                data = on_host(data)
-        if self._writer is not None:
+        if writes and self._writer is not None:
             self._writer.start(lambda: self._write_checkpoint(name, data, is_last))
 
     def _write_checkpoint(self, name: str, data: dict[str, Any], is_last: bool) -> None:
@@ -279,6 +284,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         else:
             require_fit(state, self.model)
         require_finite(state)
+        own = self.model.state_dict()
+        checkpoint["model"] = {key: divided_like(value, own[key]) for key, value in checkpoint["model"].items()}
         return super()._load_model(checkpoint)
 
     def _what_fits(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..shards import whole
+
 
 class BackgroundWriter:
     """Does one job of writing at a time in a thread of its own.
@@ -40,17 +42,22 @@ class BackgroundWriter:
             job.result()
 
 
-def on_host(state: Any) -> Any:
-    """A copy of a state on the host, of the same types, which later steps do not change."""
+def on_host(state: Any, keep: bool = True) -> Any:
+    """A copy of a state on the host, of the same types, which later steps do not change. Its tensors are whole.
+
+    If tensors are divided among ranks, every rank has to call this. Without ``keep`` a rank takes part and has None in
+    the place of tensors.
+    """
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        tensor = whole(state.detach())
+        return tensor.to("cpu", copy=True) if keep else None
     if isinstance(state, list | tuple):
-        return type(state)(map(on_host, state))
+        return type(state)(on_host(value, keep) for value in state)
     if not isinstance(state, dict):
         return state
     copied = copy.copy(state)
     for key, value in state.items():
-        copied[key] = on_host(value)
+        copied[key] = on_host(value, keep)
     if hasattr(state, "_metadata"):  # a module's, which its load_state_dict reads
         copied._metadata = state._metadata
     return copied

@@ -160,6 +160,7 @@ def _check_training(cfg: CfgNode) -> None:
     _check_choice("SOLVER.OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS)
     _check_choice("SOLVER.SAMPLING", solver.SAMPLING, SAMPLINGS)
     _check_choice("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, PRECISIONS)
+    _check_sharding(cfg)
     if solver.SAMPLING == "mixed" and solver.OPTIMIZER == "TaskBalancedAdamW":
         raise UserError(
             "SOLVER.SAMPLING 'mixed' needs SOLVER.OPTIMIZER 'AdamW': TaskBalancedAdamW normalises the gradient of one "
@@ -179,6 +180,21 @@ def _check_training(cfg: CfgNode) -> None:
         raise UserError(f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}")
     if not 0 <= solver.WEIGHT_AVERAGING < 1:
         raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
+
+
+def _check_sharding(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    _check_choice("SOLVER.SHARDING", solver.SHARDING, ("none", "full", "hybrid"))
+    if solver.SHARDING == "none":
+        return
+    for key, wanted, found in (
+        ("OPTIMIZER 'TaskBalancedAdamW'", "TaskBalancedAdamW", solver.OPTIMIZER),  # zero equals no gradient there
+        ("TASK_GROUPS 1", 1, solver.TASK_GROUPS),
+    ):
+        if found != wanted:
+            raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.{key}, not {found!r}")
+    if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16":
+        raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.AMP.PRECISION 'bfloat16' or no autocast")
 
 
 def _check_datasets(where: str, names: Sequence[str]) -> None:

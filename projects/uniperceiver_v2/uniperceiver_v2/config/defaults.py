@@ -34,6 +34,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.TASK_GROUPS = 1
     # The number of parts of an iteration's batch. They are processed one after the other, which saves memory.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Parameters, averages and moments are whole in each process ("none"), divided among all processes ("full"), or
+    # among those of each machine ("hybrid").
+    cfg.SOLVER.SHARDING = "none"
     # Processes send each other gradients of two bytes instead of four, and add them in that precision.
     cfg.SOLVER.REDUCE_IN_BFLOAT16 = False
     # The dtype of autocast, which Detectron2's SOLVER.AMP.ENABLED turns on: "bfloat16", or "float16" with scaled

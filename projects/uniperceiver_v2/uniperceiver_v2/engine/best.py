@@ -76,30 +76,33 @@ class BestCheckpoint(HookBase):
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
-        if comm.is_main_process():
-            if start == 0:
-                self._move_earlier_file()
-            else:
-                self._restore(start)
+        if start > 0:
+            self._save_if(comm.is_main_process() and self._restore(start), start - 1)
+        elif comm.is_main_process():
+            self._move_earlier_file()
         self._end_if_over(start - 1, resumed=True)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if self._eval_period <= 0 or done % self._eval_period or done == self.trainer.max_iter:
             return
-        if comm.is_main_process() and self._count(self._evaluated(), self.trainer.iter):
-            self._save(self.trainer.iter)
+        better = comm.is_main_process() and self._count(self._evaluated(), self.trainer.iter)
+        self._save_if(better, self.trainer.iter)
         self._end_if_over(self.trainer.iter, resumed=False)
 
     def after_train(self) -> None:
         last = self.trainer.max_iter
-        if comm.is_main_process() and self.trainer.iter >= last:
+        if self.trainer.iter >= last:
+            better = False
             try:
-                if self._count(self._evaluated(), last):
-                    self._save(last)
+                better = comm.is_main_process() and self._count(self._evaluated(), last)
             except UserError as error:  # all other results are there
                 logger.warning("%s", error)
-            if self._best is not None:
+            try:
+                self._save_if(better, last)
+            except UserError as error:
+                logger.warning("%s", error)
+            if comm.is_main_process() and self._best is not None:
                 logger.info("the best %s is %.4g, of iteration %d, in %s.pth", self._metric, *self._best, BEST)
 
     def _evaluated(self) -> float:
@@ -126,16 +129,18 @@ class BestCheckpoint(HookBase):
             self._since += 1
         return better
 
-    def _save(self, iteration: int) -> None:
-        self._checkpointer.save_weights(BEST, iteration=iteration)
+    def _save_if(self, better: bool, iteration: int) -> None:
+        """Save the weights if the main process says so. All processes may have a part of them."""
+        if comm.all_gather(better)[0]:
+            self._checkpointer.save_weights(BEST, iteration=iteration)
 
-    def _restore(self, start: int) -> None:
+    def _restore(self, start: int) -> bool:
+        """Count the values before ``start``. Whether the weights of the best one are still to be saved."""
         for iteration, value in self._earlier_values():
             if iteration < start:
                 self._count(value, iteration)
         # The run may have ended between the row and the file.
-        if self._best is not None and self._best[1] == start - 1 and self._saved_iteration() != start - 1:
-            self._save(start - 1)
+        return self._best is not None and self._best[1] == start - 1 and self._saved_iteration() != start - 1
 
     def _earlier_values(self) -> list[tuple[int, float]]:
         if not os.path.exists(self._metrics_path):

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .. import ranks
+from ..shards import is_divided
 from ..transfer import send
 
 BUCKET_BYTES = 32 * 2**20  # gradients in one message: large enough for bandwidth, small enough to overlap
@@ -45,12 +46,15 @@ class GradientAverager:
     A parameter without a gradient on all ranks keeps none. Any number of backward passes may precede an average.
 
     Args:
-        parameters: the parameters of the model, the same on all ranks and in the same order.
+        parameters: the parameters of the model, the same on all ranks and in the same order. Those that are divided
+            among ranks are left out: their gradients are averaged already.
         in_bfloat16: whether gradients travel and are added as bfloat16.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, in_bfloat16: bool = False):
-        self._parameters = list(parameters)
+        parameters = list(parameters)
+        self._device = parameters[0].device
+        self._parameters = [p for p in parameters if not is_divided(p)]
         most_bytes = min(BUCKET_BYTES, sum(p.nbytes for p in self._parameters) // _LEAST_BUCKETS)
         self._buckets = [_Bucket(part, in_bfloat16) for part in buckets(self._parameters[::-1], most_bytes)]
         # By tasks: the buckets that can travel in the backward pass, with the parameters that it reaches.
@@ -95,10 +99,9 @@ class GradientAverager:
             return _in_order(numbers, known.tolist(), others)
         while self._due:
             self._due.popleft().send()
-        device = self._parameters[0].device
         has_gradient = [float(p.grad is not None) for p in self._parameters]
-        sent = send(torch.tensor([*others, *has_gradient], dtype=torch.float64), device)
-        together = torch.cat((known.to(device), sent))
+        sent = send(torch.tensor([*others, *has_gradient], dtype=torch.float64), self._device)
+        together = torch.cat((known.to(self._device), sent))
         dist.all_reduce(together, group=ranks.process_group())
         values = (together / ranks.group_size()).tolist()
         self._finish(dict(zip(self._parameters, values[len(numbers) :], strict=True)))

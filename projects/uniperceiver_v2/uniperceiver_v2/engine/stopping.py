@@ -61,8 +61,9 @@ class GracefulStop(HookBase):
             return
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
-        last = os.path.basename(self._checkpointer.get_checkpoint_file())
-        if last != f"{name}.pth" and iteration + 1 < self.trainer.max_iter:  # otherwise this checkpoint exists
+        last = comm.is_main_process() and os.path.basename(self._checkpointer.get_checkpoint_file())
+        exists = comm.all_gather(last == f"{name}.pth")[0] or iteration + 1 >= self.trainer.max_iter
+        if not exists:
             self._checkpointer.save(name, iteration=iteration)
         self._checkpointer.wait()
         logger.warning(

@@ -23,9 +23,11 @@ from ..data.loading.ahead import BatchesAhead
 from ..data.loading.transport import send_batch
 from ..errors import UserError
 from ..measured import measured, write
+from ..shards import divided_like, is_divided
 from ..shared_noise import noise_of_step
 from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm, gradient_square
 from .gradients import GradientAverager
+from .sharding import reach_all
 from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,8 @@ class TaskTrainer(SimpleTrainer):
         self._device_type = self._parameters[0].device.type
         self._averager = GradientAverager(self._parameters, in_bfloat16=reduce_in_bfloat16)
         self._in_groups = ranks.num_groups() > 1
-        if self._in_groups and any(hasattr(type(p), "to_local") for p in self._parameters):
+        self._is_sharded = any(map(is_divided, self._parameters))
+        if self._in_groups and self._is_sharded:
             raise UserError("SOLVER.TASK_GROUPS: parameters that are split over processes allow a single group")
         self._scaler = torch.amp.GradScaler(self._device_type) if autocast == torch.float16 else None
         self._skipped: Counter[str] = Counter()
@@ -246,6 +249,8 @@ class TaskTrainer(SimpleTrainer):
             losses = self.model(batch)
         total = self._loss_weights[task] * sum(losses.values())
         gradient_of = total * (share * weight) if share * weight != 1 else total
+        if self._is_sharded:
+            gradient_of = reach_all(gradient_of, self.model)
         (gradient_of if self._scaler is None else self._scaler.scale(gradient_of)).backward()
         parts = {f"{task}/{name}": weight * loss.detach() for name, loss in {**losses, "total_loss": total}.items()}
         return parts, [(f"{task}/{name}", value) for name, value in found]
@@ -392,7 +397,7 @@ class TaskTrainer(SimpleTrainer):
                 moment = state.get(name)
                 if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
                     raise UserError(f"the optimizer's {name!r} of a parameter {list(parameter.shape)} does not fit it")
-                state[name] = moment.clone()  # it may lie in the file
+                state[name] = divided_like(moment, parameter).clone()  # it may lie in the file
         if any(group.get("step", 0) < 0 for group in self.optimizer.param_groups):
             raise UserError("the optimizer has made fewer than no steps")
         if "skipped" in state_dict:

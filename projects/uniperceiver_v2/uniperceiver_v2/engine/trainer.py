@@ -5,6 +5,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from .pictures import PredictionPictures
 from .pretrained_parts import load_pretrained_parts
 from .progress import ProgressBar, TaskProgressPrinter
 from .schedules import MixedSchedule, TaskSchedule
+from .sharding import load_into_parts, shard_model, whole_model
 from .stopping import GracefulStop
 from .task_trainer import TaskTrainer
 from .weight_averaging import WeightAveraging
@@ -64,6 +66,8 @@ class UniPerceiverTrainer(DefaultTrainer):
         ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS)
         model = self.build_model(cfg)
         broadcast_state(model)
+        in_bfloat16 = cfg.SOLVER.REDUCE_IN_BFLOAT16
+        self._is_sharded = shard_model(model, cfg.SOLVER.SHARDING, in_bfloat16=in_bfloat16)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
@@ -79,7 +83,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             seed=seed,
             autocast=getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
-            reduce_in_bfloat16=cfg.SOLVER.REDUCE_IN_BFLOAT16,
+            reduce_in_bfloat16=in_bfloat16,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.checkpointer = AtomicCheckpointer(
@@ -102,7 +106,8 @@ class UniPerceiverTrainer(DefaultTrainer):
         process decides which checkpoint is resumed."""
         with self.checkpointer.first_process_decides() if resume else contextlib.nullcontext():
             if not (resume and self.checkpointer.has_checkpoint()):
-                load_pretrained_parts(self.cfg, self.model)
+                build, load = partial(self.build_model, self.cfg), partial(load_pretrained_parts, self.cfg)
+                load_into_parts(self.model, build, load)
             super().resume_or_load(resume)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -183,14 +188,15 @@ class UniPerceiverTrainer(DefaultTrainer):
         ]
         if is_main:
             chain.append(RunScalars(self.model, WRITE_PERIOD))
+        if is_main or self._is_sharded:  # all take part in gathering
             chain.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-            if cfg.SOLVER.CHECKPOINTS_KEPT:
-                chain.append(KeptCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINTS_KEPT))
+        if is_main and cfg.SOLVER.CHECKPOINTS_KEPT:
+            chain.append(KeptCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINTS_KEPT))
         chain.append(self._graceful_stop)
         if cfg.DATASETS.TEST:
             chain.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if is_main:
-            if cfg.VIS_PERIOD > 0:
+            if cfg.VIS_PERIOD > 0 and not self._is_sharded:  # the first process does not have the model by itself
                 chain.append(PredictionPictures(self.model, cfg.DATASETS.TEST, cfg.VIS_PERIOD))
             chain.append(hooks.PeriodicWriter(self.build_writers(), period=WRITE_PERIOD))
             chain.append(TensorBoardEvents(cfg.OUTPUT_DIR, WRITE_PERIOD))
@@ -220,7 +226,7 @@ class UniPerceiverTrainer(DefaultTrainer):
         was asked to stop."""
         if self._trainer.stop_agreed:
             return {}
-        with self.averaged_weights():
+        with self.averaged_weights(), whole_model(self.model):
             self.last_results = self.test(self.cfg, self.model)
         return self.last_results
 

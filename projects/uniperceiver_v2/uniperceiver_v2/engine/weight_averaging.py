@@ -8,6 +8,8 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
+from ..shards import divided_like, local
+
 
 class WeightAveraging(HookBase):
     """Averages the model's parameters after every iteration: a ← d·a + (1-d)·θ.
@@ -17,7 +19,7 @@ class WeightAveraging(HookBase):
 
     Args:
         model: the model, without a wrapper for several processes. All ranks hold the same weights, and each averages
-            them for itself.
+            them for itself. Of weights that are divided among ranks, each averages its part.
         decay: d in (0, 1).
 
     Raises:
@@ -45,7 +47,7 @@ class WeightAveraging(HookBase):
     @torch.no_grad()
     def after_step(self) -> None:
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
+        torch._foreach_lerp_([*map(local, self._averages)], [*map(local, self._parameters)], 1 - decay)
         self._updates += 1
 
     @contextlib.contextmanager
@@ -59,12 +61,15 @@ class WeightAveraging(HookBase):
             yield
             return
         self._raw = [p.clone() for p in self._parameters]
-        torch._foreach_copy_(self._parameters, self._averages)
+        self._put(self._averages)
         try:
             yield
         finally:
-            torch._foreach_copy_(self._parameters, self._raw)
+            self._put(self._raw)
             self._raw = None
+
+    def _put(self, weights: list[Tensor]) -> None:
+        torch._foreach_copy_([*map(local, self._parameters)], [*map(local, weights)])
 
     def state_dict(self) -> dict[str, Any]:
         """The number of updates and the weights in training. The averages are the checkpoint's "model"."""
@@ -75,5 +80,4 @@ class WeightAveraging(HookBase):
         """Take the model's present parameters as the averages, and put the saved weights in training in their place."""
         self._updates = state["updates"]
         self._averages = [p.clone() for p in self._parameters]
-        weights = [state["weights"][name].to(p.device) for name, p in self._named.items()]
-        torch._foreach_copy_(self._parameters, weights)
+        self._put([divided_like(state["weights"][name], p).to(p.device) for name, p in self._named.items()])

@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..shards import is_divided, local
+
 _BLOCK_ELEMENTS = 2**18  # parameters updated at once on a CPU: 5 MiB with moments, gradient and denominator
 
 
@@ -53,27 +55,17 @@ def gradient_square(parameters: Iterable[Tensor]) -> Tensor:
 
 def _sharding(parameter: Tensor) -> tuple[Any, ...]:
     """The (mesh, dimension) pairs over which a parameter is split; empty for a whole parameter."""
-    if not _is_distributed(parameter):
+    if not is_divided(parameter):
         return ()
     split = (i for i, placement in enumerate(parameter.placements) if not placement.is_replicate())
     return tuple((parameter.device_mesh, dimension) for dimension in split)
 
 
-def _is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, without an import: its module differs between versions of PyTorch."""
-    return hasattr(type(tensor), "to_local")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, which shares its memory."""
-    return tensor.to_local() if _is_distributed(tensor) else tensor
-
-
 def _local_gradient(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
-    if _is_distributed(gradient) and gradient.placements != parameter.placements:
+    if is_divided(gradient) and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)  # for example a sum that is still pending
-    return _local(gradient)
+    return local(gradient)
 
 
 def _sum_of_squares(gradients: list[Tensor], sharding: tuple[Any, ...], device: torch.device) -> Tensor:
@@ -242,7 +234,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         m, n = self._moments(parameters)
         gradients = [[of_draw.get(p) for p in parameters] for of_draw in of_draws]
         group["step"] += 1
-        for block in _blocks([_local(p) for p in parameters], m, n, *gradients):
+        for block in _blocks([local(p) for p in parameters], m, n, *gradients):
             self._update_block(group, factors, *block)
 
     def _update_block(
@@ -282,4 +274,4 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
         states = [self.state[p] for p in parameters]
-        return [_local(s["exp_avg"]) for s in states], [_local(s["exp_avg_sq"]) for s in states]
+        return [local(s["exp_avg"]) for s in states], [local(s["exp_avg_sq"]) for s in states]
