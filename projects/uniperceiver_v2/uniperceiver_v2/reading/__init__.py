@@ -9,6 +9,7 @@ from .disk import LARGEST_FILE, patiently, read_file
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
+from .remote import find_remote, is_remote, open_copy, remote_stamp
 from .sources import explained, remedy_of, require_source, source_of
 from .tars import members_of
 from .weights import CHECKSUM, read_tensors, require_finite, require_undamaged, tensors_checksum
@@ -23,9 +24,12 @@ __all__ = [
     "check_json_of",
     "decode_image",
     "explained",
+    "find_remote",
     "id_order",
     "is_id",
+    "is_remote",
     "members_of",
+    "open_copy",
     "patiently",
     "picture_endings",
     "pixels_of",
@@ -41,6 +45,7 @@ __all__ = [
     "read_xml",
     "read_yaml",
     "remedy_of",
+    "remote_stamp",
     "require_finite",
     "require_source",
     "require_undamaged",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
+from .remote import is_remote
 
 # Keys of metadata with a path of the dataset's files: ours first, then those of Detectron2's own datasets.
 _PATHS = (
@@ -70,7 +71,7 @@ def require_source(name: str) -> None:
     """
     metadata = MetadataCatalog.get(name)
     path = metadata.get("json_file") or metadata.get("source")
-    if path and not glob.has_magic(str(path)) and not os.path.exists(path):
+    if path and not is_remote(str(path)) and not glob.has_magic(str(path)) and not os.path.exists(path):
         raise FileNotFoundError(None, "no such dataset", str(path))
 
 

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 
 from ...errors import UnreadableImage, UserError
 from ...files import write_atomically
-from ...reading import LARGEST_FILE, members_of, patiently
+from ...reading import LARGEST_FILE, find_remote, is_remote, members_of, open_copy, patiently, remote_stamp
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
 from .shard_index import Entry, indexed
@@ -146,7 +146,11 @@ def entry_of(path: str) -> Entry:
     Raises:
         UserError: the file is not an uncompressed tar, or a header in it is damaged.
     """
-    return Entry(path, *_stamp(os.stat(path)), *_read_headers(path))
+    if not is_remote(path):
+        return Entry(path, *_stamp(os.stat(path)), *_read_headers(path))
+    stamp = remote_stamp(path)
+    with open_copy(path, stamp) as file:
+        return Entry(path, *stamp, *_read_headers(file.name))
 
 
 def register_shards(
@@ -180,7 +184,12 @@ def find_shards(pattern: str) -> list[str]:
         first, last = found.groups()
         numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
         return [path for number in numbers for path in find_shards(pattern.replace(found.group(), number, 1))]
-    if not any(sign in pattern for sign in "*?["):
+    is_pattern = any(sign in pattern for sign in "*?[")
+    if is_remote(pattern):
+        if paths := find_remote(pattern) if is_pattern else [pattern]:
+            return paths
+        raise FileNotFoundError(None, "no such shards", pattern)
+    if not is_pattern:
         return [os.path.abspath(pattern)]
     if paths := sorted(glob.glob(pattern)):
         return [os.path.abspath(path) for path in paths]
@@ -194,6 +203,10 @@ def load_each(paths: Sequence[str], load: Callable[[str, Stamp], T]) -> list[T]:
     loaded = {}
     last_message = time.monotonic()
     for path in [*paths[first:], *paths[:first]]:
+        if is_remote(path):
+            raise UserError(
+                f"{path} needs an index, as its headers are not read again at every start: datasets/README.md"
+            )
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path} is not a file, which a shard has to be")
@@ -305,6 +318,8 @@ def _read_at(path: str, stamp: Stamp, offset: int, size: int) -> bytes:
 def _open(path: str, stamp: Stamp) -> IO[bytes]:
     """The file. It is closed when others have been used more recently. Forked processes may share it, as reads give
     offsets."""
+    if is_remote(path):
+        return open_copy(path, stamp)
     file = open(path, "rb", buffering=0)  # noqa: SIM115
     if _stamp(os.fstat(file.fileno())) != stamp:
         file.close()
