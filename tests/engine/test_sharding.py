@@ -16,6 +16,7 @@ from uniperceiver_v2.engine import UniPerceiverTrainer, sharding
 from uniperceiver_v2.engine import trainer as trainer_module
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.modeling.layers import WeightCache
 from uniperceiver_v2.shards import whole
 from uniperceiver_v2.solver.build import sampling_ratios
 
@@ -141,6 +142,33 @@ def test_divided_models_are_evaluated_and_written_as_whole_ones(toy_trainer, cfg
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     one, other = (values(tmp_path / how, "toy_lines_test/lines/error") for how in ("none", "full"))
     assert len(one) == 4 and one == pytest.approx(other, rel=1e-4)
+
+
+@needs_support
+def test_values_that_depend_on_weights_are_not_kept_longer_than_the_weights(toy_trainer, cfg, processes, tmp_path):
+    class Remembering(toy_trainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            model.cache, model.seen, usual = WeightCache([model.shared]), [], model.forward
+
+            def forward(batch):
+                with torch.no_grad():
+                    model.seen.append(model.cache.get("sum", model.shared.weight.sum).item())
+                return usual(batch)
+
+            model.forward = forward
+            return model
+
+    def work() -> None:
+        none, full = (
+            go_on(Remembering, settings(cfg, tmp_path / how, how, "TEST.EVAL_PERIOD", 5)).model.seen
+            for how in ("none", "full")
+        )
+        assert len(none) == 20 + 4 * 3 and len(set(none)) > 20
+        assert none == pytest.approx(full, rel=1e-4)
+
+    run(processes, tmp_path, 2, work)
 
 
 @needs_support

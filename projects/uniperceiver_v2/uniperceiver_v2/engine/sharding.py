@@ -50,7 +50,16 @@ def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False) -> boo
         mp_policy=policy(reduce_dtype=torch.bfloat16 if in_bfloat16 else None),
         ignored_params={p for p in model.parameters() if p.ndim == 0},
     )
+    model.register_forward_pre_hook(lambda *_: _forget_values(model) if model.training else None)
     return True
+
+
+def _forget_values(model: nn.Module) -> None:
+    """Clear the caches of values that depend on weights: gathered parameters do not tell that their values are new."""
+    for module in model.modules():
+        for attribute in vars(module).values():
+            if isinstance(attribute, WeightCache):
+                attribute.clear()
 
 
 def _fully_shard() -> tuple[Any, Any]:
@@ -75,11 +84,7 @@ def whole_model(model: nn.Module) -> Iterator[None]:
         yield
         return
     model.unshard()
-    # Gathered parameters do not tell that their values are new.
-    for module in model.modules():
-        for attribute in vars(module).values():
-            if isinstance(attribute, WeightCache):
-                attribute.clear()
+    _forget_values(model)
     try:
         yield
     finally:
