@@ -88,8 +88,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNIPERCEIVER_V2 = node = CN()
     # Training may start from a MODEL.WEIGHTS that fits the model in part only. The log lists what does not fit.
     node.WEIGHTS_MAY_DIFFER = False
-    # Weights of other projects for the image encoder: files, or directories in Hugging Face's form, recognised by their
-    # keys. They are read where neither MODEL.WEIGHTS nor --resume gives the whole model.
+    # Weights of other projects for the image encoder and the decoder: files, or directories in Hugging Face's form,
+    # recognised by their keys. They are read where neither MODEL.WEIGHTS nor --resume gives the whole model.
     node.PRETRAINED = []
     node.EMBED_DIM = 768  # d, the width of the unified decoder and of all its inputs
     node.ATTENTION_POOLS = 8  # M' of equation (3)

@@ -11,7 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 def load_pretrained_parts(cfg: CfgNode, model: nn.Module) -> bool:
-    """Load ``MODEL.UNIPERCEIVER_V2.PRETRAINED`` into the model's image encoder, unless ``MODEL.WEIGHTS`` has it all.
+    """Load ``MODEL.UNIPERCEIVER_V2.PRETRAINED`` into the model's image encoder and decoder, unless ``MODEL.WEIGHTS``
+    has it all.
 
     Returns:
         whether anything was loaded.
@@ -25,5 +26,5 @@ def load_pretrained_parts(cfg: CfgNode, model: nn.Module) -> bool:
     if cfg.MODEL.WEIGHTS:
         logger.info("MODEL.WEIGHTS has the whole model, so MODEL.UNIPERCEIVER_V2.PRETRAINED is not read")
         return False
-    load_pretrained(model.image_encoder, node.REGION.HEADS, node.PRETRAINED)
+    load_pretrained(model.image_encoder, node.REGION.HEADS, node.PRETRAINED, model.decoder)
     return True
