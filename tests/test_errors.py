@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from uniperceiver_v2.errors import UserError, exit_code, nearest
+from uniperceiver_v2.errors import LONGEST_MESSAGE, UnreadableImage, UserError, exit_code, nearest
 
 
 @pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (3, 3)])
@@ -39,3 +39,16 @@ def test_what_is_no_mistake_of_the_user_stays_an_error():
 def test_keys_of_yaml_may_be_numbers():
     assert nearest(3, {"boats": 1, 5: 2}) == "; valid: 5, boats"
     assert nearest("boat", {"boats": 1, 5: 2}) == "; did you mean 'boats'?"
+
+
+def test_of_many_valid_names_the_first_are_told():
+    assert nearest("zzz", [f"a{number:03}" for number in range(100)]).endswith("a018, a019 and 80 more")
+
+
+@pytest.mark.parametrize("kind", [UserError, UnreadableImage])
+def test_a_message_that_quotes_a_long_value_keeps_its_beginning_and_its_end(kind):
+    short = "x" * LONGEST_MESSAGE
+    assert str(kind(short)) == short
+    message = str(kind(f"a.csv has no column {'x' * 20_000}; name one"))
+    assert message.startswith("a.csv has no column x") and message.endswith("x; name one")
+    assert "[... 18,031 characters ...]" in message and len(message) < LONGEST_MESSAGE + 50

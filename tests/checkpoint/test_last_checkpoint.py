@@ -35,6 +35,8 @@ UNUSABLE = {
     "control characters": lambda path: path.write_bytes(b"model\0.pth"),
     "endless": lambda path: path.write_bytes(b"x" * 100_000),
     "a file that is not there": lambda path: path.write_text("model_0000009.pth"),
+    "a file elsewhere": lambda path: path.write_text("/etc/passwd"),
+    "a file above": lambda path: path.write_text("../model_0000007.pth"),
     "a folder's name": lambda path: path.write_text("."),
 }
 

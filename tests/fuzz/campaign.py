@@ -1,6 +1,6 @@
 """A campaign of broken inputs: each is read as the project reads it, in a process of its own, with limits.
 
-    python tests/fuzz/campaign.py --cases 10000 --seed 0 --output output/fuzz
+    python tests/fuzz/campaign.py --cases 10000 --seed 0 --output output/fuzz       # or --seed 1 2 3
 
 A case follows from the seed, its kind and its number. A campaign that was stopped goes on where it was: the output
 folder has a line for each finished block of cases, and each finding's file.
@@ -93,9 +93,9 @@ def table(blocks: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=10_000, help="in all, divided among the kinds")
+    parser.add_argument("--cases", type=int, default=10_000, help="of each seed, divided among the kinds")
     parser.add_argument("--fewer", nargs="+", default=[], metavar="KIND=CASES", help="of kinds that take long")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("output/fuzz"))
@@ -104,7 +104,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.case:
         name, number = args.case.split("/")
-        case = case_of(name, args.seed, int(number))
+        case = case_of(name, args.seed[0], int(number))
         (args.output / case.name).write_bytes(case.content)
         print(args.output / case.name, *run(kind_of(name), [case]))
         return
@@ -115,7 +115,8 @@ def main() -> None:
     wanted = [(name, CORPUS, 0, len(corpus_of(name))) for name in args.kinds]
     counts = {**dict.fromkeys(args.kinds, each), **{k: int(n) for k, n in (pair.split("=") for pair in args.fewer)}}
     wanted += [
-        (name, args.seed, first, min(BLOCK, counts[name] - first))
+        (name, seed, first, min(BLOCK, counts[name] - first))
+        for seed in args.seed
         for first in range(0, each, BLOCK)
         for name in args.kinds
         if first < counts[name]
@@ -133,7 +134,8 @@ def main() -> None:
                 print(json.dumps(done[-1]["findings"][:3])[:600], file=sys.stderr, flush=True)
     blocks = [b for b in done if (b["kind"], b["seed"], b["first"], b["count"]) in set(wanted)]
     print(table(blocks))
-    print(f"\n{sum(block['count'] for block in blocks):,} cases of seed {args.seed}, {time.monotonic() - began:.0f} s")
+    seeds = f"seed{'s' * (len(args.seed) > 1)} {', '.join(map(str, args.seed))}"
+    print(f"\n{sum(block['count'] for block in blocks):,} cases of {seeds}, {time.monotonic() - began:.0f} s")
     sys.exit(any(block["findings"] for block in blocks))
 
 

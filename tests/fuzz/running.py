@@ -23,7 +23,7 @@ from uniperceiver_v2.errors import UnreadableImage, UserError
 
 MOST_MEMORY = 2 * 2**30  # bytes that a case may take, with all that is imported
 MOST_SECONDS = 10  # of the processor
-MOST_WAITING = 120  # seconds, for a case that waits without end
+MOST_WAITING = 120  # seconds in which a case neither runs nor is ready to, as it waits without end
 LONGEST_MESSAGE = 4000  # characters
 
 _STOPPED = 77  # exit code of a process that has taken too much memory for further cases
@@ -97,13 +97,16 @@ def _run_some(kind: Kind, cases: Sequence[Damaged]) -> list[Outcome]:
     if child == 0:
         _be_the_cases(kind, cases, Path(folder), writer)
     os.close(writer)
-    written, waiting = b"", False
+    written, waiting, taken = b"", False, -1.0
     try:
         while not waiting:
             ready, _, _ = select.select([reader], [], [], MOST_WAITING)
-            part = os.read(reader, 2**16) if ready else b""
-            waiting, written = not ready, written + part
-            if ready and not part:
+            if not ready:  # on a busy machine it may wait for nothing but the processor
+                before, (taken, is_ready) = taken, _processor_of(child)
+                waiting = taken == before and not is_ready
+            elif part := os.read(reader, 2**16):
+                written += part
+            else:
                 break
     finally:
         if waiting:
@@ -116,6 +119,13 @@ def _run_some(kind: Kind, cases: Sequence[Damaged]) -> list[Outcome]:
         reason = f"more than {MOST_WAITING} s of waiting" if waiting else _end_of(os.waitstatus_to_exitcode(status))
         outcomes.append(Outcome(FINDING, reason))
     return outcomes
+
+
+def _processor_of(pid: int) -> tuple[float, bool]:
+    """The processor's seconds that a process has taken, and whether one of its threads runs or is ready to."""
+    stats = [path.read_text().rpartition(")")[2].split() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    ticks = sum(int(number) for fields in stats for number in fields[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK"), any(fields[0] == "R" for fields in stats)
 
 
 def _end_of(code: int) -> str:

@@ -91,7 +91,9 @@ class Planted:
         raise UserError("something is bad")
 
     def wordy(self, path):
-        raise UserError(f"{path} {'is bad' * 2000}")
+        error = UserError(str(path))
+        error.args = (f"{path} {'is bad' * 2000}",)  # which the class itself would shorten
+        raise error
 
     def traceback(self, path):
         raise IndexError("list index out of range")

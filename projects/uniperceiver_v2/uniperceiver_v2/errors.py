@@ -4,8 +4,22 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+LONGEST_MESSAGE = 2000  # characters
+_LISTED = 20  # valid names in a message
 
-class UserError(Exception):
+
+class Refusal(Exception):
+    """Something from outside that is not used. Whatever its message quotes, it stays readable: of a long one the middle
+    is left out, as the file is named at its beginning, and what to do at its end."""
+
+    def __init__(self, message: str = ""):
+        if len(message) > LONGEST_MESSAGE:
+            left_out = f" [... {len(message) - LONGEST_MESSAGE:,} characters ...] "
+            message = f"{message[: LONGEST_MESSAGE * 3 // 4]}{left_out}{message[-LONGEST_MESSAGE // 4 :]}"
+        super().__init__(message)
+
+
+class UserError(Refusal):
     """A setting, a dataset or a file of weights cannot be used.
 
     The message says all that the user needs: what is wrong and, if possible, how to correct it. Programs print it as
@@ -37,16 +51,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         valid: the names that are valid.
 
     Returns:
-        ``"; did you mean 'X'?"`` with the closest valid name. If none is close, the list of the valid names. ``""`` if
-        there are no valid names.
+        ``"; did you mean 'X'?"`` with the closest valid name. If none is close, the list of the valid names, or of the
+        first of many. ``""`` if there are no valid names.
     """
     candidates = sorted({str(name) for name in valid})  # keys of YAML can be numbers
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{by_lower_case[close[0]]}'?"
-    return f"; valid: {', '.join(candidates)}" if candidates else ""
+    more = f" and {len(candidates) - _LISTED} more" if len(candidates) > _LISTED else ""
+    return f"; valid: {', '.join(candidates[:_LISTED])}{more}" if candidates else ""
 
 
-class UnreadableImage(Exception):
+class UnreadableImage(Refusal):
     """An image file cannot be read, or its size differs from the annotation's. The message names the file."""

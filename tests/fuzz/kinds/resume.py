@@ -1,6 +1,7 @@
 """What a run goes on from: last_checkpoint, and the state of training in a checkpoint."""
 
 import io
+import json
 import random
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from running import Damaged, SilentDamage
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer
-from uniperceiver_v2.files import TINY_CONFIG
+from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 
 MODEL = "MODEL.UNIPERCEIVER_V2"
 SMALL = {
@@ -27,19 +28,31 @@ SMALL = {
     "SOLVER.WEIGHT_AVERAGING": 0.9,
     "MODEL.DEVICE": "cpu",
 }
+TEXT_ENCODER = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 VALUES = (*EXTREMES, torch.zeros(0), torch.zeros(3), torch.tensor(7), torch.full((3,), torch.nan))
 
 
-def settings(folder: str) -> CfgNode:
+def settings(folder: Path, text_encoder: Path) -> CfgNode:
     options = [str(part) for pair in SMALL.items() for part in pair]
-    return load_config(str(TINY_CONFIG), [*options, "OUTPUT_DIR", folder])
+    options += [f"{MODEL}.TEXT_ENCODER.PATH", str(text_encoder), "OUTPUT_DIR", str(folder)]
+    return load_config(str(TINY_CONFIG), options)
+
+
+def small_text_encoder(folder: Path) -> Path:
+    """A directory of digit_scenes' tokenizer and of a text encoder that is as small as the rest of the model, as the
+    cost of a case is that of its checkpoint."""
+    shutil.copytree(REPOSITORY / "configs/digit_scenes/text_encoder", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **TEXT_ENCODER}))
+    return folder
 
 
 class Kind:
     together = 1  # a trainer takes one state
 
     def __init__(self, folder: Path):
-        trainer = UniPerceiverTrainer(settings(str(folder)))
+        text_encoder = small_text_encoder(folder / "text_encoder")
+        trainer = UniPerceiverTrainer(settings(folder, text_encoder))
         trainer.iter = 41
         trainer._trainer.iter = 41
         task = trainer.cfg.TASKS.NAMES[0]
@@ -49,7 +62,7 @@ class Kind:
         self._file = (folder / "model_0000041.pth").read_bytes()
         self._content = torch.load(folder / "model_0000041.pth", weights_only=True)
         # A trainer for the cases: each has it as it was made, in a process of its own.
-        self._trainer = UniPerceiverTrainer(settings(str(folder / "cases")))
+        self._trainer = UniPerceiverTrainer(settings(folder / "cases", text_encoder))
 
     def damaged(self, rng: random.Random) -> Damaged:
         action = rng.random()

@@ -130,12 +130,13 @@ def test_one_of_path_and_fields():
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"model_type": "resnett"}, "resnett"),
+        ({"model_type": "resnett"}, "resnett'; did you mean 'resnet'"),
         ({"hidden_sizes": [8, 12]}, "model_type|model identifier"),
         ({"model_type": "bert"}, "BertConfig"),
         ({**RESNET, "hidden_sizes": "wide"}, "hidden_sizes"),
         ({**RESNET, "hidden_sizes": [8, 12]}, ""),
         ({**RESNET, "layer_type": "basicc"}, "basicc"),
+        ({**RESNET, "depths": [1, 2**31, 1, 1]}, "depths has 2147483648 layers"),
     ],
 )
 def test_fields_of_no_backbone(fields, part):

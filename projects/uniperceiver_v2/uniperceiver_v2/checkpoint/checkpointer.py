@@ -20,7 +20,7 @@ from .writing import BackgroundWriter, on_host
 
 # A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
-_LONGEST_NAME = 4096  # characters of a path
+_LONGEST_NAME = 255  # characters of a file's name
 # Weights of these types may be given for one another: they differ in precision only.
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -170,7 +170,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not a text"
             raise UserError(f"--resume: {path} cannot be read ({reason}); {way_out}") from error
-        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        # A name with a folder would make a file from elsewhere the last checkpoint of this run.
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable() or os.path.basename(name) != name:
             raise UserError(f"--resume: {path} holds {name[:40]!r}, not the name of a checkpoint; {way_out}")
         checkpoint = os.path.join(self.save_dir, name)
         if not os.path.isfile(checkpoint):

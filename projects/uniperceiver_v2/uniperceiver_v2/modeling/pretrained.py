@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..files import shipped
 from ..reading import read_json, require_finite, require_undamaged
 
 logger = logging.getLogger(__name__)
+
+MOST_LAYERS = 2**10  # of a stage
 
 
 @contextlib.contextmanager
@@ -73,7 +75,24 @@ def load_config(directory: Path, **fields: Any) -> PretrainedConfig:
     for path in sorted(directory.glob("*.json")):
         if not isinstance(content := read_json(str(path)), dict):
             raise UserError(f"{path} holds a {type(content).__name__}, not an object with keys")
-    return AutoConfig.from_pretrained(directory, trust_remote_code=False, **fields)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **fields)
+    require_layers(config.to_dict())
+    return config
+
+
+def require_layers(fields: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a field of a configuration asks for more than MOST_LAYERS layers. To build 2^31 of them would take
+            days, until memory ends it.
+    """
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            require_layers(value)
+        elif "layer" in str(key) or "depth" in str(key):  # such as num_hidden_layers and depths
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, int) and number > MOST_LAYERS:
+                    raise ValueError(f"{key} has {number} layers, which are more than {MOST_LAYERS}")
 
 
 def _reason_in(error: Exception, directory: Path) -> str:
@@ -86,7 +105,7 @@ def _reason_in(error: Exception, directory: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error)
+    text = " ".join(str(error).split())
     return text if " " in text else f"{type(error).__name__}: {text}"
 
 

@@ -9,12 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-from ...errors import UserError
+from ...errors import UserError, nearest
 from ..layers import repeated_parts, replace_batch_norm
-from ..pretrained import explained_directory, has_weights, load_config, load_weights, resolve_directory
+from ..pretrained import explained_directory, has_weights, load_config, load_weights, require_layers, resolve_directory
 
+_BACKBONES = tuple(MODEL_FOR_BACKBONE_MAPPING_NAMES)
 _PROBLEM = "MODEL.UNIPERCEIVER_V2.BACKBONE cannot be built"
 
 
@@ -90,6 +92,9 @@ def build_huggingface_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> HuggingF
     if fields:
         with explained_directory(_PROBLEM):
             model_type = fields.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise UserError(f"{_PROBLEM}: there is no model_type {model_type!r}{nearest(model_type, _BACKBONES)}")
+            require_layers(fields)
             config = AutoConfig.for_model(model_type, **fields, out_features=out_features)
             _set_drop_path(config, node.DROP_PATH)
             return HuggingFaceBackbone(AutoBackbone.from_config(config, trust_remote_code=False), node.NORM)
