@@ -1,11 +1,13 @@
 """Reads files of weights, as tensors and plain values. No code in a file is run, and no damage stays unnoticed."""
 
+import contextlib
 import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ..errors import UserError
 
 CHECKSUM = "checksum"  # of a safetensors file's metadata
 _AT_A_TIME = 2**22  # bytes that are checked at once
+_THREADS = 2  # that compute checksums while one reads
 
 
 def read_tensors(path: str, *, mapped: bool = False) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def read_tensors(path: str, *, mapped: bool = False) -> dict[str, Any]:
     as nobody writes into a tensor. A tensor that is kept has to be copied: the file may be overwritten in its place.
 
     ``torch.save`` writes a zip archive with a checksum of each tensor, which ``torch.load`` ignores. They are compared
-    here, in a second thread while the tensors are read.
+    here, in other threads while the next tensors are read.
 
     Raises:
         UserError: the file is truncated or damaged, or has more than tensors and plain values.
@@ -77,8 +80,9 @@ def require_undamaged(path: str) -> None:
     Raises:
         UserError: the file is damaged.
     """
-    if _is_archive(path) and (reason := _damage_of(path)) is not None:
-        raise _damaged(path, reason)
+    if _is_archive(path):
+        with _explained_damage(path), _opened(path) as archive:
+            _compare(archive, archive.infolist())
 
 
 def require_finite(state: Mapping[str, Tensor]) -> None:
@@ -106,42 +110,64 @@ def _read_archive(path: str, mapped: bool) -> Any:
     if not zipfile.is_zipfile(path):
         # The directory of a zip archive is at its end.
         raise UserError(f"{path} is cut short: copy it again or take an older checkpoint")
-    with ThreadPoolExecutor(1) as pool:
-        damage = pool.submit(_damage_of, path)
-        try:
-            loaded = _load(path, mapped)
-        except UserError:
-            if (reason := damage.result()) is None:
-                raise
-        if (reason := damage.result()) is not None:
-            raise _damaged(path, reason)
+    with _explained_damage(path), _opened(path) as archive:
+        entries = archive.infolist()
+        storages = [entry for entry in entries if "/data/" in entry.filename]
+        _compare(archive, [entry for entry in entries if "/data/" not in entry.filename])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checksums: list[Future[int]] = []
+
+        def placed(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+            checksums.append(pool.submit(_crc_of, storage))  # it was just read, so it is still in a cache
+            return storage
+
+        loaded = _load(path, placed, mapped)
+    # torch.save numbers the storages as its pickle names them, which is the order in which they are read.
+    wrong = [entry.filename for entry, checksum in zip(storages, checksums) if checksum.result() != entry.CRC]
+    if wrong or len(storages) != len(checksums):
+        raise _damaged(path, f"{wrong[0] if wrong else 'its list of tensors'} has another checksum than was saved")
     return loaded
 
 
-def _damage_of(path: str) -> str | None:
-    """What is wrong with a zip archive. None if all checksums are right.
+def _crc_of(storage: torch.UntypedStorage) -> int:
+    return zlib.crc32(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
 
-    An archive of ``torch.save`` is not compressed. So it cannot become larger in memory than it is on the disk.
-    """
+
+@contextlib.contextmanager
+def _explained_damage(path: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                return "it is compressed, which torch.save never does"
-            if sum(entry.file_size for entry in entries) > os.path.getsize(path):
-                return "its parts are larger than the file"
-            for entry in entries:
-                with archive.open(entry) as part:
-                    while part.read(_AT_A_TIME):
-                        pass
+        yield
     except Exception as error:  # a damaged directory ends in whatever its first wrong byte leads to
-        return _one_line(error)
-    return None
+        raise _damaged(path, _one_line(error)) from error
 
 
-def _load(path: str, mapped: bool = False) -> Any:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[zipfile.ZipFile]:
+    """A zip archive as ``torch.save`` writes it, which cannot become larger in memory than it is on the disk.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which torch.save never does")
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise ValueError("its parts are larger than the file")
+        yield archive
+
+
+def _compare(archive: zipfile.ZipFile, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Read entries, so that the archive compares their checksums."""
+    for entry in entries:
+        with archive.open(entry) as part:
+            while part.read(_AT_A_TIME):
+                pass
+
+
+def _load(path: str, place: Callable | str = "cpu", mapped: bool = False) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location=place, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of tensors and plain values: it is another kind of file or holds "
