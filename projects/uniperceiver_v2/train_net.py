@@ -64,7 +64,8 @@ def configuration(args: Namespace) -> CfgNode:
 
 def load_weights(cfg: CfgNode, model: nn.Module, resume: bool) -> None:
     """Load MODEL.WEIGHTS, with --resume the last checkpoint of OUTPUT_DIR, or else the pre-trained parts."""
-    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
+    may_be_nan = cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_BE_NAN
+    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, weights_may_be_nan=may_be_nan)
     if resume and not checkpointer.has_checkpoint():
         raise UserError(f"--resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
     if not resume and load_pretrained_parts(cfg, model):

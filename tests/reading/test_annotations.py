@@ -2,7 +2,9 @@
 
 import copy
 import json
+import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,3 +277,20 @@ def test_many_parts_are_all_looked_through(monkeypatch):
         with pytest.raises(UserError, match=f"annotation {number} of image {number // 3} "):
             check_instances("x.json", broken)
     assert check_annotations("none", [{"label": 3}]) is None
+
+
+def test_a_share_of_bad_annotations_is_left_out_and_counted_where_a_setting_says_so(register, caplog):
+    content = squares(8)
+    path = register(content)
+    whole = load_dataset("own")[0]["annotations"]
+    for number in (2, 5):
+        content["annotations"][number]["segmentation"][0][3] = math.nan
+    Path(path).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="annotation 102 of image 5"):
+        load_dataset("own")
+    with pytest.raises(UserError, match=r"own\.json.*2 of 8 annotations are wrong.*MAX_BAD_ANNOTATIONS \(0\.2\)"):
+        load_dataset("own", most_bad=0.2)
+    with caplog.at_level(logging.WARNING):
+        kept = load_dataset("own", most_bad=0.25)[0]["annotations"]
+    assert kept == [annotation for number, annotation in enumerate(whole) if number not in (2, 5)]
+    assert path in caplog.text and "2 of 8 annotations are left out" in caplog.text

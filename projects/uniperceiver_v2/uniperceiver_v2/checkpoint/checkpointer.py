@@ -44,6 +44,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         in_background: whether :meth:`save` and :meth:`save_weights` only copy the state to the host, and leave writing
             to a thread. They wait for the checkpoint before, and raise its error. So do :meth:`wait` and what asks for
             the last checkpoint.
+        weights_may_be_nan: whether weights that are NaN or infinite are loaded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         averaging: Any = None,
         weights_may_differ: bool = False,
         in_background: bool = False,
+        weights_may_be_nan: bool = False,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -62,6 +64,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._weights_may_differ = weights_may_differ
         self._writer = BackgroundWriter() if in_background else None
         self._told: str | None = None  # in first_process_decides: the first process's last checkpoint
+        self._weights_may_be_nan = weights_may_be_nan
         self._in_part = False  # while a file is loaded: whether its weights may fit in part
         self._resuming = False  # while a file is loaded: whether training goes on from it
         self._with_states = False  # while a file is loaded: whether the checkpointables take their states from it
@@ -284,7 +287,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = self._what_fits(state)
         else:
             require_fit(state, self.model)
-        require_finite(state)
+        if not self._weights_may_be_nan:
+            require_finite(state)
         own = self.model.state_dict()
         checkpoint["model"] = {key: divided_like(value, own[key]) for key, value in checkpoint["model"].items()}
         return super()._load_model(checkpoint)

@@ -81,6 +81,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # The images of so many batches of a task are sorted by their aspect ratio and made batches anew, so that less of a
     # batch is padding; 0 for batches of random images. Data without sizes, and squares, are not sorted.
     cfg.DATALOADER.BATCHES_BY_SHAPE = 0
+    # The share of a training dataset's annotations that may be left out because their box or shape cannot be used.
+    # They are counted in the log. With 0, and in evaluation, the first one ends the run.
+    cfg.DATALOADER.MAX_BAD_ANNOTATIONS = 0.0
 
 
 def _add_model_config(cfg: CN) -> None:
@@ -88,6 +91,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.UNIPERCEIVER_V2 = node = CN()
     # Training may start from a MODEL.WEIGHTS that fits the model in part only. The log lists what does not fit.
     node.WEIGHTS_MAY_DIFFER = False
+    # Weights that are NaN or infinite are refused, but for this: for example, to look at what a run has come to.
+    node.WEIGHTS_MAY_BE_NAN = False
     # Weights of other projects for the image encoder and the decoder: files, or directories in Hugging Face's form,
     # recognised by their keys. They are read where neither MODEL.WEIGHTS nor --resume gives the whole model.
     node.PRETRAINED = []

@@ -92,6 +92,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             averaging=self.averaging,
             weights_may_differ=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_DIFFER,
             in_background=cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND,
+            weights_may_be_nan=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_BE_NAN,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

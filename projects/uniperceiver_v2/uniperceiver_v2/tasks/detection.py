@@ -313,7 +313,10 @@ def mask_logits(
 def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, DetectionMapper]:
     names = task.settings.datasets
     records = load_detection_training(
-        names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, with_masks=cfg.MODEL.MASK_ON
+        names,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        with_masks=cfg.MODEL.MASK_ON,
+        most_bad=cfg.DATALOADER.MAX_BAD_ANNOTATIONS,
     )
     settings: DetectionSettings = task.settings
     if settings.copy_paste and not cfg.MODEL.MASK_ON:

@@ -16,8 +16,12 @@ Records = list[dict]
 logger = logging.getLogger(__name__)
 
 
-def load_dataset(name: str) -> Records:
+def load_dataset(name: str, most_bad: float = 0.0) -> Records:
     """The records of any registered dataset.
+
+    Args:
+        name: the dataset's.
+        most_bad: the share of annotations that are left out if their box or shape cannot be used.
 
     Raises:
         UserError: the dataset is not registered, its files are missing, truncated or in another format, or an
@@ -31,7 +35,7 @@ def load_dataset(name: str) -> Records:
         check_json_of(name)  # raises a better message if an annotation is at fault
         raise
     with explained(name):
-        check_annotations(name, records)
+        check_annotations(name, records, most_bad)
     return records
 
 
@@ -66,11 +70,14 @@ def load_checked(name: str, load: Callable[[], Records]) -> Records:
     return records
 
 
-def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_masks: bool) -> Records:
+def load_detection_training(
+    names: Sequence[str], *, filter_empty: bool, with_masks: bool, most_bad: float = 0.0
+) -> Records:
     """The records of detection datasets, joined for training.
 
     Args:
         names: registered datasets with the same categories.
+        most_bad: as in :func:`load_dataset`.
         filter_empty: leave out images without annotations, or with crowds only.
         with_masks: whether every annotation must have a segmentation.
 
@@ -80,7 +87,7 @@ def load_detection_training(names: Sequence[str], *, filter_empty: bool, with_ma
     """
     seen: set[int] = set()
     kept = []
-    for record in _load_joined(names, "annotations"):
+    for record in _load_joined(names, "annotations", most_bad):
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         if with_masks and not all(a.get("segmentation") for a in annotations):
             raise UserError(
@@ -134,10 +141,10 @@ def load_classification_training(names: Sequence[str]) -> Records:
     return records
 
 
-def _load_joined(names: Sequence[str], target: str) -> Records:
+def _load_joined(names: Sequence[str], target: str, most_bad: float = 0.0) -> Records:
     records = []
     for name in names:
-        loaded = load_dataset(name)
+        loaded = load_dataset(name, most_bad)
         if not all(target in record for record in loaded):
             raise UserError(f"dataset '{name}' is not for this kind of task: its records have no \"{target}\"")
         records += loaded
