@@ -29,7 +29,7 @@ SCENES := $(DATA)/images/test
 # The folder that the web page searches.
 SEARCH ?= $(SCENES)
 
-.PHONY: setup train demo web packages test test-slow test-faults test-fuzz test-web bench docs lint
+.PHONY: setup train demo web packages test test-slow test-faults test-kills test-soak test-fuzz test-web bench docs lint
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED) $(PREPARED)
@@ -92,7 +92,16 @@ test-slow: setup $(EXPORT) $(DOCS)
 test-faults: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -n 0 -m slow tests/faults $(ARGS)
 
-# 10,000 broken files, each read in a process of its own. It goes on where it was stopped; SEED=1 breaks others.
+# 1,000 kills of a small run at random moments, half an hour on a quiet core. It goes on where it was stopped.
+test-kills: setup
+	$(PY) tests/faults/kills.py --output output/kills $(ARGS)
+
+# Hours of training and of the web page with visitors, whose memory, file handles and threads have to stay level.
+HOURS ?= 3
+test-soak: setup $(WEB)
+	$(PY) tests/faults/soak.py --hours $(HOURS) --output output/soak
+
+# 10,000 broken files, each read in a process of its own. It goes on where it was stopped; SEED="1 2" breaks others.
 SEED ?= 0
 test-fuzz: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) tests/fuzz/campaign.py --jobs $(JOBS) --seed $(SEED) --output output/fuzz $(ARGS)
