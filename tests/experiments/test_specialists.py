@@ -47,14 +47,16 @@ def test_a_specialist_learns_a_few_samples(runs, tmp_path, name):
     model = run.specialist.build(cfg).train()
     batch = next(iter(build_task_train_loader(cfg, run.specialist.task)))[:4]
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate)
-    losses = []
-    for _ in range(16):
-        losses.append(model(batch))
+    first = loss = model(batch)
+    for _ in range(24):
         optimizer.zero_grad()
-        losses[-1].backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), run.specialist.clip)
         optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
+        loss = model(batch)
+        if loss < 0.7 * first:
+            break
+    assert loss < 0.7 * first
     # Hugging Face's detectors freeze backbones, and leave the first of two stages without a loss.
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 

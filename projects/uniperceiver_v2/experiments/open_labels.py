@@ -37,7 +37,7 @@ from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.evaluation.digit_scenes.facts import Scene, SceneFacts, Thing
 from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 
-DIGITS = ("red seven", "blue three", "green one", "yellow five", "purple two", "white seven")  # a ninth of the digits
+DIGITS = ("red seven", "blue three", "green one", "yellow five", "purple two", "white seven")  # an eighth of all
 FORMS = {
     "extreme": re.compile(r"\b(largest|smallest|leftmost|rightmost|highest|lowest)\b"),
     "relation": re.compile(r"\b(to the (left|right) of|above|below)\b"),

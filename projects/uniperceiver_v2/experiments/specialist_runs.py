@@ -230,11 +230,9 @@ def list_of_runs(runs: Sequence[Mapping[str, Any]]) -> str:
 def write_document(output: Path, generalists: Mapping[str, str]) -> None:
     """Write the tables of the finished runs into the document, and print them."""
     runs = reports(output)
-    of_generalists = {
-        name: [json.loads(path.read_text()) for path in sorted(Path().glob(pattern))]
-        for name, pattern in generalists.items()
-    }
-    table = comparison(runs, of_generalists) + "\n" + list_of_runs(runs)
+    found = {name: sorted(Path().glob(pattern)) for name, pattern in generalists.items()}
+    evaluated = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
+    table = comparison(runs, evaluated) + "\n" + list_of_runs(runs)
     write_between_marks(DOCUMENT, "specialist_runs", table)
     print(table)
 
