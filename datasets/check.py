@@ -24,7 +24,7 @@ from uniperceiver_v2.data.datasets.segments import read_segments
 from uniperceiver_v2.data.datasets.shards import InShards, ShardRecords
 from uniperceiver_v2.data.datasets.texts import tidy
 from uniperceiver_v2.errors import UnreadableImage, UserError
-from uniperceiver_v2.reading import read_image
+from uniperceiver_v2.reading import read_frames, read_image
 
 # The number of images that a whole dataset has.
 WHOLE = {
@@ -108,6 +108,9 @@ def _problem_of(index: int) -> str | None:
         record = _records[index]
         if "text" in record:
             return None if tidy(record["text"]) else f"{record['text_id']}: the text is empty"
+        if "video" in record:
+            read_frames(record["video"], 1, "RGB")
+            return None
         read_image(record, "RGB")
         if "segments_file" in record:
             read_segments(record)

@@ -120,7 +120,7 @@ def draw_scene(
     while placed is None:  # if there is no room for the last digits, the whole layout is drawn again
         placed = _try_layout(rng, samples, labels, has_crowd, left_out)
 
-    canvas = _draw_background(rng)
+    canvas = draw_background(rng)
     owner = np.full((SCENE_SIZE, SCENE_SIZE), -1)
     for index, item in enumerate(placed):
         colour = np.clip(np.array(COLOURS_RGB[item.colour]) + rng.uniform(-12, 12, size=3), 0, 255)
@@ -254,7 +254,7 @@ def _muted_colour(rng: np.random.Generator) -> np.ndarray:
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
-def _draw_background(rng: np.random.Generator) -> np.ndarray:
+def draw_background(rng: np.random.Generator) -> np.ndarray:
     """A blend of two muted colours by a texture, with thin distractor strokes: float32 [H, W, 3]."""
     yy, xx = np.mgrid[0:SCENE_SIZE, 0:SCENE_SIZE].astype(np.float32) / SCENE_SIZE
     angle = rng.uniform(0, 2 * np.pi)

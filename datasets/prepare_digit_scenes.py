@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from digit_scenes_clips import CLIP_CLASSES, FRAMES, draw_clip
 from digit_scenes_drawing import (
     CLASS_NAMES,
     COLOURS_RGB,
@@ -51,10 +52,11 @@ from digit_scenes_phrases import describe, write_phrases
 from digit_scenes_questions import ANSWER_TYPES, write_questions
 from digit_scenes_texts import Thing, write_captions, write_corpus
 
-FORMAT_VERSION = 5  # increase it when a change makes the same arguments give other bytes, or another file
+FORMAT_VERSION = 6  # increase it when a change makes the same arguments give other bytes, or another file
 ANNOTATIONS_VERSION = "1"  # in the headers of the annotation files, which stay as they are when a file is added
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
+SCENES_PER_CLIP = 5
 ANSWERS = 10  # to each question, as in VQA v2
 FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
 # In LVIS, with 100,000 images, a category is rare if up to 10 training images show it, common if up to 100 do, and
@@ -62,8 +64,9 @@ FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both spl
 # digit_scenes_drawing.CLASS_WEIGHTS the groups are expected near 8%, 20% and 41%.
 RARE_BELOW, COMMON_BELOW = 0.13, 0.30
 # Seeds: (seed, stream of a split, index) draws a scene and its captions, (seed, _TEXT_STREAM) the corpus,
-# (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases, with _QUESTION_STREAM its questions.
-_TEXT_STREAM, _PHRASE_STREAM, _QUESTION_STREAM = 2, 5, 6
+# (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases, with _QUESTION_STREAM its questions,
+# with _CLIP_STREAM a clip.
+_TEXT_STREAM, _PHRASE_STREAM, _QUESTION_STREAM, _CLIP_STREAM = 2, 5, 6, 7
 
 
 class Source(NamedTuple):
@@ -202,6 +205,7 @@ def _write_tree(root: Path, seed: int, num_scenes: dict[str, int], sources: dict
         for name, content in vqa(scenes[split]).items():
             _write_json(root / f"annotations/{name}_{split}.json", content)
         _write_json(root / f"annotations/lvis_{split}.json", lvis_instances(scenes[split], split, scenes["train"]))
+        _write_clips(root, seed, split, -(-num_scenes[split] // SCENES_PER_CLIP), sources[split])
     _write_single_digits(root / "digits", sources)
     rng = np.random.default_rng([seed, _TEXT_STREAM])
     corpus = dict(zip(SPLITS, write_corpus(rng), strict=True))
@@ -431,6 +435,20 @@ def _lvis_categories(train_scenes: list[dict]) -> list[dict]:
             }
         )
     return categories
+
+
+def _write_clips(root: Path, seed: int, split: str, count: int, source: Source) -> None:
+    """Kinetics' table of clips, with a folder of frames in place of each video. All classes are equally frequent."""
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    for index in range(count):
+        number = index % len(CLIP_CLASSES)
+        folder = root / "clips" / split / f"clip{index:07d}_000000_{FRAMES:06d}"
+        folder.mkdir(parents=True)
+        frames = draw_clip(np.random.default_rng([seed, _CLIP_STREAM, source.stream, index]), source.samples, number)
+        for place, frame in enumerate(frames):
+            _write_png(folder / f"{place:03d}.png", frame)
+        lines.append(f"{CLIP_CLASSES[number]},clip{index:07d},0,{FRAMES},{split}")
+    (root / f"annotations/clips_{split}.csv").write_text("\n".join(lines) + "\n")
 
 
 def _write_single_digits(root: Path, sources: dict[str, Source]) -> None:

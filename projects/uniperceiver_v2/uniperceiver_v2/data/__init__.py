@@ -12,6 +12,7 @@ from .datasets.segments import register_class_maps, register_panoptic
 from .datasets.shards import register_image_text_shards
 from .datasets.text_shards import register_text_shards
 from .datasets.texts import load_captions, load_texts
+from .datasets.videos import register_clips
 from .loading.build import build_task_train_loader, build_test_loader, training_images_of_captions
 from .mappers.images import ImageMapper
 
@@ -25,6 +26,7 @@ __all__ = [
     "load_texts",
     "register_captions",
     "register_class_maps",
+    "register_clips",
     "register_custom_datasets",
     "register_digit_scenes",
     "register_image_folder",

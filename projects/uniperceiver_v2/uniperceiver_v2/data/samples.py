@@ -72,6 +72,19 @@ class ClassificationSample(ImageSample):
     label: int  # index of the class among the candidates
 
 
+class ClipSample(TypedDict):
+    """A clip with one class: F frames of one size."""
+
+    task: str
+    frames: Tensor  # uint8 [F,3,H,W] in INPUT.FORMAT
+    height: int  # of the clip in the file
+    width: int
+    file_name: str
+    image_id: Any
+    candidates: tuple[str, ...]
+    label: int
+
+
 class CaptionedSample(ImageSample):
     """An image with captions, for captioning and retrieval.
 
@@ -118,6 +131,7 @@ Sample = (
     DetectionSample
     | GroundingSample
     | ClassificationSample
+    | ClipSample
     | CaptionedSample
     | QuestionSample
     | RegionSample

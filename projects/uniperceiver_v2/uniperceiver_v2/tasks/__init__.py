@@ -11,6 +11,7 @@ from .region_captioning import REGION_CAPTIONING, RegionCaptioningTask
 from .retrieval import RETRIEVAL, RetrievalTask
 from .segmentation import SEGMENTATION, SegmentationTask
 from .task import NamingTask, Task, candidate_texts
+from .video_classification import VIDEO_CLASSIFICATION, VideoClassificationTask
 
 for _kind in (
     DETECTION,
@@ -22,6 +23,7 @@ for _kind in (
     QUESTION_ANSWERING,
     SEGMENTATION,
     REGION_CAPTIONING,
+    VIDEO_CLASSIFICATION,
 ):
     register_kind(_kind)
 
@@ -35,6 +37,7 @@ __all__ = [
     "REGION_CAPTIONING",
     "RETRIEVAL",
     "SEGMENTATION",
+    "VIDEO_CLASSIFICATION",
     "CaptioningTask",
     "ClassificationTask",
     "DetectionTask",
@@ -48,5 +51,6 @@ __all__ = [
     "RetrievalTask",
     "SegmentationTask",
     "Task",
+    "VideoClassificationTask",
     "candidate_texts",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.structures import ImageList
 from torch import Tensor
 
 from ..data import load_dataset
@@ -72,14 +74,16 @@ class ClassificationTask(NamingTask):
         return cls(settings, naming_datasets(cfg, "classification", settings))
 
     def losses(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> dict[str, Tensor]:
-        images, settings = model.preprocess(inputs), self.settings
+        images, settings = self.images(model, inputs), self.settings
         labels = send(torch.tensor([x["label"] for x in inputs]), images.tensor.device)
         texts = self._drawn(self.names_of(inputs))
-        weights = mixing_weights(len(images), images.image_sizes[0], settings.mixup, settings.cutmix)
+        weights = mixing_weights(len(inputs), images.image_sizes[0], settings.mixup, settings.cutmix)
         if weights is not None:
             weights = send(weights, labels.device)
-            images.tensor, labels = mix(images.tensor, labels, weights, len(texts))
-        encoding, _ = model.image_encoder(images)
+            frames = len(images) // len(inputs)  # are mixed alike
+            mixed, labels = mix(images.tensor.unflatten(0, (-1, frames)).flatten(1, 2), labels, weights, len(texts))
+            images.tensor = mixed.unflatten(1, (frames, -1)).flatten(0, 1)
+        encoding = self.encode(model, images, len(inputs))
         candidates, alignment_targets = model.encode_candidates_and_alignment_targets(texts, shared=True)
         logits = model.likelihood.of_directions(model.decode_image(encoding), candidates)
         likeliest = labels if labels.ndim == 1 else labels.argmax(-1)
@@ -94,8 +98,17 @@ class ClassificationTask(NamingTask):
         }
 
     def predict(self, model: UniPerceiver, inputs: Sequence[ClassificationSample]) -> list[dict]:
-        encoding, _ = model.image_encoder(model.preprocess(inputs))
+        encoding = self.encode(model, self.images(model, inputs), len(inputs))
         return [{"scores": scores} for scores in self.probabilities(model, encoding, self.names_of(inputs))]
+
+    def images(self, model: UniPerceiver, inputs: Sequence[Any]) -> ImageList:
+        """The images of a batch, as many for each input."""
+        return model.preprocess(inputs)
+
+    def encode(self, model: UniPerceiver, images: ImageList, count: int) -> ImageEncoding:
+        """The encoding of ``count`` inputs."""
+        encoding, _ = model.image_encoder(images)
+        return encoding
 
     def _drawn(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The names in this iteration's prompt, the same on all ranks."""
@@ -124,12 +137,19 @@ def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, Classif
         candidate_names(settings.datasets[0]),
         cfg.INPUT.FORMAT,
         settings.image_size,
-        crop_scale=settings.crop_scale,
-        flip=settings.flip,
-        rand_augment=(settings.rand_augment, settings.rand_augment_magnitude),
-        erasing=settings.erasing,
+        **augmentations_of(settings),
     )
     return records, mapper
+
+
+def augmentations_of(settings: ClassificationSettings) -> dict[str, Any]:
+    """The arguments of a mapper of training."""
+    return {
+        "crop_scale": settings.crop_scale,
+        "flip": settings.flip,
+        "rand_augment": (settings.rand_augment, settings.rand_augment_magnitude),
+        "erasing": settings.erasing,
+    }
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, ClassificationMapper]:

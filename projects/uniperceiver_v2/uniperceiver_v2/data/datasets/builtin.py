@@ -17,9 +17,15 @@ from .refer import register_refer
 from .segments import register_class_maps, register_panoptic
 from .shards import register_image_text_shards
 from .text_shards import register_text_shards
+from .videos import register_clips
 from .visual_genome import register_region_captions, register_region_descriptions
 
+# What a digit does in the clips of digit_scenes.
+MOTIONS = ("moving left", "moving right", "rising", "falling")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+CLIP_CLASSES = tuple(f"a {name} {motion}" for name in DIGIT_NAMES for motion in MOTIONS)
 
 
 def datasets_root() -> str:
@@ -60,6 +66,13 @@ def register_digit_scenes(root: str, prefix: str = "") -> None:
             os.path.join(root, "annotations", f"phrases_{split}.json"),
             images,
             instances_json=os.path.join(root, "annotations", f"instances_{split}.json"),
+            prepare_command=command,
+        )
+        register_clips(
+            f"{prefix}digit_clips_{split}",
+            os.path.join(root, "annotations", f"clips_{split}.csv"),
+            os.path.join(root, "clips", split),
+            names=CLIP_CLASSES,
             prepare_command=command,
         )
         register_region_descriptions(
@@ -235,6 +248,18 @@ def register_segmentation(root: str) -> None:
         )
 
 
+def register_kinetics(root: str) -> None:
+    """Register ``kinetics400_train`` and ``kinetics400_val``. datasets/README.md shows the files.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    folder = os.path.join(root, "kinetics400")
+    for split in ("train", "val"):
+        files = os.path.join(folder, "annotations", f"{split}.csv"), os.path.join(folder, split)
+        register_clips(f"kinetics400_{split}", *files)
+
+
 def register_vqa(root: str) -> None:
     """Register ``vqa_v2_train`` and ``vqa_v2_val``. datasets/README.md shows the files.
 
@@ -294,6 +319,7 @@ def register_all(root: str) -> None:
     register_corpora(root)
     register_grounding_sets(root)
     register_segmentation(root)
+    register_kinetics(root)
     register_vqa(root)
     _describe_detectron2s()
 
