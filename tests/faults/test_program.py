@@ -143,7 +143,9 @@ def test_a_run_with_divided_parameters_goes_on_with_other_numbers_of_processes(c
     for ranks in (2, 4, 1, 2):
         process = start([*command(config, output, "--resume", ranks=ranks), *options], tmp_path)
         there = len(list(output.glob("model_*.pth")))
-        wait_for(lambda n=there: len(list(output.glob("model_*"))) > n and list(output.glob(".model*.tmp")), process)
+        wait_for(
+            lambda n=there: len(list(output.glob("model_*"))) > n and list(output.glob(".model*.tmp")), process, 900
+        )
         os.kill((workers_of(process.pid) if ranks > 1 else [process.pid])[0], signal.SIGKILL)
         assert process.wait() != 0
     finish([*command(config, output, "--resume", ranks=4), *options], tmp_path)
