@@ -60,18 +60,20 @@ TO_FLOAT32 = {
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors on the meta device while they exist: now, and the most at any time."""
+    """Counts the bytes of tensors on the meta device while they exist: now, and the most at any time. And the
+    operations that are no views, which are the launches of a GPU."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.launches = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for x in tree_iter(result):
-            if isinstance(x, Tensor) and x.device == META:
-                self._add(x.untyped_storage())
+        found = [x for x in tree_iter(result) if isinstance(x, Tensor) and x.device == META]
+        self.launches += bool(found) and not func.is_view
+        for x in found:
+            self._add(x.untyped_storage())
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -190,9 +192,8 @@ def build(cfg: CfgNode) -> nn.Module:
 
 
 @contextlib.contextmanager
-def counted(ranks: int) -> Iterator[Callable[[], int]]:
-    """A context in which a model on the meta device trains as one of several ranks. Its value gives the most bytes so
-    far."""
+def counted(ranks: int) -> Iterator[Alive]:
+    """A context in which a model on the meta device trains as one of several ranks."""
     kept = lambda value, shapes, locations, attention: KeptInputs.apply(value, locations, attention)  # noqa: E731
     autocast, alive = Autocast(), Alive()
     with contextlib.ExitStack() as stack:
@@ -209,16 +210,21 @@ def counted(ranks: int) -> Iterator[Callable[[], int]]:
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(alive)
         stack.enter_context(autocast)
-        yield lambda: alive.most
+        yield alive
+
+
+def train(model: nn.Module, batch: list[dict]) -> None:
+    """A forward and a backward pass, within :func:`counted`."""
+    torch.autograd.backward(sum(model(batch).values()))  # the method of a tensor would leave out Autocast
 
 
 def peak_of(cfg: CfgNode, model: nn.Module, task: str, ranks: int) -> int:
     """The most bytes of activations and gradients in an iteration."""
     batch = batch_of(cfg, task, cfg.TASKS[task].IMS_PER_BATCH // ranks)
-    with counted(ranks) as most, EventStorage(), measured():
-        torch.autograd.backward(sum(model(batch).values()))  # the method would leave out Autocast
+    with counted(ranks) as alive, EventStorage(), measured():
+        train(model, batch)
     model.zero_grad()
-    return most()
+    return alive.most
 
 
 def main() -> None:
