@@ -13,10 +13,6 @@ from torch import Tensor, nn
 from transformers import ResNetConfig
 
 
-def always() -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Specialist:
     """A model for one task alone, with Detectron2's interface.
@@ -32,7 +28,6 @@ class Specialist:
         weight_decay: of AdamW.
         clip: the largest norm of a gradient.
         settings: settings that differ from the generalist's, such as the size of a batch.
-        can_run: whether its packages are installed.
     """
 
     task: str
@@ -42,7 +37,6 @@ class Specialist:
     weight_decay: float = 0.01
     clip: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    can_run: Callable[[], bool] = always
 
 
 class Pixels(nn.Module):
