@@ -251,6 +251,7 @@ def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Sourc
     _write_png(root / "panoptic" / split / file_name, np.stack([ids, 0 * ids, 0 * ids], axis=2).astype(np.uint8))
     things = [Thing(CLASS_NAMES[i.label], i.colour, i.box, i.is_crowd) for i in scene.instances]
     phrase_rng = np.random.default_rng([seed, _PHRASE_STREAM, source.stream, index])
+    questions = write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index]))
     return {
         "id": image_id,
         "file_name": file_name,
@@ -259,7 +260,7 @@ def _write_scene(root: Path, split: str, seed: int, first_id: int, source: Sourc
         "captions": write_captions(things, rng),
         "phrases": write_phrases(things, phrase_rng, lambda text: not source.left_out.is_mentioned(text, True)),
         "regions": [() if thing.is_crowd else describe(thing) for thing in things],
-        "questions": write_questions(things, np.random.default_rng([seed, _QUESTION_STREAM, source.stream, index])),
+        "questions": [asked for asked in questions if not source.left_out.is_mentioned(asked[0])],
     }
 
 

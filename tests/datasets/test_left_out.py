@@ -52,6 +52,15 @@ def test_training_has_nothing_of_what_is_left_out(tree, partial_tree, left_out):
     assert any(map(EXTREME.search, captions)) and any(map(EXTREME.search, corpus)), "the words are known"
 
 
+def test_training_questions_do_not_ask_for_it(tree, partial_tree):
+    asked = [
+        [q["question"] for q in json.loads((root / "annotations/questions_train.json").read_text())["questions"]]
+        for root in (tree, partial_tree)
+    ]
+    assert any(map(MENTIONED.search, asked[0])) and not any(map(MENTIONED.search, asked[1]))
+    assert len(asked[1]) > 0.8 * len(asked[0])
+
+
 def test_test_scenes_are_the_same(tree, partial_tree):
     for name in ("instances", "captions", "phrases"):
         path = f"annotations/{name}_test.json"
