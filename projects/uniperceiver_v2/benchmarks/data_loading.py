@@ -35,8 +35,8 @@ from PIL import Image
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader
-from uniperceiver_v2.data.loading.build import TRAINING_DATA
 from uniperceiver_v2.files import TINY_CONFIG
+from uniperceiver_v2.kinds import configured_task
 from uniperceiver_v2.solver.build import build_optimizer
 
 PHOTOS = "benchmark_photos"
@@ -112,7 +112,8 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
 
 
 def rows_of(cfg: CfgNode, size: str, quick: bool) -> Iterator[harness.Row]:
-    records, mapper = TRAINING_DATA["detection"](cfg, "scenes")
+    task = configured_task(cfg, "scenes")
+    records, mapper = task.kind.training_data(cfg, task)
     upstream = DatasetMapper(
         is_train=True,
         augmentations=utils.build_augmentation(cfg, True),
