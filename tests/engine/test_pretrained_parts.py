@@ -1,5 +1,6 @@
 """When the pre-trained parts are read: at the start of a run, and not where a checkpoint gives the whole model."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ def cfg() -> CfgNode:
 
 @pytest.fixture
 def read(monkeypatch) -> list:
-    """The calls that read something, as (image encoder, heads, paths)."""
+    """The calls that read something, as (image encoder, heads, paths, decoder)."""
     calls = []
     monkeypatch.setattr(pretrained_parts, "load_pretrained", lambda *call: calls.append(call))
     return calls
@@ -30,9 +31,11 @@ def begin(cfg: CfgNode, resume: bool, has_checkpoint: bool) -> list:
     asked = []
     trainer = object.__new__(UniPerceiverTrainer)
     trainer.cfg, trainer.iter = cfg, 3
-    trainer._trainer = SimpleNamespace(model=SimpleNamespace(image_encoder="the encoder"))
+    trainer._trainer = SimpleNamespace(model=SimpleNamespace(image_encoder="the encoder", decoder="the decoder"))
     trainer.checkpointer = SimpleNamespace(
-        has_checkpoint=lambda: has_checkpoint, resume_or_load=lambda path, resume: asked.append((path, resume))
+        has_checkpoint=lambda: has_checkpoint,
+        resume_or_load=lambda path, resume: asked.append((path, resume)),
+        first_process_decides=contextlib.nullcontext,
     )
     trainer.resume_or_load(resume)
     return asked
@@ -41,7 +44,7 @@ def begin(cfg: CfgNode, resume: bool, has_checkpoint: bool) -> list:
 @pytest.mark.parametrize(("resume", "has_checkpoint"), [(False, False), (False, True), (True, False)])
 def test_a_run_begins_with_them(cfg, read, resume, has_checkpoint):
     assert begin(cfg, resume, has_checkpoint) == [("", resume)]
-    assert read == [("the encoder", 8, ["a.pth", "b"])]
+    assert read == [("the encoder", 8, ["a.pth", "b"], "the decoder")]
 
 
 def test_a_resumed_run_does_not_read_them(cfg, read):

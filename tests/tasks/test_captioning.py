@@ -88,7 +88,9 @@ def test_loss_is_equation_7_of_each_word_after_its_beginning(model, captioned, s
 def test_loss_with_a_sampled_vocabulary(model, captioned, monkeypatch):
     encoded, encode_vocabulary = [], model.encode_vocabulary
     monkeypatch.setattr(
-        model, "encode_vocabulary", lambda ids, task: (encoded.append(ids), encode_vocabulary(ids, task))[1]
+        model,
+        "encode_vocabulary",
+        lambda ids, task, shared=False: (encoded.append(ids), encode_vocabulary(ids, task, shared))[1],
     )
     whole = train_losses(model, captioned)["loss_caption"]
     with_settings(model, VOCABULARY_SAMPLE=200)

@@ -173,6 +173,7 @@ class Study:
             "TASKS.NAMES": list(self.tasks_of(name)),
             **self._training_data(whole),
             "DATASETS.TEST": (),
+            "TASKS.scene_pairs.RERANK": 0,  # retrieval by itself, also in arms without captioning
             "SOLVER.STEPS": tuple(round(step * shortened) for step in whole.SOLVER.STEPS),
             "SOLVER.CHECKPOINT_PERIOD": 200,
             "VIS_PERIOD": 0,

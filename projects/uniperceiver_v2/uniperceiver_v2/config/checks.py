@@ -130,7 +130,7 @@ def _check_evaluation(cfg: CfgNode) -> None:
         if cfg.TASKS[name].get("RERANK", 0) and all(cfg.TASKS[x].KIND != "captioning" for x in cfg.TASKS.NAMES):
             raise UserError(
                 f"TASKS.{name}.RERANK compares by the likelihood of captions, but no task of TASKS.NAMES is of KIND "
-                "captioning"
+                "captioning; without one it has to be 0"
             )
     _check_best(cfg)
 

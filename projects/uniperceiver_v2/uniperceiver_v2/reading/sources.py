@@ -70,7 +70,8 @@ def require_source(name: str) -> None:
         FileNotFoundError: the dataset's metadata has the path of its annotations, and there is no such file.
     """
     metadata = MetadataCatalog.get(name)
-    path = metadata.get("json_file") or metadata.get("source")
+    keys = ("json_file", "source", "panoptic_json", "sem_seg_root")  # the last two are upstream's of segmentation
+    path = next((metadata.get(key) for key in keys if metadata.get(key)), None)
     if path and not is_remote(str(path)) and not glob.has_magic(str(path)) and not os.path.exists(path):
         raise FileNotFoundError(None, "no such dataset", str(path))
 

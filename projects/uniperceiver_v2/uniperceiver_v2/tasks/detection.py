@@ -89,6 +89,11 @@ class DetectionTask(NamingTask):
         count = settings.detections_per_image or cfg.TEST.DETECTIONS_PER_IMAGE
         return cls(settings, count, naming_datasets(cfg, "detection", settings))
 
+    @property
+    def is_federated(self) -> bool:
+        """Whether a batch is compared with a sample of the names, which differs from rank to rank."""
+        return self.settings.federated_sample > 0
+
     def losses(self, model: UniPerceiver, inputs: Sequence[DetectionSample]) -> dict[str, Tensor]:
         images = model.preprocess(inputs)
         targets = RegionTargets.from_instances([x["instances"] for x in inputs], images)
@@ -97,7 +102,7 @@ class DetectionTask(NamingTask):
         places = torch.arange(targets.valid.numel(), device=targets.valid.device).view_as(targets.valid)
         encoding, regions = model.image_encoder(images, replace(targets, labels=places))
         candidates, alignment_targets = model.encode_candidates_and_alignment_targets(
-            categories.texts, shared=not self.settings.federated_sample
+            categories.texts, shared=not self.is_federated
         )
         matches = regions.matches
         labels = categories.labels[matches.image, matches.target]

@@ -67,6 +67,8 @@ class SegmentationTask(DetectionTask):
     the segments, and "semantic" [H,W]; see :class:`Segmented`.
     """
 
+    is_federated = False
+
     def __init__(self, settings: SegmentationSettings, named_by: Sequence[str] = ()):
         NamingTask.__init__(self, settings, named_by)
 
