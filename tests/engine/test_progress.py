@@ -13,6 +13,7 @@ import threading
 
 import pytest
 from detectron2.engine import HookBase, TrainerBase, hooks
+from tqdm import tqdm
 
 from uniperceiver_v2.engine import progress
 from uniperceiver_v2.engine.progress import ProgressBar, TaskProgressPrinter
@@ -106,7 +107,10 @@ class LastWord(HookBase):
         MESSAGE.info("the end")
 
 
-def test_the_bar_is_the_last_line_and_everything_else_stands_whole_above_it(screen):
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_bar_is_the_last_line_and_everything_else_stands_whole_above_it(screen, others):
+    """Also where libraries have left bars of their own open."""
+    opened = [tqdm(total=3, file=io.StringIO()) for _ in range(others)]
     screen.attach()
     before = sys.stdout, sys.stderr, screen.handlers[0].stream
     Loop().train(0, 40)
@@ -120,6 +124,8 @@ def test_the_bar_is_the_last_line_and_everything_else_stands_whole_above_it(scre
     assert (end, later, empty) == ("the end", "later", "")
     logged = screen.file.getvalue().splitlines()
     assert [line.split()[0] for line in logged] == ["a", "20/40", "40/40", "the", "later"]
+    for other in opened:
+        other.close()
 
 
 def test_a_handler_that_follows_stderr_writes_above_the_bar_too(screen):

@@ -121,6 +121,7 @@ class ProgressBar(HookBase):
             total=self.trainer.max_iter,
             initial=self.trainer.start_iter,
             file=terminal,
+            position=0,  # whatever other bars of the process are open
             dynamic_ncols=True,
             mininterval=BAR_PERIOD,
             bar_format="{percentage:3.0f}% {bar:20} {n_fmt}/{total_fmt}{postfix}",
