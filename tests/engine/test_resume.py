@@ -46,7 +46,7 @@ def assert_same(a, b, where="") -> None:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_halves_with_any_number_of_workers_are_the_whole(real_cfg, processes, tmp_path, ranks):
     def runs() -> None:
         torch.manual_seed(0)
