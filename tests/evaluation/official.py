@@ -23,13 +23,20 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def same(found: dict[str, float | None], expected: dict[str, float], tolerance: float = 1e-6) -> None:
-    """Both have these figures; what an official script cannot compute (-1 or NaN) is null or negative in ours."""
-    for name, value in expected.items():
-        if math.isnan(value) or value < 0:
-            assert found[name] is None or math.isnan(found[name]) or found[name] < 0, name
-        else:
-            assert found[name] == pytest.approx(value, abs=tolerance), name
+def differences(
+    found: dict[str, float | None], expected: dict[str, float], tolerance: float = 1e-6
+) -> dict[str, tuple[float | None, float]]:
+    """The official figures that ours differ from: {name: (ours, official)}. What an official script cannot compute (-1
+    or NaN) is null or negative in ours."""
+
+    def is_none(value: float | None) -> bool:
+        return value is None or math.isnan(value) or value < 0
+
+    return {
+        name: (found[name], value)
+        for name, value in expected.items()
+        if is_none(found[name]) != is_none(value) or (not is_none(value) and abs(found[name] - value) > tolerance)
+    }
 
 
 def coco_figures(json_file: str, results: Path, kind: str) -> dict[str, float]:
