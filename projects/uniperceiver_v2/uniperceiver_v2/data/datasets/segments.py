@@ -7,6 +7,7 @@ which has the names of all categories, stuff included, and "is_stuff" says of ea
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -17,7 +18,7 @@ from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 
 
-def register_panoptic(name: str, panoptic_json: str, segments_root: str, image_root: str, **metadata) -> None:
+def register_panoptic(name: str, panoptic_json: str, segments_root: str, image_root: str, **metadata: Any) -> None:
     """Register images in COCO's panoptic format, for segmentation.
 
     Args:
@@ -37,7 +38,7 @@ def register_panoptic(name: str, panoptic_json: str, segments_root: str, image_r
     )
 
 
-def register_class_maps(name: str, maps_root: str, image_root: str, names_file: str, **metadata) -> None:
+def register_class_maps(name: str, maps_root: str, image_root: str, names_file: str, **metadata: Any) -> None:
     """Register images with a map of classes each, as ADE20k's scene parsing has them, for semantic segmentation.
 
     Args:

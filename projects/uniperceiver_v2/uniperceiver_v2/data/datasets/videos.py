@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
-def register_clips(name: str, csv_file: str, root: str, *, names: Sequence[str] | None = None, **metadata) -> None:
+def register_clips(name: str, csv_file: str, root: str, *, names: Sequence[str] | None = None, **metadata: Any) -> None:
     """Register clips with a class each, for video classification.
 
     Args:
