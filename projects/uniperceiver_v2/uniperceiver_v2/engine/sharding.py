@@ -17,7 +17,6 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..modeling.layers import WeightCache
 from ..shards import divided_like, whole
 
 
@@ -50,16 +49,15 @@ def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False) -> boo
         mp_policy=policy(reduce_dtype=torch.bfloat16 if in_bfloat16 else None),
         ignored_params={p for p in model.parameters() if p.ndim == 0},
     )
-    model.register_forward_pre_hook(lambda *_: _forget_values(model) if model.training else None)
+    model.register_forward_pre_hook(lambda *_: _count_as_changed(model) if model.training else None)
     return True
 
 
-def _forget_values(model: nn.Module) -> None:
-    """Clear the caches of values that depend on weights: gathered parameters do not tell that their values are new."""
-    for module in model.modules():
-        for attribute in vars(module).values():
-            if isinstance(attribute, WeightCache):
-                attribute.clear()
+def _count_as_changed(model: nn.Module) -> None:
+    """Raise the version of each gathered parameter. PyTorch writes the gathered values without raising it, often into
+    the memory of the time before, and caches of values that depend on weights look at both."""
+    for parameter in model.parameters():
+        torch.autograd.graph.increment_version(parameter)
 
 
 def _fully_shard() -> tuple[Any, Any]:
@@ -84,7 +82,7 @@ def whole_model(model: nn.Module) -> Iterator[None]:
         yield
         return
     model.unshard()
-    _forget_values(model)
+    _count_as_changed(model)
     try:
         yield
     finally:
