@@ -187,12 +187,10 @@ def _check_sharding(cfg: CfgNode) -> None:
     _check_choice("SOLVER.SHARDING", solver.SHARDING, ("none", "full", "hybrid"))
     if solver.SHARDING == "none":
         return
-    for key, wanted, found in (
-        ("OPTIMIZER 'TaskBalancedAdamW'", "TaskBalancedAdamW", solver.OPTIMIZER),  # zero equals no gradient there
-        ("TASK_GROUPS 1", 1, solver.TASK_GROUPS),
-    ):
-        if found != wanted:
-            raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.{key}, not {found!r}")
+    # A gradient of zero has to equal no gradient, as with TaskBalancedAdamW.
+    for key, wanted in {"OPTIMIZER": "TaskBalancedAdamW", "TASK_GROUPS": 1}.items():
+        if solver[key] != wanted:
+            raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.{key} {wanted!r}, not {solver[key]!r}")
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16":
         raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.AMP.PRECISION 'bfloat16' or no autocast")
 
