@@ -3,10 +3,13 @@
 import itertools
 import json
 import math
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 
@@ -219,6 +222,29 @@ def test_sums_and_gathered_rows_stay_in_the_group(processes, tmp_path):
     assert found[1] == [[0, 1], 30, 1, 0.5]
     assert found[2] == [[2, 3], 7, 5, 2.5]
     assert found[3] == [[2, 3], 70, 5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("count", "group"), [(2, ranks.process_group), (2, ranks.gradient_group), (1, ranks.gradient_group)]
+)
+def test_groups_wait_as_long_as_the_processes_do(processes, tmp_path, count, group):
+    """A group has the time limit that it is given, not PyTorch's."""
+    over = tmp_path / "over"
+
+    def work() -> None:
+        ranks.set_task_groups(count, timedelta(seconds=3))
+        own = group()
+        if comm.get_rank() == 0:
+            with pytest.raises(RuntimeError, match=r"(?i)timed out waiting for 3000 ?ms|timed out waiting 3000 ?ms"):
+                dist.all_reduce(torch.ones(1), group=own)
+            over.touch()
+        deadline = time.monotonic() + 30
+        while not over.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert over.exists()
+
+    pids = processes.fork_ranks(work, tmp_path, 2 * count)
+    assert [processes.exit_code(pid) for pid in pids] == [0] * 2 * count
 
 
 def poison(trainer_class, task: str, is_bad):

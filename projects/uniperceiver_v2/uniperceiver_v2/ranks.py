@@ -14,6 +14,7 @@ example, if two ranks have 3 and 5 objects, both divide their sums by 4: the mea
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,21 +23,27 @@ from detectron2.utils import comm
 from torch import Tensor
 
 _num_groups = 1
+_timeout: timedelta | None = None
 
 
-def set_task_groups(count: int) -> None:
+def set_task_groups(count: int, timeout: timedelta | None = None) -> None:
     """Split the ranks of this run into ``count`` groups, until the next call. All ranks have to call it.
+
+    Args:
+        count: the number of groups.
+        timeout: how long a call waits for the other ranks of a group. None for PyTorch's limit, which differs from that
+            of all ranks: 10 minutes on GPUs.
 
     Raises:
         ValueError: neither do the groups share the ranks equally, nor the ranks the groups.
     """
-    global _num_groups
+    global _num_groups, _timeout
     world_size = comm.get_world_size()
     if count < 1 or (world_size % count and count % world_size):
         raise ValueError(f"{world_size} ranks and {count} task groups cannot be divided equally")
-    _num_groups = count
+    _num_groups, _timeout = count, timeout
     if group_size() > 1:
-        _process_group_of(count)  # a collective call: now, while all ranks are here
+        process_group()  # a collective call: now, while all ranks are here
 
 
 def num_groups() -> int:
@@ -69,24 +76,26 @@ def rank_of(group: int, position: int = 0) -> int:
 
 def process_group() -> dist.ProcessGroup | None:
     """The process group of this rank's task group, or None for all ranks. Not for a group of a single rank."""
-    return None if _num_groups == 1 else _process_group_of(_num_groups)
+    return None if _num_groups == 1 else _process_group_of(_num_groups, _timeout)
 
 
 def gradient_group() -> dist.ProcessGroup:
     """As :func:`process_group`, for what is sent while a backward pass goes on.
 
-    The order in which two groups are used may differ from rank to rank. The backward pass makes collective calls of its
-    own (:func:`gather_from_ranks`), at moments that nobody else knows.
+    Ranks have to make the calls of one group in the same order. The backward pass makes calls of its own on
+    :func:`process_group` (:func:`gather_from_ranks`). Whether a bucket of gradients is sent before or after them may
+    differ from rank to rank, so gradients have a group of their own.
     """
-    return _process_group_of(_num_groups, "gradients")
+    return _process_group_of(_num_groups, _timeout, "gradients")
 
 
 @functools.lru_cache
-def _process_group_of(count: int, purpose: str = "") -> dist.ProcessGroup:
+def _process_group_of(count: int, timeout: timedelta | None, purpose: str = "") -> dist.ProcessGroup:
+    """One of ``count`` groups, that of this rank. Each purpose has groups of its own, which are made once."""
     size = comm.get_world_size() // count
     for first in range(0, comm.get_world_size(), size):
         members = range(first, first + size)
-        group = dist.new_group(list(members))  # every rank creates every group
+        group = dist.new_group(list(members), timeout)  # every rank creates every group
         if comm.get_rank() in members:
             own = group
     return own

@@ -5,6 +5,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,7 @@ class UniPerceiverTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's constructor would build a single loader. Its other methods work with the parts built here.
         super(DefaultTrainer, self).__init__()
-        ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS)
+        ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS, timedelta(seconds=cfg.PROCESSES.TIMEOUT))
         model = self.build_model(cfg)
         broadcast_state(model)
         in_bfloat16 = cfg.SOLVER.REDUCE_IN_BFLOAT16

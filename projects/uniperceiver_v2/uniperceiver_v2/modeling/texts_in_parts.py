@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ranks import gather_from_ranks, group_size, rank_in_group
 
-# Token ids [C,T] and valid [C,T] or None of C texts -> tensors [C,...].
+# Token ids [C,T] and valid [C,T] or None of C texts -> tensors [C,n], each with a width n of its own.
 Encode = Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
 
 
@@ -34,7 +34,12 @@ class TextsInParts:
         """What ``encode`` makes of texts.
 
         Args:
+            encode: computes each text by itself, so that texts may be encoded apart.
+            token_ids, valid: int64 and bool [C,T]; None if all tokens are valid.
             shared: whether all processes of the group make this call with the same texts.
+
+        Returns:
+            the tensors of ``encode``, for all C texts.
         """
         if not (shared and self.split and group_size() > 1 and torch.is_grad_enabled()):
             return self._encode(encode, token_ids, valid)
