@@ -1,5 +1,6 @@
 """Retrieval's second comparison against the plain formula in float64, candidate by candidate."""
 
+import json
 import math
 
 import pytest
@@ -85,10 +86,10 @@ def test_equals_the_plain_formula(data, images, keep, seed):
     assert [image for image, _ in asked] == sorted(image for image, _ in asked)
 
 
-def test_likelihoods_find_what_cosines_miss():
+def test_likelihoods_find_what_cosines_miss(tmp_path):
     """Cosines are random. The likelihood knows which caption belongs to which image, and finds it in a list of all."""
     pictures, captions, image_of, _ = gallery(8, list(range(16)), seed=0)
-    evaluator = RetrievalEvaluator("pairs")
+    evaluator = RetrievalEvaluator("pairs", str(tmp_path))
     evaluator.reset()
     inputs = [
         {
@@ -121,3 +122,6 @@ def test_likelihoods_find_what_cosines_miss():
     evaluator.process(inputs, outputs)
     again = evaluator.evaluate()
     assert again["text_retrieval"]["R@1"] == again["image_retrieval"]["R@1"] == 100
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    assert all(len(row["best_captions"]) == len(row["scores"]) == 10 for row in written["images"]), "of 16 compared"
+    assert all(row["best_images"][0] == row["image_id"] and len(row["scores"]) == 8 for row in written["captions"])

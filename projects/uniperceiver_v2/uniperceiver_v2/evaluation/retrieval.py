@@ -8,6 +8,7 @@ from .reranking import Reranking, rerank
 from .retrieval_ranks import Retrieval, hit_probability, retrieve
 
 RANKS = (1, 5, 10)
+_LISTED = 10  # candidates of a query in predictions.json
 
 
 class RetrievalEvaluator(GatheringEvaluator):
@@ -113,7 +114,7 @@ def _predictions(records: list[dict], image_of: Tensor, captions: Retrieval, ima
     return {
         "images": [
             {"image_id": record["image_id"], "file_name": record["file_name"], "best_captions": best, "scores": scores}
-            for record, best, scores in zip(records, captions.best.tolist(), _rounded(captions.similarities))
+            for record, best, scores in zip(records, captions.best[:, :_LISTED].tolist(), _rounded(captions))
         ],
         "captions": [
             {
@@ -124,11 +125,11 @@ def _predictions(records: list[dict], image_of: Tensor, captions: Retrieval, ima
                 "scores": scores,
             }
             for index, (owner, text, best, scores) in enumerate(
-                zip(image_of.tolist(), texts, images.best.tolist(), _rounded(images.similarities))
+                zip(image_of.tolist(), texts, images.best[:, :_LISTED].tolist(), _rounded(images))
             )
         ],
     }
 
 
-def _rounded(similarities: Tensor) -> list[list[float]]:
-    return [[round(value, 4) for value in row] for row in similarities.tolist()]
+def _rounded(found: Retrieval) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in found.similarities[:, :_LISTED].tolist()]

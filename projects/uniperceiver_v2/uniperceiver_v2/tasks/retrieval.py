@@ -43,8 +43,8 @@ class RetrievalSettings(CaptionedImageSettings):
     )
     rerank: int = setting(
         0,
-        "best candidates of a query that evaluation compares again, by the likelihood of the caption given the image; "
-        "0 for none; a task of captioning has to be trained",
+        "best candidates of a query, ten at least, that evaluation compares again, by the likelihood of the caption "
+        "given the image; 0 for none; a task of captioning has to be trained",
         at_least=0,
     )
 
