@@ -123,6 +123,22 @@ def test_rewards_are_weighted_sums(registered, tiny_model):
     assert 0 < wrong < 0.5 * 7.5 and other == 0
 
 
+def test_scenes_of_two_datasets_have_different_ids(registered, tmp_path):
+    """A sample does not say of which dataset it is."""
+    facts = json.loads((tmp_path / "instances.json").read_text())
+    register_captions("rewarded_too", str(tmp_path / "captions.json"), str(tmp_path), scene_facts=str(tmp_path / "b"))
+    try:
+        (tmp_path / "b").write_text(json.dumps(facts))
+        Rewards([*registered, "rewarded_too"], cider=0, truth=1.0)
+        facts["annotations"][1]["color"] = "red"
+        (tmp_path / "b").write_text(json.dumps(facts))
+        with pytest.raises(UserError, match="TRUTH_WEIGHT: image 8 of .* is another scene in another dataset"):
+            Rewards([*registered, "rewarded_too"], cider=0, truth=1.0)
+    finally:
+        DatasetCatalog.remove("rewarded_too")
+        MetadataCatalog.remove("rewarded_too")
+
+
 def test_without_facts_nothing_is_true(registered):
     with pytest.raises(UserError, match=r"TRUTH_WEIGHT.*'rewarded_unknown'"):
         Rewards(["rewarded_unknown"], cider=0, truth=1.0)

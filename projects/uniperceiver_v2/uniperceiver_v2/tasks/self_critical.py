@@ -14,7 +14,7 @@ from ..data import captioned_images
 from ..data.samples import CaptionedSample
 from ..errors import UserError
 from ..evaluation.consensus import Consensus
-from ..evaluation.digit_scenes import SceneFacts, judge
+from ..evaluation.digit_scenes import Scene, SceneFacts, judge
 from ..modeling.model import UniPerceiver
 from ..modeling.text_encoder import TextEncoder
 from .generation import Step, sample
@@ -50,7 +50,7 @@ class Rewards:
         truth: weight of being wholly true of the scene, 0 or 1. The datasets' metadata must name the scenes' facts.
 
     Raises:
-        UserError: the facts of a dataset's scenes are not known.
+        UserError: the facts of a dataset's scenes are not known, or two datasets have different scenes with one id.
     """
 
     def __init__(self, datasets: Sequence[str], cider: float, truth: float):
@@ -59,7 +59,12 @@ class Rewards:
         files = {name: MetadataCatalog.get(name).get("scene_facts") for name in datasets} if truth else {}
         if unknown := [name for name, file in files.items() if file is None]:
             raise UserError(f"TRUTH_WEIGHT: nothing tells what is true of the images of dataset '{unknown[0]}'")
-        self._facts = [SceneFacts(file) for file in files.values()]
+        self._scenes: dict[int, Scene] = {}
+        for file in dict.fromkeys(files.values()):
+            scenes = SceneFacts(file).by_image
+            if other := [i for i, scene in scenes.items() if self._scenes.get(i, scene) != scene]:
+                raise UserError(f"TRUTH_WEIGHT: image {other[0]} of {file} is another scene in another dataset")
+            self._scenes |= scenes
 
     def of(self, captions: Sequence[str], sample: CaptionedSample, text_encoder: TextEncoder) -> list[float]:
         """The rewards of captions of one image."""
@@ -70,9 +75,7 @@ class Rewards:
             references = sample["references"]
             total = [self._cider * self._consensus.score(caption, references) for caption in captions]
         if self._truth:
-            scene = next(
-                facts.by_image[sample["image_id"]] for facts in self._facts if sample["image_id"] in facts.by_image
-            )
+            scene = self._scenes[sample["image_id"]]
             total = [x + self._truth * judge(caption, scene).is_true for x, caption in zip(total, captions)]
         return total
 
