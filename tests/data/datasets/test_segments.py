@@ -123,6 +123,12 @@ def test_masks_follow_a_mirrored_image(root, tiny_config):
     assert seen == {(5, 5, 25, 25), (35, 5, 55, 25)}
 
 
+def test_datasets_of_one_task_have_the_same_classes(root):
+    assert len(load_segments("ade20k_val", "ade20k_val")) == 2
+    with pytest.raises(UserError, match="'ade20k_val' and 'coco_panoptic_val' of one task have different classes"):
+        load_segments("ade20k_val", "coco_panoptic_val")
+
+
 def test_wrong_files_are_named(root):
     write_panoptic(root, [segment(PERSON, 4)])
     with pytest.raises(UserError, match=f"segment {PERSON} of image 139 has category 4, which is not among"):

@@ -154,11 +154,7 @@ def _training_data(cfg: CfgNode, task: ConfiguredTask) -> tuple[Records, Segment
     if not cfg.MODEL.MASK_ON:
         raise UserError(f"TASKS.{task.name}: segmentation learns masks, which MODEL.MASK_ON turns on")
     names = task.settings.datasets
-    records = [record for name in names for record in load_segments(name)]
-    for name in names[1:]:
-        if candidate_names(name) != candidate_names(names[0]):
-            raise UserError(f"datasets '{names[0]}' and '{name}' of one task have different classes")
-    return records, _mapper(cfg, task.name, names[0], is_train=True)
+    return load_segments(*names), _mapper(cfg, task.name, names[0], is_train=True)
 
 
 def _test_data(cfg: CfgNode, dataset_name: str, task: ConfiguredTask) -> tuple[Records, SegmentationMapper]:

@@ -87,7 +87,7 @@ def load_detection_training(
     """
     seen: set[int] = set()
     kept = []
-    for record in _load_joined(names, "annotations", most_bad):
+    for record in load_joined(names, "annotations", most_bad):
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         if with_masks and not all(a.get("segmentation") for a in annotations):
             raise UserError(
@@ -136,12 +136,22 @@ def load_classification_training(names: Sequence[str]) -> Records:
     Raises:
         UserError: as :func:`load_dataset`. Also if the classes of the datasets differ, or a class has no images.
     """
-    records = _load_joined(names, "label")
+    records = load_joined(names, "label")
     _check_all_present(names, {record["label"] for record in records})
     return records
 
 
-def _load_joined(names: Sequence[str], target: str, most_bad: float = 0.0) -> Records:
+def load_joined(names: Sequence[str], target: str, most_bad: float = 0.0) -> Records:
+    """The records of datasets for one task, one dataset behind the other.
+
+    Args:
+        names: registered datasets with the same classes.
+        target: the key of a record without which the task cannot use it.
+        most_bad: as in :func:`load_dataset`.
+
+    Raises:
+        UserError: as :func:`load_dataset`. Also if a record has no such key, or the classes of the datasets differ.
+    """
     records = []
     for name in names:
         loaded = load_dataset(name, most_bad)

@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from ...errors import UserError
 from ...reading import id_order, read_image, read_lines, read_size
 from .formats import read_json, string
-from .records import Records, load_dataset, register_dataset
+from .records import Records, load_joined, register_dataset
 
 
 def register_panoptic(name: str, panoptic_json: str, segments_root: str, image_root: str, **metadata: Any) -> None:
@@ -59,17 +59,13 @@ def register_class_maps(name: str, maps_root: str, image_root: str, names_file: 
     )
 
 
-def load_segments(name: str) -> Records:
-    """The records of a dataset of segmented images.
+def load_segments(*names: str) -> Records:
+    """The records of datasets of segmented images, joined.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, a record has no segments.
+        UserError: as :func:`~.records.load_joined`.
     """
-    records = load_dataset(name)
-    for record in records:
-        if "segments_file" not in record:
-            raise UserError(f"dataset '{name}': image {record.get('file_name')} has no \"segments_file\"")
-    return records
+    return load_joined(names, "segments_file")
 
 
 def _load_panoptic(name: str, panoptic_json: str, segments_root: str, image_root: str) -> Records:
