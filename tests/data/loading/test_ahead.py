@@ -119,9 +119,9 @@ def test_unreadable_images_count_once_their_batch_is_taken(workers):
 def test_images_and_masks_are_sent_and_the_rest_stays():
     instances = Instances((4, 5), gt_boxes=Boxes(torch.rand(2, 4)), gt_masks=BitMasks(torch.ones(2, 4, 5).bool()))
     image = torch.zeros(3, 4, 5, dtype=torch.uint8)
-    batch = [{"image": image, "instances": instances}, {"image": image.clone()}, {"token_ids": torch.zeros(3)}]
+    batch = [{"image": image, "instances": instances}, {"frames": image[None]}, {"token_ids": torch.zeros(3)}]
     sent = send_batch(batch, torch.device("meta"))
-    assert [sample["image"].device.type for sample in sent[:2]] == ["meta", "meta"]
+    assert sent[0]["image"].device.type == sent[1]["frames"].device.type == "meta"
     assert sent[0]["image"].dtype == torch.uint8, "an image is four times as large as a float"
     assert sent[0]["instances"].gt_masks.tensor.device.type == "meta"
     assert sent[0]["instances"].gt_boxes.device.type == sent[2]["token_ids"].device.type == "cpu"

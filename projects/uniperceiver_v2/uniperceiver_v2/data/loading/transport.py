@@ -69,16 +69,16 @@ def unpack(packed: torch.Tensor):
 
 
 def send_batch(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its images and masks on a device, in place. What the host needs, such as boxes and classes, stays.
+    """The batch with its images, frames and masks on a device, in place. What the host needs, such as boxes, stays.
 
     The copies are made while the device computes; see :func:`~uniperceiver_v2.transfer.send_ahead`.
     """
-    images = [sample for sample in batch if "image" in sample]
+    images = [(sample, key) for sample in batch for key in ("image", "frames") if key in sample]
     masked = [sample["instances"] for sample in batch if "instances" in sample and sample["instances"].has("gt_masks")]
-    own = [*(sample["image"] for sample in images), *(instances.gt_masks.tensor for instances in masked)]
+    own = [*(sample[key] for sample, key in images), *(instances.gt_masks.tensor for instances in masked)]
     sent = send_ahead(own, device)
-    for sample, image in zip(images, sent):
-        sample["image"] = image
+    for (sample, key), image in zip(images, sent):
+        sample[key] = image
     for instances, masks in zip(masked, sent[len(images) :]):
         instances.gt_masks = BitMasks(masks)
     return batch
