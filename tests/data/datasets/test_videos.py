@@ -93,6 +93,17 @@ def test_what_training_and_evaluation_get(kinetics, tiny_config):
     assert mapper(records[1])["frames"].shape == (3, 3, 32, 32)
 
 
+def test_frames_that_would_become_too_large_are_named(kinetics, tiny_config):
+    folder = load_dataset("kinetics400_train")[1]["video"]
+    for time in range(5):
+        Image.fromarray(np.zeros((1, 4000, 3), np.uint8)).save(f"{folder}/{time:05d}.png")
+    task = KIND.task_of("clips")
+    settings = replace(task.settings, datasets=["kinetics400_train"], frames=2, image_size=224)
+    records, mapper = KIND.test_data(tiny_config, "kinetics400_train", replace(task, settings=settings))
+    with pytest.raises(UnreadableImage, match=r"-xyz_000000_000010: of 4000 x 1 pixels it would be resized"):
+        mapper(records[1])
+
+
 def test_frames_are_cropped_and_mirrored_alike(kinetics, tiny_config):
     folder = load_dataset("kinetics400_train")[1]["video"]
     ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(48, 0).repeat(3, 2)

@@ -62,21 +62,28 @@ class ImageMapper(ABC):
             UserError: the disk is at fault.
         """
         image = read_image(record, self._image_format)
+        tensor, transforms = self._transformed(image, record)
+        sample = {**self._described(image, record), "image": tensor}
+        self.add_targets(sample, record, transforms)
+        return sample
+
+    def _transformed(self, image: np.ndarray, record: dict) -> tuple[torch.Tensor, T.TransformList]:
+        """An image of a record for the model, and the transforms that made it. A refusal names the file."""
         try:
-            tensor, transforms = _transformed(image, self._augmentations_of(record))
+            return _transformed(image, self._augmentations_of(record))
         except UnreadableImage as error:
             raise UnreadableImage(f"{os.path.abspath(record['file_name'])}: {error}") from error
-        sample = {
+
+    def _described(self, image: np.ndarray, record: dict) -> dict[str, Any]:
+        """What a sample says of a record and its image in the file."""
+        return {
             "task": self._task,
-            "image": tensor,
             "height": image.shape[0],
             "width": image.shape[1],
             "file_name": record["file_name"],
             "image_id": record["image_id"],
             **self._classes,
         }
-        self.add_targets(sample, record, transforms)
-        return sample
 
     def view(self, image: np.ndarray) -> torch.Tensor:
         """An image uint8 [H, W, 3] in ``image_format`` as the mapper gives it to a model, uint8 [3, H', W'].
@@ -98,7 +105,12 @@ class ImageMapper(ABC):
 def _transformed(image: np.ndarray, augmentations: T.AugmentationList) -> tuple[torch.Tensor, T.TransformList]:
     augmented = T.AugInput(image)
     transforms = augmentations(augmented)
-    return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1))), transforms
+    return as_tensor(augmented.image), transforms
+
+
+def as_tensor(image: np.ndarray) -> torch.Tensor:
+    """An image [H,W,3] as a tensor [3,H,W]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class DetectionMapper(ImageMapper):

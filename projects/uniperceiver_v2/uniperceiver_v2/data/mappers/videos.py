@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.data import transforms as T
 
 from ...reading import read_frames
 from ..samples import ClipSample
-from .images import ClassificationMapper
+from .images import ClassificationMapper, as_tensor
 
 
 class ClipMapper(ClassificationMapper):
@@ -27,16 +25,6 @@ class ClipMapper(ClassificationMapper):
 
     def __call__(self, record: dict) -> ClipSample:
         frames = read_frames(record["video"], self._frames, self._image_format)
-        first = T.AugInput(frames[0])
-        transforms = self._augmentations(first)
-        alike = np.stack([first.image, *(transforms.apply_image(frame) for frame in frames[1:])])
-        return {
-            "task": self._task,
-            "frames": torch.from_numpy(np.ascontiguousarray(alike.transpose(0, 3, 1, 2))),
-            "height": frames[0].shape[0],
-            "width": frames[0].shape[1],
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
-            "label": record["label"],
-            **self._classes,
-        }
+        first, transforms = self._transformed(frames[0], record)
+        alike = [first, *(as_tensor(transforms.apply_image(frame)) for frame in frames[1:])]
+        return {**self._described(frames[0], record), "frames": torch.stack(alike), "label": record["label"]}
