@@ -132,7 +132,7 @@ def test_scenes_of_two_datasets_have_different_ids(registered, tmp_path):
         Rewards([*registered, "rewarded_too"], cider=0, truth=1.0)
         facts["annotations"][1]["color"] = "red"
         (tmp_path / "b").write_text(json.dumps(facts))
-        with pytest.raises(UserError, match="TRUTH_WEIGHT: image 8 of .* is another scene in another dataset"):
+        with pytest.raises(UserError, match=r"TRUTH_WEIGHT: image 8 of .* is another scene in another dataset"):
             Rewards([*registered, "rewarded_too"], cider=0, truth=1.0)
     finally:
         DatasetCatalog.remove("rewarded_too")
