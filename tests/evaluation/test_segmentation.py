@@ -119,7 +119,7 @@ def test_panoptic_quality_is_the_plain_formula(dataset, data):
     assert 20 < found["PQ"] < 90
 
 
-def test_the_truth_itself_is_perfect_and_another_shift_is_not(dataset, data):
+def test_the_truth_itself_is_perfect(dataset, data):
     inputs, _ = data
     for item in inputs:
         for segment in item["segments"]:

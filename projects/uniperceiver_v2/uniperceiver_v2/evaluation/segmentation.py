@@ -49,7 +49,7 @@ class SemanticEvaluator(GatheringEvaluator):
         both, true = table.diagonal(), table.sum(1)
         occurring = true > 0
         ious = both[occurring] / (true + table.sum(0) - both)[occurring]
-        return {"semantic": {"mIoU": 100 * _mean(ious), "pACC": 100 * _mean([both.sum() / max(table.sum(), 1)])}}
+        return {"semantic": {"mIoU": 100 * _mean(ious), "pACC": 100 * float(both.sum() / max(table.sum(), 1))}}
 
 
 class PanopticEvaluator(SemanticEvaluator):

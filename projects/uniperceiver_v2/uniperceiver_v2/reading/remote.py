@@ -91,7 +91,7 @@ def _make_room(folder: Path, size: int, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             if not entry.name.endswith((".lock", ".part")):
                 copies.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-    total = sum(size for _, size, _ in copies) + size
+    total = size + sum(held for _, held, _ in copies)
     for _, freed, oldest in sorted(copies):
         if total <= limit:
             break

@@ -20,11 +20,8 @@ from .text_shards import register_text_shards
 from .videos import register_clips
 from .visual_genome import register_region_captions, register_region_descriptions
 
-# What a digit does in the clips of digit_scenes.
-MOTIONS = ("moving left", "moving right", "rising", "falling")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
+MOTIONS = ("moving left", "moving right", "rising", "falling")  # of a digit in a clip
 CLIP_CLASSES = tuple(f"a {name} {motion}" for name in DIGIT_NAMES for motion in MOTIONS)
 
 
