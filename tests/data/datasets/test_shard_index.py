@@ -1,6 +1,7 @@
 """An index of shards in a directory of its own gives the same pairs, and a start touches no shard."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -96,12 +97,16 @@ def test_a_damaged_index_is_told_with_the_command(paths, directory, damage):
         shards_module._load_pairs(paths)
 
 
-def test_shards_without_an_index_are_read_as_before(paths, directory, caplog):
+def test_shards_without_an_index_are_read_as_before_with_a_warning(paths, directory, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("uniperceiver_v2"), "propagate", True)
     os.makedirs(directory)
     assert len(shards_module._load_pairs(paths)) == 18
+    assert f"{directory} has no index of these shards" in caplog.text
+    caplog.clear()
     shard_index.write_index(paths[:2], directory, shards_module.entry_of)
     shard_index._load.cache_clear()
     assert len(shards_module._load_pairs(paths)) == 18
+    assert f"{directory} has no index of these shards" in caplog.text
 
 
 def test_the_command(paths, directory):
