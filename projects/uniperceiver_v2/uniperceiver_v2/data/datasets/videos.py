@@ -48,15 +48,16 @@ def load_kinetics(csv_file: str, root: str, names: Sequence[str] | None = None) 
     """
     rows = read_table(csv_file, _COLUMNS)
     labels = list(names) if names is not None else sorted({row["label"] for row in rows})
+    place = {label: index for index, label in enumerate(labels)}
     records = []
     for row in rows:
-        if row["label"] not in labels:
+        if row["label"] not in place:
             raise UserError(f"{csv_file}: clip {row['youtube_id']} is of class '{row['label']}', which is not known")
         stem = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}"
         path = os.path.join(root, stem)
         path = path if os.path.isdir(path) else f"{path}.mp4"
         if os.path.exists(path):
-            records.append({"file_name": path, "video": path, "image_id": stem, "label": labels.index(row["label"])})
+            records.append({"file_name": path, "video": path, "image_id": stem, "label": place[row["label"]]})
     if not records:
         raise UserError(f"{csv_file}: none of its {len(rows)} clips is in {root}")
     if len(records) < len(rows):
