@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from uniperceiver_v2.data.datasets.builtin import register_digit_scenes, register_vqa
@@ -39,8 +39,6 @@ def vqa(tmp_path, monkeypatch, catalogs):
     """The files of a miniature of ``vqa_v2_train``; a function that writes and registers them."""
     for name in ("vqa_v2_train", "vqa_v2_val"):
         monkeypatch.delitem(MetadataCatalog.data, name, raising=False)
-    from detectron2.data import DatasetCatalog
-
     monkeypatch.setattr(DatasetCatalog, "data", {})
 
     def register(annotations=ANNOTATIONS, questions=ANNOTATIONS):
@@ -90,6 +88,12 @@ def test_wrong_files_are_named(vqa):
         load_questions("vqa_v2_train")
     with pytest.raises(UserError, match=r"val2014.*prepare it with: python datasets/prepare/vqa.py"):
         load_questions("vqa_v2_val")
+
+
+def test_a_question_without_answers_is_named(vqa):
+    vqa(annotations=[{**ANNOTATIONS[0], "answers": []}], questions=ANNOTATIONS[:1])
+    with pytest.raises(UserError, match="'vqa_v2_train': nobody has answered question 9001"):
+        load_questions("vqa_v2_train")
 
 
 def test_an_answer_that_is_no_text_is_named(vqa):

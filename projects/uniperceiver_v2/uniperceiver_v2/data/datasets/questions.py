@@ -73,10 +73,13 @@ def load_questions(name: str) -> Records:
     """The records of a dataset of images with questions.
 
     Raises:
-        UserError: as :func:`load_dataset`; besides, a record has no questions.
+        UserError: as :func:`load_dataset`; besides, a record has no questions, or a question has no answers.
     """
     records = load_dataset(name)
     for record in records:
         if not record.get("questions"):
             raise UserError(f"dataset '{name}': image {record.get('file_name')} has no list of \"questions\"")
+        for question in record["questions"]:
+            if not question["answers"]:
+                raise UserError(f"dataset '{name}': nobody has answered question {question['question_id']}")
     return records
