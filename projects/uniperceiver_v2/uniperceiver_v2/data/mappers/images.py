@@ -62,12 +62,12 @@ class ImageMapper(ABC):
             UserError: the disk is at fault.
         """
         image = read_image(record, self._image_format)
-        tensor, transforms = self._transformed(image, record)
+        tensor, transforms = self._transform(image, record)
         sample = {**self._described(image, record), "image": tensor}
         self.add_targets(sample, record, transforms)
         return sample
 
-    def _transformed(self, image: np.ndarray, record: dict) -> tuple[torch.Tensor, T.TransformList]:
+    def _transform(self, image: np.ndarray, record: dict) -> tuple[torch.Tensor, T.TransformList]:
         """An image of a record for the model, and the transforms that made it. A refusal names the file."""
         try:
             return _transformed(image, self._augmentations_of(record))

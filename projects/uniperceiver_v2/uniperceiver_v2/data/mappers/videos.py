@@ -25,6 +25,6 @@ class ClipMapper(ClassificationMapper):
 
     def __call__(self, record: dict) -> ClipSample:
         frames = read_frames(record["video"], self._frames, self._image_format)
-        first, transforms = self._transformed(frames[0], record)
+        first, transforms = self._transform(frames[0], record)
         alike = [first, *(as_tensor(transforms.apply_image(frame)) for frame in frames[1:])]
         return {**self._described(frames[0], record), "frames": torch.stack(alike), "label": record["label"]}
