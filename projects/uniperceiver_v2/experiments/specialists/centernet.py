@@ -18,12 +18,12 @@ from transformers import AutoBackbone, AutoModel
 
 from uniperceiver_v2.modeling.image_encoder.boxes import box_overlaps, xyxy_to_cxcywh
 
-from .common import Pixels, Specialist, resnet_config
+from .common import BEST_OF_IMAGE, Pixels, Specialist, resnet_config
 from .language_model import pad, text_encoder_files
 
 WIDTH, STRIDE, NUM_CLASSES = 96, 4, 10
 BOX_WEIGHT = 2.0
-BEST_OF_IMAGE, BEST_OF_PHRASE = 100, 10
+BEST_OF_PHRASE = 10
 
 
 class CentreMap(nn.Module):

@@ -12,6 +12,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from transformers import ResNetConfig
 
+BEST_OF_IMAGE = 100  # instances, at most
+
 
 @dataclass(frozen=True)
 class Specialist:
@@ -57,17 +59,18 @@ def resnet_config(*stages: str, **fields: Any) -> ResNetConfig:
     return ResNetConfig(**{"layer_type": "basic", **widths, "out_features": list(stages) or None, **fields})
 
 
-def best_instances(scores: Tensor, boxes: Tensor, size: tuple[int, int], count: int = 100) -> Instances:
+def best_instances(scores: Tensor, size: tuple[int, int], pred_boxes: Boxes, **fields: Tensor) -> Instances:
     """The best pairs of query and class, best first.
 
     Args:
         scores: [Q,C].
-        boxes: [Q,4], XYXY in pixels.
         size: (height, width) of the image.
-        count: of the pairs, at most.
+        pred_boxes: of the Q queries, in pixels.
+        fields: further ones of the queries, [Q,...].
     """
-    best, flat = scores.flatten().topk(min(count, scores.numel()))
+    best, flat = scores.flatten().topk(min(BEST_OF_IMAGE, scores.numel()))
     query, classes = flat // scores.shape[1], flat % scores.shape[1]
-    found = Instances(size, pred_boxes=Boxes(boxes[query]), scores=best, pred_classes=classes)
+    found = Instances(size, pred_boxes=pred_boxes, **fields)[query]
+    found.scores, found.pred_classes = best, classes
     found.pred_boxes.clip(size)
     return found

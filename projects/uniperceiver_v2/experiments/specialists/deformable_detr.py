@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrFrozenBatchNorm2d
@@ -54,7 +54,7 @@ class DeformableDetr(nn.Module):
         for scores, boxes, x in zip(found.logits.sigmoid(), found.pred_boxes, inputs, strict=True):
             size = x["height"], x["width"]
             corners = cxcywh_to_xyxy(boxes) * torch.tensor([size[1], size[0]] * 2)
-            results.append({"instances": best_instances(scores, corners, size)})
+            results.append({"instances": best_instances(scores, size, Boxes(corners))})
         return results
 
 

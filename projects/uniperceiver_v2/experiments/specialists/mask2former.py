@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
-
-from uniperceiver_v2.modeling.image_encoder.structures import boxes_of_masks
 
 from .common import Pixels, Specialist, best_instances, resnet_config
 
@@ -46,7 +44,7 @@ class Mask2Former(nn.Module):
         ]
 
 
-def instances_of(logits: Tensor, masks: Tensor, size: tuple[int, int]):
+def instances_of(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> Instances:
     """Mask2Former's instances: P(class) times the mean probability within the mask; boxes around the masks.
 
     Args:
@@ -58,13 +56,7 @@ def instances_of(logits: Tensor, masks: Tensor, size: tuple[int, int]):
     inside = masks > 0
     quality = (masks.sigmoid() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
     scores = logits.softmax(-1)[:, :-1] * quality[:, None]
-    centres = boxes_of_masks(inside[None], torch.ones(1, 2), torch.zeros(1, len(masks), 4))[0]
-    low, high = centres[:, :2] - centres[:, 2:] / 2, centres[:, :2] + centres[:, 2:] / 2
-    boxes = torch.cat((low, high), -1) * torch.tensor([size[1], size[0]] * 2)
-    found = best_instances(scores, boxes, size)
-    query = scores.flatten().topk(len(found)).indices // scores.shape[1]
-    found.pred_masks = inside[query]
-    return found
+    return best_instances(scores, size, BitMasks(inside).get_bounding_boxes(), pred_masks=inside)
 
 
 SPECIALIST = Specialist(
