@@ -11,13 +11,13 @@ what the process holds for itself, beside the pages of the file that it shares w
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from peak_memory import own_memory
 from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
@@ -88,11 +88,6 @@ def step() -> float:
     for _ in range(8):
         torch.mm(*torch.ones(2, 512, 512))
     return time.perf_counter() - start
-
-
-def own_memory() -> int:
-    """Bytes of memory that no other process can share."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 if __name__ == "__main__":

@@ -17,25 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from peak_memory import own_memory
 
 from uniperceiver_v2.data.datasets import shard_index, shards
 
 FILES = (("jpg", 30_000), ("json", 400), ("txt", 60))  # of a pair, with bytes
 DRAWS = 100_000
 BESIDE = 200
-
-
-def resident() -> float:
-    """MiB of this process that no other process shares, files that it maps left out."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) / 1024
 
 
 def write_headers(path: Path, pairs: int) -> None:
@@ -78,29 +72,29 @@ def main() -> None:
 
         beside = Path(folder) / "beside.npz"
         np.savez(beside, stamp=np.zeros(3, dtype=np.int64), keys=keys, members=members)
-        before = resident()
+        before = own_memory()
         of_beside, kept = milliseconds(lambda: [dict(np.load(beside)) for _ in range(BESIDE)])
         scale = args.shards / BESIDE
-        of_beside, memory_beside = of_beside * scale, (resident() - before) * scale
+        of_beside, memory_beside = of_beside * scale, (own_memory() - before) * scale
         del kept
 
         paths = [f"/data/web/{number:05d}.tar" for number in range(args.shards)]
         write_sparse_index(shard_index.folder_of(paths, folder), paths, args.pairs)
         os.environ[shard_index.VARIABLE] = folder
-        before = resident()
+        before = own_memory()
         of_start, records = milliseconds(lambda: shards._load_pairs(paths))
-        memory = resident() - before
+        memory = own_memory() - before
         order = records.order("web_pairs", 0)
         times = [milliseconds(lambda p=position: order.index_at(p))[0] for position in range(DRAWS)]
         index = [order.index_at(position) for position in range(1000)]
         of_rows, _ = milliseconds(lambda: [shard.members[at].tolist() for shard, at in map(records.place_of, index)])
-        of_order = resident() - before - memory
+        of_order = own_memory() - before - memory
     print("| | one array | an index beside each shard |\n|---|---:|---:|")
     print(f"| headers of a shard, s | {of_headers / 1000:.2f} | {of_headers / 1000:.2f} |")
     print(f"| start, s | {of_start / 1000:.2f} | {of_beside / 1000:.1f} |")
-    print(f"| memory, MiB | {memory:.0f} | {memory_beside:.0f} |")
+    print(f"| memory, MiB | {memory / 2**20:.0f} | {memory_beside / 2**20:.0f} |")
     print(f"| draw, µs: mean / longest | {1000 * sum(times) / DRAWS:.1f} / {1000 * max(times):.0f} | the same |")
-    print(f"| memory of the order, MiB | {of_order:.0f} | the same |")
+    print(f"| memory of the order, MiB | {of_order / 2**20:.0f} | the same |")
     print(f"| row, µs | {of_rows:.1f} | |")
 
 

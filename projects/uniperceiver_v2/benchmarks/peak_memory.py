@@ -1,4 +1,4 @@
-"""Peak memory of a callable, above the memory in use at its start."""
+"""Peak memory of a callable, above the memory in use at its start; and what a process holds for itself."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def peak_memory(work: Work, on_gpu: bool = False) -> int:
         RuntimeError: the forked process failed.
     """
     return _gpu_peak(work) if on_gpu else _peak_in_fork(work)
+
+
+def own_memory() -> int:
+    """Bytes that no other process can share: files that the process maps are left out."""
+    return _resident("RssAnon")
 
 
 def _gpu_peak(work: Work) -> int:
@@ -83,7 +88,8 @@ def _map_libraries(libc: ctypes.CDLL) -> None:
 
 
 def _resident(what: str) -> int:
-    """Resident bytes of this process: VmRSS is the present value, VmHWM the peak since the last reset."""
+    """Resident bytes of this process: VmRSS is the present value, RssAnon that without files, VmHWM the peak since the
+    last reset."""
     return 1024 * int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
 
