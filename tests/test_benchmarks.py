@@ -186,3 +186,15 @@ def test_operations_of_the_roofline_are_torchs_count(kind, sizes, moved):
             operation.run()
         assert operation.flops == counter.get_total_flops()
     assert (forward.moved, both.moved) == (4 * moved, 3 * 4 * moved)
+
+
+def test_memory_that_was_freed_before_and_is_used_again_counts():
+    own_memory = imported("peak_memory").own_memory
+    blocks = [torch.ones(2**18) for _ in range(64)]  # of 1 MiB
+    del blocks[0]  # from here on the allocator keeps blocks of this size, and does not map each by itself
+    blocks += [torch.ones(2**18) for _ in range(64)]
+    del blocks[:-1]  # the last one lies behind the others, so that they do not go back by themselves
+    before = own_memory()
+    again = [torch.ones(2**18) for _ in range(63)]
+    assert 60 < (own_memory() - before) / 2**20 < 66
+    del again

@@ -28,8 +28,16 @@ def peak_memory(work: Work, on_gpu: bool = False) -> int:
 
 
 def own_memory() -> int:
-    """Bytes that no other process can share: files that the process maps are left out."""
+    """Bytes that no other process can share: files that the process maps are left out, and so is what it has freed."""
+    _trim(ctypes.CDLL(None))
     return _resident("RssAnon")
+
+
+def _trim(libc: ctypes.CDLL) -> None:
+    """Return freed memory to the system. Otherwise what comes next would use it, and seem to need none."""
+    gc.collect()
+    if hasattr(libc, "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
 
 
 def _gpu_peak(work: Work) -> int:
@@ -58,12 +66,11 @@ def _peak_in_fork(work: Work) -> int:
 def _send_peak(work: Work, sending: Connection) -> None:
     # OpenMP's threads do not survive a fork. With more than one thread, the process would wait for them for ever.
     torch.set_num_threads(1)
-    gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc then returns freed memory to the system at once
         libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
-        libc.malloc_trim(0)
+    _trim(libc)
     _map_libraries(libc)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
