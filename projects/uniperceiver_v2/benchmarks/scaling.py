@@ -66,10 +66,14 @@ def counted(cfg: CfgNode) -> dict[str, Task]:
     return tasks
 
 
+def bandwidth(gpus: int, network: float) -> float:
+    """Bytes a second between GPUs: within a node by its own links, and beyond by all of its links to the network."""
+    return IN_NODE if gpus <= NODE else min(IN_NODE, network * NODE)
+
+
 def ring(gradient: float, gpus: int, network: float) -> float:
-    """Seconds of an all-reduce: within a node by its own links, and beyond by the network, whose links work at once."""
-    bandwidth = IN_NODE if gpus <= NODE else network * NODE  # a node sends by all of its links
-    return 2 * (gpus - 1) / gpus * gradient / min(bandwidth, IN_NODE) if gpus > 1 else 0.0
+    """Seconds of an all-reduce."""
+    return 2 * (gpus - 1) / gpus * gradient / bandwidth(gpus, network)
 
 
 @dataclass
@@ -93,8 +97,7 @@ def seconds(task: Task, gpus: int, groups: int, parameters: int, rate: float, la
     seen = []
     for network in NETWORKS:
         own = max(0.0, ring(task.gradient, members, network) - hidden)
-        bandwidth = IN_NODE if gpus <= NODE else min(IN_NODE, network * NODE)
-        seen.append(own + (groups - 1) * task.gradient / bandwidth)
+        seen.append(own + (groups - 1) * task.gradient / bandwidth(gpus, network))
     return Seconds(computing, launches, NUMBERS * parameters / BANDWIDTH, tuple(seen))
 
 
