@@ -18,10 +18,10 @@ from transformers import AutoBackbone, AutoModel
 
 from uniperceiver_v2.modeling.image_encoder.boxes import box_overlaps, xyxy_to_cxcywh
 
-from .common import BEST_OF_IMAGE, Pixels, Specialist, resnet_config
+from .common import BEST_OF_IMAGE, NUM_CLASSES, Pixels, Specialist, resnet_config
 from .language_model import pad, text_encoder_files
 
-WIDTH, STRIDE, NUM_CLASSES = 96, 4, 10
+WIDTH, STRIDE = 96, 4
 BOX_WEIGHT = 2.0
 BEST_OF_PHRASE = 10
 
@@ -115,12 +115,12 @@ class PhraseDetector(Detector):
         self.of_text = nn.Linear(config.hidden_size, WIDTH)
 
     def _classes(self, inputs: list[dict]) -> Tensor:
-        texts = list(dict.fromkeys(phrase for x in inputs for phrase in x["phrases"]))
-        token_ids = [torch.tensor(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(p for x in inputs for p in x["phrases"]))}
+        token_ids = [torch.tensor(ids) for ids in self.tokenizer(list(row_of))["input_ids"]]
         ids, valid = pad(token_ids, self.tokenizer)
         tokens = self.text_encoder(input_ids=ids, attention_mask=valid).last_hidden_state
         means = (tokens * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
-        places = [torch.tensor([texts.index(phrase) for phrase in x["phrases"]], dtype=torch.int64) for x in inputs]
+        places = [torch.tensor([row_of[phrase] for phrase in x["phrases"]], dtype=torch.int64) for x in inputs]
         return self.of_text(means)[nn.utils.rnn.pad_sequence(places, True)]
 
     @staticmethod

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from transformers import ResNetConfig
 
+NUM_CLASSES = 10  # of the digits
 BEST_OF_IMAGE = 100  # instances, at most
 
 

@@ -17,9 +17,9 @@ from transformers.models.deformable_detr.modeling_deformable_detr import Deforma
 from uniperceiver_v2.modeling.image_encoder.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from uniperceiver_v2.modeling.layers import group_norm
 
-from .common import Pixels, Specialist, best_instances, resnet_config
+from .common import NUM_CLASSES, Pixels, Specialist, best_instances, resnet_config
 
-NUM_CLASSES, QUERIES = 10, 30
+QUERIES = 30
 
 
 class DeformableDetr(nn.Module):

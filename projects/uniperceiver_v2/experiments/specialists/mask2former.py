@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from .common import Pixels, Specialist, best_instances, resnet_config
+from .common import NUM_CLASSES, Pixels, Specialist, best_instances, resnet_config
 
-NUM_CLASSES, QUERIES = 10, 30
+QUERIES = 30
 
 
 class Mask2Former(nn.Module):

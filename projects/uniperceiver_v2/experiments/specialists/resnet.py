@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetForImageClassification
 
-from .common import Pixels, Specialist, resnet_config
-
-NUM_CLASSES = 10
+from .common import NUM_CLASSES, Pixels, Specialist, resnet_config
 
 
 class Classifier(nn.Module):
