@@ -19,7 +19,7 @@ def ablations(imported, monkeypatch, tmp_path):
     module = imported("ablations")
     monkeypatch.setattr(module.STUDY, "output", tmp_path)
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "ablations.md")
-    first, last = module.STUDY.marks
+    first, last = imported("study").marks_of("ablations")
     module.STUDY.document.write_text(f"before\n{first}old\n{last}after\n")
     return module
 

@@ -16,7 +16,7 @@ def cures(imported, monkeypatch, tmp_path):
     module = imported("cures")
     monkeypatch.setattr(module.STUDY, "output", tmp_path / "runs")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "architecture.md")
-    first, last = module.STUDY.marks
+    first, last = imported("study").marks_of("cures")
     module.STUDY.document.write_text(f"before\n{first}{last}after\n")
     return module
 

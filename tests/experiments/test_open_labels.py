@@ -15,7 +15,7 @@ def labels(imported, monkeypatch, tmp_path):
     module = imported("open_labels")
     monkeypatch.setattr(module.STUDY, "output", tmp_path / "runs")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "specialists.md")
-    first, last = module.STUDY.marks
+    first, last = imported("study").marks_of("open_labels")
     module.STUDY.document.write_text(f"before\n{first}{last}after\n")
     return module
 

@@ -27,7 +27,7 @@ def two_arms(study, monkeypatch, tmp_path):
         first_column="rate",
     )
     two_arms.output = tmp_path / "runs"
-    document.write_text("".join(two_arms.marks))
+    document.write_text("".join(study.marks_of("rates")))
     return two_arms
 
 

@@ -150,11 +150,6 @@ class Study:
     def name(self) -> str:
         return Path(self.program).stem
 
-    @property
-    def marks(self) -> tuple[str, str]:
-        """The lines before and after the table in the document."""
-        return marks_of(self.name)
-
     def folder_of(self, name: str, seed: int, iterations: int) -> Path:
         return self.output / f"{name.replace(' ', '_')}_{iterations}_{seed}"
 
