@@ -37,6 +37,22 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def loggers():
+    """Takes away what a test's programs have set up for the log of their process: a handler that outlives its test
+    writes to a stream that is closed by then, and Python reports that on the stderr of another test."""
+    yield
+    if module := sys.modules.get("detectron2.utils.logger"):
+        module.setup_logger.cache_clear()  # it would do nothing for a later program with the same settings
+    for name in ("detectron2", "fvcore", "uniperceiver_v2"):
+        logger = logging.getLogger(name)
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture(scope="session")
 def prepare_digit_scenes() -> Callable[..., None]:
     """``prepare`` of datasets/prepare_digit_scenes.py: (folder, train_scenes, test_scenes)."""
@@ -64,19 +80,6 @@ def few_paraphrases(monkeypatch, tmp_path) -> None:
     with gzip.open(tmp_path / "paraphrases.gz", "wb") as file:
         file.write(b"0.5\na pair\ntwo\n")
     monkeypatch.setattr(meteor, "_PARAPHRASES", str(tmp_path / "paraphrases.gz"))
-
-
-@pytest.fixture
-def loggers():
-    """Restores the loggers that a run has set up for its process."""
-    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, (handlers, propagate, level) in zip(found, before, strict=True):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 @pytest.fixture

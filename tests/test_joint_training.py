@@ -62,7 +62,7 @@ def small(path: str, folder) -> str:
 
 
 @pytest.fixture
-def run(loggers, monkeypatch):
+def run(monkeypatch):
     def call(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", *arguments])
         assert train_net.run() == 0

@@ -1,7 +1,6 @@
 """What `python -m uniperceiver_v2.new` recognises in a folder, what it says, and what it writes."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -28,8 +27,6 @@ HEIGHT, WIDTH = 100, 160
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    for name in ("detectron2", "fvcore", "uniperceiver_v2"):  # of programs that other tests ran
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my data").mkdir()
     return Path("my data")

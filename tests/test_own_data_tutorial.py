@@ -41,7 +41,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.usefixtures("catalogs", "loggers")
+@pytest.mark.usefixtures("catalogs")
 def test_the_tutorial_from_pictures_to_an_answer(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_shapes, ask = blocks("python")

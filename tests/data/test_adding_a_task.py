@@ -37,7 +37,7 @@ def registries():
     KINDS.update(before)
 
 
-def test_counting_is_trained_and_evaluated(tiny, registries, loggers, tmp_path, monkeypatch, capsys):
+def test_counting_is_trained_and_evaluated(tiny, registries, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "projects").symlink_to(REPOSITORY / "projects")
     (tmp_path / "configs").mkdir()

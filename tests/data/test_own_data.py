@@ -43,7 +43,7 @@ def checkout(tree, tmp_path, monkeypatch, catalogs):
     return tmp_path
 
 
-def test_the_documented_script_trains_and_evaluates(checkout, loggers, monkeypatch, capsys):
+def test_the_documented_script_trains_and_evaluates(checkout, monkeypatch, capsys):
     python, *command = block("sh").split()
     assert python == "python"
     monkeypatch.setattr(sys, "argv", [*command, *ONE_ITERATION])

@@ -65,7 +65,7 @@ def train(folder: Path, iterations: int, workers: int, resume: bool = False) -> 
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.usefixtures("catalogs", "loggers")
+@pytest.mark.usefixtures("catalogs")
 def test_a_run_on_shards_that_was_interrupted_ends_as_one_that_was_not(shards, tmp_path):
     register_image_text_shards("web_run_train", str(shards / "*.tar"))
     whole = train(tmp_path / "whole", 6, workers=0)

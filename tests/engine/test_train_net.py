@@ -1,7 +1,6 @@
 """The program, from its arguments to its files and exit code."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -27,18 +26,7 @@ SEED: 1
 
 
 @pytest.fixture
-def loggers():
-    """Restores the loggers that a run has set up for its process."""
-    found = [logging.getLogger(name) for name in ("detectron2", "fvcore", "uniperceiver_v2")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in found]
-    yield
-    for logger, (handlers, propagate, level) in zip(found, before):
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
-
-@pytest.fixture
-def run(loggers, tmp_path, monkeypatch, toy_trainer, capsys):
+def run(tmp_path, monkeypatch, toy_trainer, capsys):
     """Runs the program with arguments. Returns (exit code, stdout, stderr)."""
     monkeypatch.setattr(train_net, "UniPerceiverTrainer", toy_trainer)
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def warnings():
-    """The checkpointer's messages from WARNING on, independent of other tests' changes to loggers."""
+    """The checkpointer's messages from WARNING on."""
     found = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())
