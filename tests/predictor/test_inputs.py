@@ -134,6 +134,22 @@ def test_a_phones_photograph_takes_no_more_than_the_size_of_the_test(predictor, 
     assert few.instances.pred_masks.shape[1:] == (3000, 4000)
 
 
+def test_a_photographs_file_is_decoded_near_the_size_of_the_test(predictor, photograph, monkeypatch):
+    """An eighth of each side serves; the model sees nearly the same, and answers in the pixels of the whole."""
+    views = predictor._asker.views
+    seen = []
+    view = views._view
+    monkeypatch.setattr(
+        type(views), "_view", lambda _, *given: (seen.append((given[-1].shape, view(*given))), view(*given))[1]
+    )
+    found = predictor.detect(photograph, threshold=0)
+    assert found.size == (3000, 4000) and found.boxes.max() > 1000
+    predictor.detect(read(photograph), threshold=0)
+    (small, reduced), (large, whole) = seen
+    assert (small, large) == ((375, 500, 3), (3000, 4000, 3))
+    assert (reduced.float() - whole.float()).abs().mean() < 2
+
+
 QUESTIONS = {
     "detect": lambda p, images, **k: p.detect(images, threshold=0, **k),
     "classify": lambda p, images, **k: p.classify(images, **k),

@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image
 from uniperceiver_v2.data.loading.train import TrainingBatches
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
-from uniperceiver_v2.reading import disk, read_image, read_size
+from uniperceiver_v2.reading import disk, read_image, read_reduced, read_size
 from uniperceiver_v2.visualization import scene_picture
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 9\n%%EndComments\nshowpage\n%%EOF\n"
@@ -185,3 +185,41 @@ def test_an_error_of_the_file_itself_replaces_its_image_at_once(batches, broken_
     samples, unreadable = batches[0]
     assert len(samples) == 4 and len(unreadable) == 1 and ".png" in unreadable[0]
     assert broken.times == 0
+
+
+@pytest.mark.parametrize(
+    ("side", "scale"), [(600, 1), (301, 1), (300, 2), (151, 2), (150, 4), (100, 4), (75, 8), (1, 8)]
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_decoded_as_small_as_still_serves(tmp_path, side, scale, orientation):
+    """Its pixels are nearly the means of squares of the whole, and the size is the whole's."""
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((800, 600))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / "large.jpg")
+    smooth.save(path, quality=95, exif=exif)
+    whole = read_image({"file_name": path}, "RGB")
+    found, size = read_reduced(path, side)
+    assert size == whole.shape[:2] == read_size(path) == ((800, 600) if orientation == 6 else (600, 800))
+    height, width = (side // scale for side in size)
+    means = whole.reshape(height, scale, width, scale, 3).mean((1, 3))
+    assert found.dtype == np.uint8 and found.shape == means.shape
+    assert np.abs(found - means).max() < 4
+    if scale == 1:
+        assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_other_formats_are_decoded_as_a_whole(tmp_path, image_format):
+    path = tmp_path / "picture"
+    path.write_bytes(encoded(image_format))
+    found, size = read_reduced(str(path), 1)
+    assert size == (9, 12) and np.array_equal(found, read_image({"file_name": str(path)}, "RGB"))
+
+
+def test_a_jpeg_that_is_cut_short_is_not_read_reduced_either(tmp_path):
+    path = tmp_path / "cut.jpg"
+    picture(300, 400).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UnreadableImage, match=f"{path}: .*truncated"):
+        read_reduced(str(path), 10)

@@ -14,6 +14,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from ..config.ranges import LARGEST_SIDE
 from ..data import ImageMapper
 from ..data.mappers.captions import ReferenceMapper
 from ..data.mappers.images import ClassificationMapper, DetectionMapper
@@ -123,11 +124,13 @@ class Views:
     Args:
         mappers: those of evaluation by view. "whole" is among them.
         of_kind: the view of each kind of task that sees images.
+        enough: so many pixels of a shorter side serve all views: twice the largest, as resizing averages pixels.
         image_format: "RGB" or "BGR", the order of channels that the model was trained with.
     """
 
     mappers: Mapping[str, ImageMapper]
     of_kind: Mapping[str, str]
+    enough: int
     image_format: str = field(default="RGB")
 
     @classmethod
@@ -137,12 +140,14 @@ class Views:
         side = settings["classification"].tested_size
         mappers["square"] = ClassificationMapper("classification", (), cfg.INPUT.FORMAT, side)
         of_kind = {"classification": "square"}
+        largest = max(cfg.INPUT.MIN_SIZE_TEST or LARGEST_SIDE, side)  # 0 resizes nothing
         for kind in ("captioning", "retrieval", "question_answering"):
             sizes = settings[kind].test_sizes
             if sizes["square"]:
+                largest = max(largest, sizes["square"])
                 of_kind[kind] = f"squeezed to {sizes['square']}"  # one view for both if they have one size
                 mappers[of_kind[kind]] = ReferenceMapper(cfg, kind, **sizes)
-        return cls(mappers, of_kind, cfg.INPUT.FORMAT)
+        return cls(mappers, of_kind, 2 * largest, cfg.INPUT.FORMAT)
 
     def of_question(self, kind: str) -> str:
         """The view in which a kind of task sees images."""
@@ -161,8 +166,8 @@ class Views:
         """
         for place, source in enumerate(sources):
             try:
-                pixels = source.pixels()
-                picture = Picture(place, source, (pixels.shape[0], pixels.shape[1]))
+                pixels, size = source.reduced(self.enough)
+                picture = Picture(place, source, size)
                 if self.image_format == "BGR":
                     pixels = pixels[:, :, ::-1]
                 sample = {"image": self._view(source, view, pixels), "picture": picture}

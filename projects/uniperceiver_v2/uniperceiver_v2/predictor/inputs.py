@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..errors import UnreadableImage, UserError
-from ..reading import READ_ERRORS, pixels_of, read_image
+from ..reading import READ_ERRORS, pixels_of, read_image, read_reduced
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 ImagesLike: TypeAlias = "Sequence[ImageLike] | np.ndarray | torch.Tensor"
@@ -71,6 +71,16 @@ class Source:
         if 0 in pixels.shape:
             raise UnreadableImage(f"{self.name}: it has no pixels, its size is {pixels.shape[1]} x {pixels.shape[0]}")
         return pixels
+
+    def reduced(self, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """The pixels for somebody who reduces them to less than ``side``, and the (height, width) of the whole.
+
+        A large JPEG is not decoded as a whole. Raises what :meth:`pixels` raises.
+        """
+        if isinstance(self.value, str):
+            return read_reduced(self.value, side)
+        pixels = self.pixels()
+        return pixels, (pixels.shape[0], pixels.shape[1])
 
 
 def sources_of(images: Any) -> tuple[list[Source], bool]:

@@ -8,7 +8,7 @@ from .annotations import check_annotations, check_instances, check_json_of
 from .disk import LARGEST_FILE, patiently, read_file
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
-from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_size
+from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_reduced, read_size
 from .remote import find_remote, is_remote, open_copy, remote_stamp
 from .sources import explained, remedy_of, require_source, source_of
 from .tars import members_of
@@ -40,6 +40,7 @@ __all__ = [
     "read_image",
     "read_json",
     "read_lines",
+    "read_reduced",
     "read_size",
     "read_table",
     "read_tensors",
