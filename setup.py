@@ -65,6 +65,7 @@ setup(
         "tabulate",
         "termcolor",
         "tqdm",
+        "isal",  # checksums at several times the speed of zlib's
         "pyyaml",
         "safetensors",
         "huggingface_hub",

@@ -5,12 +5,12 @@ import hashlib
 import os
 import pickle
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from isal import isal_zlib
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -130,7 +130,7 @@ def _read_archive(path: str, mapped: bool) -> Any:
 
 
 def _crc_of(storage: torch.UntypedStorage) -> int:
-    return zlib.crc32(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
+    return isal_zlib.crc32(torch.tensor([], dtype=torch.uint8).set_(storage).numpy())
 
 
 @contextlib.contextmanager
