@@ -23,6 +23,14 @@ class Deployed(NamedTuple):
     exported: Exported
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items) -> None:
+    """What needs the files is slow: to trace the image part takes more than a minute."""
+    for item in items:
+        if "deployed" in item.fixturenames:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def packages() -> None:
     """All tests of this folder need the packages of the extra ``export``."""

@@ -52,6 +52,7 @@ def config(tmp_path) -> Path:
     return write_config(tmp_path)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_anew_from_its_last_checkpoint_when_a_rank_is_killed(config, tmp_path):
     short = ("SOLVER.MAX_ITER", "12")
     killed, spared = tmp_path / "killed", tmp_path / "spared"

@@ -73,7 +73,8 @@ def serve(answers, tmp_path, monkeypatch):
 
 
 def client_of(address: str, tmp_path) -> Client:
-    return Client(address, verbose=False, download_files=str(tmp_path / "downloads"), analytics_enabled=False)
+    downloads, patience = str(tmp_path / "downloads"), {"timeout": WAIT}
+    return Client(address, verbose=False, download_files=downloads, analytics_enabled=False, httpx_kwargs=patience)
 
 
 def refused(client: Client, *inputs, api_name: str) -> str:
