@@ -255,6 +255,20 @@ def test_the_first_process_decides_what_is_resumed(toy_trainer, cfg, processes, 
         assert processes.exit_code(pid) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 1e300), ("lr", float("nan")), ("betas", (0.9, -1.0)), ("step", -1), ("weight_decay", float("inf"))],
+)
+def test_an_optimizer_that_no_settings_make_is_refused(toy_trainer, cfg, name, value):
+    train(toy_trainer, cfg, SOLVER__MAX_ITER=20)
+    path = Path(cfg.OUTPUT_DIR, "model_final.pth")
+    content = torch.load(path, weights_only=True)
+    content["trainer"]["_trainer"]["optimizer"]["param_groups"][0][name] = value
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"{path}: the optimizer's '{name}' is .*, not in 0"):
+        toy_trainer(cfg).resume_or_load(resume=True)
+
+
 def test_what_was_resumed_does_not_change_with_the_file(toy_trainer, cfg):
     train(toy_trainer, cfg, SOLVER__MAX_ITER=20)
     trainer = toy_trainer(cfg)

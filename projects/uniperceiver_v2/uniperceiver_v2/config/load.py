@@ -166,16 +166,28 @@ def _merge(settings: dict[str, Any], node: CN, path: tuple[str, ...], where: str
         full_key = ".".join((*path, str(key)))
         if key not in node:
             if node.is_new_allowed() and path != ("TASKS",):
-                node[key] = CN(value, new_allowed=True) if isinstance(value, dict) else value
+                node[key] = _new(value, full_key, where)
                 continue
             raise UserError(f"unknown configuration key '{full_key}' {where}{_nearest_key(str(key), node, path)}")
         if isinstance(node[key], CN) != isinstance(value, dict):
             expected = "a section of keys" if isinstance(node[key], CN) else "a value, not a section"
             raise UserError(f"configuration key '{full_key}' {where} expects {expected}")
         if isinstance(value, dict):
-            _merge(value, node[key], (*path, key), where)
+            _merge(value, node[key], (*path, str(key)), where)
         else:
             node[key] = _coerce(value, node[key], full_key, where)
+
+
+def _new(value: Any, full_key: str, where: str) -> Any:
+    """A value of a section that takes any keys, with the sections below it."""
+    if isinstance(value, dict):
+        node = CN(new_allowed=True)
+        for key, part in value.items():
+            node[key] = _new(part, f"{full_key}.{key}", where)
+        return node
+    if not isinstance(value, str | int | float | bool | list | tuple | None):
+        raise UserError(f"configuration key '{full_key}' {where} cannot be a {type(value).__name__}: {value!r:.200}")
+    return value
 
 
 def _nearest_key(key: str, node: CN, path: tuple[str, ...]) -> str:

@@ -39,6 +39,8 @@ LoaderBuilder = Callable[[str, Iterable[int]], Iterable[Batch]]
 # or below, the model itself is at fault.
 SMALLEST_SCALE = 1.0
 
+_LARGEST_SETTING = 1e9  # of an optimizer: rates, betas, its number of steps
+
 
 class TaskTrainer(SimpleTrainer):
     """Takes the next batch of the iteration's task or tasks, and steps by the gradient of their weighted losses.
@@ -392,14 +394,16 @@ class TaskTrainer(SimpleTrainer):
         for group, keys in zip(self.optimizer.param_groups, settings):
             if lacking := keys - group.keys():
                 raise UserError(f"the optimizer's state lacks {', '.join(sorted(lacking))}")
+            for key in keys:
+                values = group[key] if isinstance(group[key], list | tuple) else (group[key],)
+                if any(isinstance(value, int | float) and not 0 <= value <= _LARGEST_SETTING for value in values):
+                    raise UserError(f"the optimizer's {key!r} is {group[key]!r}, not in 0..{_LARGEST_SETTING:g}")
         for parameter, state in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 moment = state.get(name)
                 if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
                     raise UserError(f"the optimizer's {name!r} of a parameter {list(parameter.shape)} does not fit it")
                 state[name] = divided_like(moment, parameter).clone()  # it may lie in the file
-        if any(group.get("step", 0) < 0 for group in self.optimizer.param_groups):
-            raise UserError("the optimizer has made fewer than no steps")
         if "skipped" in state_dict:
             self._skipped = Counter(state_dict["skipped"]["all"])
             self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])

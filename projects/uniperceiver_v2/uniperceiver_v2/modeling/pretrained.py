@@ -37,7 +37,10 @@ def explained_directory(problem: str, directory: Path | None = None) -> Iterator
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the tokenizers' Rust is no Exception. Whatever else is none, such as Ctrl-C, is not explained.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if directory is None:
             raise UserError(f"{problem}: {_reason(error)}") from error
         raise UserError(f"{problem} from {directory}: {_reason_in(error, directory)}") from error
