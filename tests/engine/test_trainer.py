@@ -257,7 +257,7 @@ def test_the_first_process_decides_what_is_resumed(toy_trainer, cfg, processes, 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", 1e300), ("lr", float("nan")), ("betas", (0.9, -1.0)), ("step", -1), ("weight_decay", float("inf"))],
+    [("lr", 1e300), ("betas", (0.9, -1.0)), ("step", -1), ("step", 10**400)],
 )
 def test_an_optimizer_that_no_settings_make_is_refused(toy_trainer, cfg, name, value):
     train(toy_trainer, cfg, SOLVER__MAX_ITER=20)
