@@ -321,6 +321,20 @@ def test_matches_do_not_depend_on_how_many_masks_are_compared_at_once(monkeypatc
     assert torch.equal(found[2], found[0])
 
 
+def test_blocks_for_the_caches_of_a_cpu_are_made_on_a_cpu_alone(monkeypatch):
+    """Elsewhere each block is a dozen launches more, and only memory bounds it."""
+    monkeypatch.setattr(criterion_module, "MATCHED_AT_ONCE", 1)
+    counts = {}
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            criterion, predictions, pixels = make_criterion(), make_predictions(), torch.randn(BATCH, DIM, 4, 4)
+            boxes, masks, valid = torch.rand(BATCH, 3, 4), torch.rand(BATCH, 3, 8, 8) < 0.5, torch.ones(BATCH, 3).bool()
+            targets = RegionTargets(boxes, masks, valid.long(), valid, counts=(2, 1, 3))
+            points = torch.rand(BATCH, POINTS, 2)
+            counts[device] = len(list(criterion._mask_blocks(predictions, pixels, targets, points)))
+    assert counts == {"cpu": POINTS, "meta": 1}
+
+
 def one_to_one(
     criterion: RegionCriterion, predictions: RegionPredictions, pixels: torch.Tensor, targets: RegionTargets
 ) -> Matches:

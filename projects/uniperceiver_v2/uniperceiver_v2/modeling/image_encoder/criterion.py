@@ -21,7 +21,9 @@ from .structures import Matches, RegionTargets, on_padded_map
 MASK_MARGIN = 1.2  # of masks that end at their boxes: one is learned in a window with 1.2 times the sides of its box
 OUTSIDE = -8.0  # mask logit outside a query's box
 MASKS_KEPT = 2**26  # mask logits of all matches together; more are compared in parts, and again in the backward pass
-MATCHED_AT_ONCE = 2**22  # mask logits compared at once: fewer are slower, more need new memory from the system
+# Mask logits compared at once on a CPU: fewer are slower, more need new memory from the system. Elsewhere each block
+# costs a dozen launches, so that MASKS_KEPT, a bound of memory, is the only one.
+MATCHED_AT_ONCE = 2**22
 
 
 @dataclass
@@ -183,7 +185,8 @@ class RegionCriterion:
         boxes = on_padded_map(rows_of_images(predictions.boxes), targets.extent).unsqueeze(2)
         which = torch.arange(B * N, device=points.device)
         at_points = sample_masks(targets.masks.flatten(0, 1), which, points.repeat_interleave(N, dim=0)).view(B, N, -1)
-        size = max(1, MATCHED_AT_ONCE // (B * embeddings.shape[1]))
+        most = MATCHED_AT_ONCE if points.device.type == "cpu" else MASKS_KEPT
+        size = max(1, most // (B * embeddings.shape[1]))
         for block, wanted in zip(points.split(size, dim=1), at_points.split(size, dim=2), strict=True):
             logits = (embeddings @ sample_points(pixel_embeddings, block)).float()
             if self.masks_in_boxes:
