@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from uniperceiver_v2.config.checks import CHECKPOINTED_PARTS
+from uniperceiver_v2.config.checks import PARTS
 from uniperceiver_v2.errors import UserError
 
 NAMES = ("zero", "one", "seven")
@@ -108,7 +108,7 @@ def count_runs(model) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("task", ["detection", "captioning", "classification", "retrieval", "grounding"])
-@pytest.mark.parametrize("parts", [("backbone",), ("region_network",), ("decoder",), CHECKPOINTED_PARTS], ids="+".join)
+@pytest.mark.parametrize("parts", [("backbone",), ("region_network",), ("decoder",), PARTS], ids="+".join)
 def test_losses_and_gradients_are_the_same_bits(config, plain, task, parts):
     other = checkpointed(config, plain.state_dict(), *parts)
     once, twice = count_runs(plain), count_runs(other)
@@ -138,9 +138,9 @@ def test_activations_are_freed(config, plain):
         return kept_bytes(checkpointed(config, plain.state_dict(), *parts), "classification") / everything
 
     everything = kept_bytes(plain, "classification")
-    shares = {parts: share(*parts) for parts in (*zip(CHECKPOINTED_PARTS), CHECKPOINTED_PARTS)}
+    shares = {parts: share(*parts) for parts in (*zip(PARTS), PARTS)}
     assert all(0.3 < value < 0.97 for value in shares.values()), shares
-    assert shares[CHECKPOINTED_PARTS] < min(shares[(part,)] for part in CHECKPOINTED_PARTS) - 0.05
+    assert shares[PARTS] < min(shares[(part,)] for part in PARTS) - 0.05
 
 
 @pytest.mark.parametrize("fields", [SWIN, CONVNEXT], ids=lambda fields: fields["model_type"])
@@ -154,13 +154,13 @@ def test_backbones_with_stochastic_depth(config, fields):
 
 
 def test_evaluation_stays_as_it_was(config, plain):
-    other = checkpointed(config, plain.state_dict(), *CHECKPOINTED_PARTS)
+    other = checkpointed(config, plain.state_dict(), *PARTS)
     batch = batch_of(plain, "captioning")
     assert plain.eval()(batch)[0]["log_likelihood"] == other.eval()(batch)[0]["log_likelihood"]
 
 
 def test_same_bits_under_autocast(config, plain):
-    other = checkpointed(config, plain.state_dict(), *CHECKPOINTED_PARTS)
+    other = checkpointed(config, plain.state_dict(), *PARTS)
     with torch.autocast("cpu", torch.bfloat16):
         expected, found = step(plain, "captioning"), step(other, "captioning")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

@@ -13,7 +13,7 @@ from .ranges import check_ranges
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
 PRECISIONS = ("bfloat16", "float16")
-CHECKPOINTED_PARTS = ("backbone", "region_network", "text_encoder", "decoder")
+PARTS = ("backbone", "region_network", "text_encoder", "decoder")
 
 
 def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets: bool = True) -> None:
@@ -40,8 +40,9 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
             "MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH is a share of samples in [0, 1), or below 0 to keep the model's, "
             f"not {cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH}"
         )
-    for part in cfg.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING:
-        _check_choice("MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING", part, CHECKPOINTED_PARTS)
+    for key in ("ACTIVATION_CHECKPOINTING", "COMPILE"):
+        for part in cfg.MODEL.UNIPERCEIVER_V2[key]:
+            _check_choice(f"MODEL.UNIPERCEIVER_V2.{key}", part, PARTS)
     for name in cfg.TASKS.NAMES:
         _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
         KINDS[cfg.TASKS[name].KIND].settings.check(cfg.TASKS[name], f"TASKS.{name}")
@@ -191,6 +192,8 @@ def _check_sharding(cfg: CfgNode) -> None:
     for key, wanted in {"OPTIMIZER": "TaskBalancedAdamW", "TASK_GROUPS": 1}.items():
         if solver[key] != wanted:
             raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.{key} {wanted!r}, not {solver[key]!r}")
+    if cfg.MODEL.UNIPERCEIVER_V2.CHANNELS_LAST:  # fully_shard divides contiguous parameters only
+        raise UserError(f"MODEL.UNIPERCEIVER_V2.CHANNELS_LAST needs SOLVER.SHARDING 'none', not '{solver.SHARDING}'")
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16":
         raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.AMP.PRECISION 'bfloat16' or no autocast")
 

@@ -102,6 +102,10 @@ def _add_model_config(cfg: CN) -> None:
     # Parts that recompute activations in the backward pass: "backbone", "region_network",
     # "text_encoder", "decoder".
     node.ACTIVATION_CHECKPOINTING = []
+    # Parts that go through torch.compile: any of the same names.
+    node.COMPILE = []
+    # The maps of backbone and region network have the channels of a pixel side by side in memory, for GPUs.
+    node.CHANNELS_LAST = False
 
     # A Hugging Face backbone: PATH is a directory with its configuration (and weights), or CONFIG has its fields.
     node.BACKBONE = CN()
@@ -130,7 +134,7 @@ def _add_model_config(cfg: CN) -> None:
     # Experts of a feed-forward network (0 for a dense network), and the number of experts that process a token.
     node.DECODER.EXPERTS = 8
     node.DECODER.ACTIVE_EXPERTS = 2
-    node.DECODER.COMPILE = False  # compiles its layers by torch.compile
+    node.DECODER.COMPILE = False  # the same as "decoder" in COMPILE
 
     node.REGION = CN()
     node.REGION.DIM = 256

@@ -5,7 +5,7 @@ Shapes: B images, M global tokens, O proposals, C candidates, T tokens, d the de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..transfer import send
-from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder, compile_decoder
+from .decoder import IMAGE_TO_TEXT, Attributes, Segment, TaskModalities, UnifiedDecoder
 from .image_encoder import HuggingFaceBackbone, ImageEncoder, ImageEncoding, mean_of_valid
 from .image_encoder.structures import has_padding, valid_pixels
-from .layers import WeightCache, checkpoint_blocks
+from .layers import WeightCache, can_compile, checkpoint_blocks, compile_modules
 from .likelihood import Likelihood, directions
 from .text_encoder import TextEncoder
 from .texts_in_parts import TextsInParts
@@ -65,8 +65,11 @@ class UniPerceiver(nn.Module):
         image_encoder, text_encoder, decoder = ImageEncoder(cfg), TextEncoder(cfg), UnifiedDecoder(cfg)
         node = cfg.MODEL.UNIPERCEIVER_V2
         _checkpoint_activations(image_encoder, text_encoder, decoder, node.ACTIVATION_CHECKPOINTING)
-        if node.DECODER.COMPILE:
-            compile_decoder(decoder, cfg.MODEL.DEVICE)
+        compiled = {*node.COMPILE, *(("decoder",) if node.DECODER.COMPILE else ())}
+        if compiled and can_compile(cfg.MODEL.DEVICE):
+            _compile(image_encoder, text_encoder, decoder, compiled)
+        if node.CHANNELS_LAST:
+            image_encoder.put_channels_last()
         return {
             "image_encoder": image_encoder,
             "text_encoder": text_encoder,
@@ -215,6 +218,27 @@ def _checkpoint_activations(
             checkpoint_blocks(blocks[part]())
         except ValueError as error:
             raise UserError(f"MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING, {part}: {error}") from error
+
+
+def _compile(
+    image_encoder: ImageEncoder, text_encoder: TextEncoder, decoder: UnifiedDecoder, parts: Collection[str]
+) -> None:
+    """Lets torch.compile compile these parts, in place, on first use.
+
+    Raises:
+        UserError: a part's blocks cannot be found.
+    """
+    try:
+        if "backbone" in parts:
+            compile_modules(_backbone_blocks(image_encoder.backbone))
+        if "region_network" in parts:
+            image_encoder.regions.compile_layers()
+        if "text_encoder" in parts:
+            compile_modules(text_encoder.blocks())
+        if "decoder" in parts:
+            decoder.compile_layers()
+    except ValueError as error:
+        raise UserError(f"MODEL.UNIPERCEIVER_V2.COMPILE: {error}") from error
 
 
 def _backbone_blocks(backbone: Backbone) -> list[nn.Module]:

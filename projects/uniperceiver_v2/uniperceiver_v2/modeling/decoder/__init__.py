@@ -1,5 +1,4 @@
 from .cache import DecoderCache
-from .compilation import compile_decoder
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, MergedFeedForward
 from .routes import expert_routes, routes_table
 from .segments import (
@@ -28,7 +27,6 @@ __all__ = [
     "TaskModalities",
     "UnifiedDecoder",
     "attribute_classes",
-    "compile_decoder",
     "expert_routes",
     "routes_table",
 ]

@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..layers import CausalLayer, MultiHeadAttention, WeightCache, autocast_dtype, causal_mask
+from ..layers import CausalLayer, MultiHeadAttention, WeightCache, autocast_dtype, causal_mask, compile_modules
 from .cache import DecoderCache, KeyValues
 from .feed_forward import ConditionalFeedForward, DenseFeedForward, Layout, MergedFeedForward
 from .router import Routing
 from .segments import Attributes, Segment, SegmentLayout
-
-GRAPHS = 64  # the most graphs that are compiled for a layer or a feed-forward network
 
 
 @dataclass
@@ -317,16 +315,13 @@ class UnifiedDecoder(nn.Module):
             backend: the argument of torch.compile.
         """
         self._backend = backend
-        # Graphs differ by mask, past, gradients and sizes of 1. The default limit of 8 graphs is too low for that.
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
         # A compiled graph would be specific to one choice of experts. As a decorator this would import PyTorch's
         # compiler, seconds for every process.
         for layer in self.layers:
             if isinstance(layer.ffn, ConditionalFeedForward | MergedFeedForward):
                 layer.ffn.forward = torch.compiler.disable(layer.ffn.forward)
         dense = [module for module in self.modules() if isinstance(module, DenseFeedForward)]
-        for module in (*self.layers, *dense):
-            module.compile(dynamic=True, backend=backend)
+        compile_modules((*self.layers, *dense), backend)
 
     def _parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
@@ -43,6 +44,7 @@ class ImageEncoder(nn.Module):
         self.backbone, self.regions = backbone, regions
         self.fusion, self.global_tokens = fusion, global_tokens
         self.boxes_around_masks, self.masks_are_learned = boxes_around_masks, masks_are_learned
+        self._channels_last = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -93,6 +95,13 @@ class ImageEncoder(nn.Module):
             "masks_are_learned": cfg.MODEL.MASK_ON,
         }
 
+    def put_channels_last(self) -> None:
+        """Lets convolutions compute with the channels of a pixel side by side in memory (NHWC), as the tensor cores of
+        GPUs read them. Shapes and names of parameters stay, and results up to the order of sums."""
+        self.backbone.to(memory_format=torch.channels_last)
+        self.regions.to(memory_format=torch.channels_last)
+        self._channels_last = True
+
     def forward(
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
@@ -130,5 +139,6 @@ class ImageEncoder(nn.Module):
     def maps(self, images: ImageList) -> list[Tensor]:
         """The backbone's maps [B,C,h,w], finest first."""
         shapes = self.backbone.output_shape()
-        maps = self.backbone(images.tensor)
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        maps = self.backbone(images.tensor.contiguous(memory_format=layout))
         return [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...ranks import mean_divisor, sum_over_ranks
 from ...transfer import send
-from ..layers import MLP
+from ..layers import MLP, DeformableAttention, compile_modules
+from ..layers.compilation import Backend
 from .boxes import touched
 from .conventions import Conventions
 from .criterion import RegionCriterion, RegionPredictions, mask_windows
@@ -166,6 +167,16 @@ class RegionNetwork(nn.Module):
         self.boxes_from_masks = boxes_from_masks
         self.criterion = criterion
         nn.init.constant_(self.objectness.bias, -2.0)
+
+    def compile_layers(self, backend: Backend = "inductor") -> None:
+        """Lets torch.compile compile the layers, the projections of maps and the position encodings, in place, on first
+        use. Parameters keep their names, and a graph serves images of all sizes. A layer is one graph up to the
+        sampling of its deformable attention, and one behind it."""
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.sample_uncompiled()
+        others = (self.pixel_embedding, self.decoder.position)
+        compile_modules((*self.encoder.layers, *self.decoder.layers, *others), backend)
 
     def forward(
         self, maps: list[Tensor], valid: Tensor, targets: RegionTargets | None, has_padding: bool = True

@@ -1,5 +1,6 @@
 from .activation_checkpointing import checkpoint_blocks
 from .attention import MultiHeadAttention
+from .compilation import can_compile, compile_modules
 from .deformable_attention import DeformableAttention, SpatialShapes, multi_scale_deformable_attention
 from .incremental import CausalLayer, KeyValueBuffer, autocast_dtype, causal_mask, normalisation
 from .mlp import MLP
@@ -19,8 +20,10 @@ __all__ = [
     "WeightCache",
     "autocast_dtype",
     "box_position_encoding",
+    "can_compile",
     "causal_mask",
     "checkpoint_blocks",
+    "compile_modules",
     "group_norm",
     "map_position_encoding",
     "multi_scale_deformable_attention",

@@ -80,7 +80,7 @@ def _pixel_sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device
 
 
 def _symbolic_pixel_sizes(shapes: SpatialShapes, like: Tensor) -> Tensor:
-    """`_pixel_sizes` under torch.export, where heights and widths are symbols that no cache can keep."""
+    """`_pixel_sizes` where heights and widths are symbols that no cache can keep: in torch.export and torch.compile."""
     sizes = [torch.stack((like.new_full((), w), like.new_full((), h))) for h, w in shapes]
     return 1 / torch.stack(sizes)[:, None]
 
@@ -106,11 +106,17 @@ class DeformableAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"the width {dim} is not a multiple of the number of heads {heads}")
         self.heads, self.levels, self.points = heads, levels, points
+        self.sample = multi_scale_deformable_attention
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
         self.reset_parameters()
+
+    def sample_uncompiled(self) -> None:
+        """Keeps the sampling out of compiled graphs, which end before it and start again behind it. Both kinds of
+        machine have a form of it that no compiler makes: a CPU the sparse products, and a GPU the Triton kernels."""
+        self.sample = torch.compiler.disable(multi_scale_deformable_attention)
 
     def reset_parameters(self) -> None:
         """Initialises the parameters: each head samples in a direction of its own, its point p at p + 1 pixels."""
@@ -154,14 +160,14 @@ class DeformableAttention(nn.Module):
         attention = self.attention_weights(queries).view(B, Q, self.heads, -1).softmax(-1)
 
         if references.shape[-1] == 2:  # offsets in pixels of each scale
-            if isinstance(spatial_shapes[0][0], torch.SymInt):
+            if torch.compiler.is_compiling() or isinstance(spatial_shapes[0][0], torch.SymInt):
                 unit = _symbolic_pixel_sizes(spatial_shapes, references)
             else:
                 unit = _pixel_sizes(tuple(spatial_shapes), references.dtype, references.device)
         else:  # offsets in units of half a box, divided by the number of points
             unit = references[:, :, None, :, None, 2:] * (0.5 / self.points)
         locations = torch.addcmul(references[:, :, None, :, None, :2], offsets, unit)
-        sampled = multi_scale_deformable_attention(
+        sampled = self.sample(
             value.view(B, -1, self.heads, value.shape[-1] // self.heads),
             spatial_shapes,
             locations,
