@@ -18,6 +18,26 @@ def _floats(address, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def _update(row, own, places, here, DRAWS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Updates the numbers at these places of a chunk; ``here`` masks those behind its end, None for none of them."""
+    parameter = _floats(tl.load(row + 2), ALIGNED) + places
+    first = _floats(tl.load(row + 3), ALIGNED) + places
+    second = _floats(tl.load(row + 4), ALIGNED) + places
+    m = tl.load(first, mask=here) * tl.load(own)
+    n = tl.load(second, mask=here) * tl.load(own + 1)
+    for draw in tl.static_range(DRAWS):
+        address = tl.load(row + 5 + draw)
+        if address != 0:
+            g = tl.load(_floats(address, ALIGNED) + places, mask=here)
+            m += g * tl.load(own + 5 + 2 * draw)
+            n += g * g * tl.load(own + 6 + 2 * draw)
+    x = tl.load(parameter, mask=here) * tl.load(own + 2)
+    tl.store(first, m, mask=here)
+    tl.store(second, n, mask=here)
+    tl.store(parameter, x - tl.load(own + 4) * (m / (tl.sqrt(n) + tl.load(own + 3))), mask=here)
+
+
+@triton.jit
 def step_kernel(
     chunks,  # [programs,5+DRAWS] int64: count, group, addresses of parameter, m, n, and of each draw's gradient or 0
     settings,  # [groups,5+2*DRAWS]: beta1, beta2, decay, eps, step; of each draw the factors of its g and g²
@@ -28,25 +48,10 @@ def step_kernel(
     row = chunks + tl.program_id(0) * (5 + DRAWS)
     count = tl.load(row)
     own = settings + tl.load(row + 1) * (5 + 2 * DRAWS)
-    parameter = _floats(tl.load(row + 2), ALIGNED)
-    first = _floats(tl.load(row + 3), ALIGNED)
-    second = _floats(tl.load(row + 4), ALIGNED)
-    beta1 = tl.load(own)
-    beta2 = tl.load(own + 1)
-    decay = tl.load(own + 2)
-    eps = tl.load(own + 3)
-    step = tl.load(own + 4)
-    for start in range(0, count, BLOCK):
-        places = start + tl.arange(0, BLOCK)
-        here = places < count
-        m = tl.load(first + places, mask=here, other=0.0) * beta1
-        n = tl.load(second + places, mask=here, other=0.0) * beta2
-        for draw in tl.static_range(DRAWS):
-            address = tl.load(row + 5 + draw)
-            g = tl.load(_floats(address, ALIGNED) + places, mask=here & (address != 0), other=0.0)
-            m += g * tl.load(own + 5 + 2 * draw)
-            n += g * g * tl.load(own + 6 + 2 * draw)
-        x = tl.load(parameter + places, mask=here, other=0.0) * decay
-        tl.store(first + places, m, mask=here)
-        tl.store(second + places, n, mask=here)
-        tl.store(parameter + places, x - step * (m / (tl.sqrt(n) + eps)), mask=here)
+    whole = count // BLOCK * BLOCK
+    # Without a mask an access is 16 bytes wide.
+    for start in range(0, whole, BLOCK):
+        _update(row, own, start + tl.arange(0, BLOCK), None, DRAWS, ALIGNED)
+    if whole < count:
+        places = whole + tl.arange(0, BLOCK)
+        _update(row, own, places, places < count, DRAWS, ALIGNED)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..shards import is_divided, local
+from .fused_step import GroupStep, fused_step, fused_step_applies
 
 _BLOCK_ELEMENTS = 2**18  # parameters updated at once on a CPU: 5 MiB with moments, gradient and denominator
 
@@ -115,6 +116,25 @@ def _pieces(tensors: tuple[Tensor | None, ...]) -> Iterable[tuple[Tensor | None,
     return zip(*([None] * count if t is None else t.view(-1).split(_BLOCK_ELEMENTS) for t in tensors))
 
 
+def _update_block(
+    group: GroupStep, parameters: list[Tensor], m: list[Tensor], n: list[Tensor], *gradients: list[Tensor | None]
+) -> None:
+    """Updates a block of a group's tensors; ``gradients`` are of each draw."""
+    torch._foreach_mul_(m, group.beta1)
+    torch._foreach_mul_(n, group.beta2)
+    for (of_g, of_square), of_draw in zip(group.factors, gradients, strict=True):
+        reached = [i for i, gradient in enumerate(of_draw) if gradient is not None]
+        if reached:
+            g = [of_draw[i] for i in reached]
+            torch._foreach_add_([m[i] for i in reached], g, alpha=of_g)
+            torch._foreach_addcmul_([n[i] for i in reached], g, g, value=of_square)
+    if group.decay != 1:
+        torch._foreach_mul_(parameters, group.decay)
+    denominators = torch._foreach_sqrt(n)
+    torch._foreach_add_(denominators, group.eps)
+    torch._foreach_addcdiv_(parameters, m, denominators, value=-group.step)
+
+
 @dataclass(frozen=True)
 class TaskGradient:
     """The gradient of one draw of a task, for :meth:`TaskBalancedAdamW.step_of_draws`.
@@ -147,6 +167,8 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             normalisation.
         norm_floor: a gradient with a smaller norm is scaled as if it had this norm. A gradient of zero then stays
             zero, and rounding errors are not magnified.
+        fused: whether a GPU updates all parameters by one launch of a Triton kernel, where this applies
+            (:func:`~uniperceiver_v2.solver.fused_step.fused_step_applies`).
 
     Attributes:
         last_gradient_norm: the norm of the last step's gradient before normalisation.
@@ -165,6 +187,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         *,
         tasks: Mapping[str, tuple[float, float]],
         norm_floor: float = 1e-12,
+        fused: bool = False,
     ):
         if lr < 0 or eps < 0 or weight_decay < 0:
             raise ValueError(f"lr, eps and weight_decay must not be negative: {lr}, {eps}, {weight_decay}")
@@ -178,7 +201,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         if not norm_floor > 0:
             raise ValueError(f"norm_floor must be above 0: {norm_floor}")
         self.tasks = dict(tasks)
-        self.norm_floor = norm_floor
+        self.norm_floor, self.fused = norm_floor, fused
         self.last_gradient_norm = 0.0
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "step": 0}
         super().__init__(params, defaults)
@@ -222,49 +245,39 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             if not math.isfinite(draw.norm):
                 raise FloatingPointError(f"the gradient of task {draw.task!r} is not finite")
             factors.append((weight / max(draw.norm, self.norm_floor), ratio * len(draws)))
-        for group in self.param_groups:
-            self._update(group, factors, [draw.gradients for draw in draws])
-
-    def _update(
-        self, group: dict[str, Any], factors: list[tuple[float, float]], of_draws: list[Mapping[Tensor, Tensor]]
-    ) -> None:
-        parameters = [p for p in group["params"] if p.requires_grad]
-        if not parameters:
+        groups = [self._group_step(group, factors, [draw.gradients for draw in draws]) for group in self.param_groups]
+        groups = [group for group in groups if group.parameters]
+        if self.fused and fused_step_applies(groups):
+            fused_step(groups)
             return
-        m, n = self._moments(parameters)
-        gradients = [[of_draw.get(p) for p in parameters] for of_draw in of_draws]
-        group["step"] += 1
-        for block in _blocks([local(p) for p in parameters], m, n, *gradients):
-            self._update_block(group, factors, *block)
+        for group in groups:
+            for block in _blocks(group.parameters, group.m, group.n, *group.gradients):
+                _update_block(group, *block)
 
-    def _update_block(
-        self,
-        group: dict[str, Any],
-        factors: list[tuple[float, float]],
-        parameters: list[Tensor],
-        m: list[Tensor],
-        n: list[Tensor],
-        *gradients: list[Tensor | None],
-    ) -> None:
-        """``factors`` and ``gradients`` are of each draw; the factors are its gradient's scale and s_k·G."""
+    def _group_step(
+        self, group: dict[str, Any], factors: list[tuple[float, float]], of_draws: list[Mapping[Tensor, Tensor]]
+    ) -> GroupStep:
+        """``factors`` are of each draw: its gradient's scale and s_k·G."""
+        parameters = [p for p in group["params"] if p.requires_grad]
+        m, n = self._moments(parameters)
+        group["step"] += bool(parameters)
         beta1, beta2 = group["betas"]
         root_correction2 = math.sqrt(1 - beta2 ** group["step"])
-        step_size = group["lr"] / (1 - beta1 ** group["step"])
-        # The scale is part of the coefficients of both sums, so that no scaled gradient is stored.
-        torch._foreach_mul_(m, beta1)
-        torch._foreach_mul_(n, beta2)
-        for (scale, ratio), of_draw in zip(factors, gradients, strict=True):
-            reached = [i for i, gradient in enumerate(of_draw) if gradient is not None]
-            if reached:
-                g = [of_draw[i] for i in reached]
-                torch._foreach_add_([m[i] for i in reached], g, alpha=(1 - beta1) / ratio * scale)
-                torch._foreach_addcmul_([n[i] for i in reached], g, g, value=(1 - beta2) / ratio * scale**2)
-        if group["weight_decay"] and group["lr"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        # m̂ / (√n̂ + ε), expanded by the root of n's bias correction, which saves a pass over n.
-        denominators = torch._foreach_sqrt(n)
-        torch._foreach_add_(denominators, group["eps"] * root_correction2)
-        torch._foreach_addcdiv_(parameters, m, denominators, value=-step_size * root_correction2)
+        step_size = group["lr"] / (1 - beta1 ** group["step"]) if parameters else 0.0
+        return GroupStep(
+            parameters=[local(p) for p in parameters],
+            m=m,
+            n=n,
+            gradients=[[of_draw.get(p) for p in parameters] for of_draw in of_draws],
+            beta1=beta1,
+            beta2=beta2,
+            decay=1 - group["lr"] * group["weight_decay"],
+            # m̂ / (√n̂ + ε), expanded by the root of n's bias correction, which saves a pass over n.
+            eps=group["eps"] * root_correction2,
+            step=step_size * root_correction2,
+            # The scale is part of the coefficients of both sums, so that no scaled gradient is stored.
+            factors=[((1 - beta1) / ratio * scale, (1 - beta2) / ratio * scale**2) for scale, ratio in factors],
+        )
 
     def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         for p in parameters:
