@@ -8,7 +8,7 @@ Shape suffixes:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -106,7 +106,7 @@ class DeformableAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"the width {dim} is not a multiple of the number of heads {heads}")
         self.heads, self.levels, self.points = heads, levels, points
-        self.sample = multi_scale_deformable_attention
+        self._sample: Callable[..., Tensor] | None = None  # in place of `multi_scale_deformable_attention`
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
@@ -116,7 +116,7 @@ class DeformableAttention(nn.Module):
     def sample_uncompiled(self) -> None:
         """Keeps the sampling out of compiled graphs, which end before it and start again behind it. Both kinds of
         machine have a form of it that no compiler makes: a CPU the sparse products, and a GPU the Triton kernels."""
-        self.sample = torch.compiler.disable(multi_scale_deformable_attention)
+        self._sample = torch.compiler.disable(multi_scale_deformable_attention)
 
     def reset_parameters(self) -> None:
         """Initialises the parameters: each head samples in a direction of its own, its point p at p + 1 pixels."""
@@ -167,7 +167,7 @@ class DeformableAttention(nn.Module):
         else:  # offsets in units of half a box, divided by the number of points
             unit = references[:, :, None, :, None, 2:] * (0.5 / self.points)
         locations = torch.addcmul(references[:, :, None, :, None, :2], offsets, unit)
-        sampled = self.sample(
+        sampled = (self._sample or multi_scale_deformable_attention)(
             value.view(B, -1, self.heads, value.shape[-1] // self.heads),
             spatial_shapes,
             locations,
