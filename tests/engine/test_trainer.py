@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
+from uniperceiver_v2.config import task_defaults
 from uniperceiver_v2.data.order import CountFrom
+from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.engine.schedules import TaskSchedule
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling.decoder import ConditionalFeedForward, expert_routes, routes_table
@@ -160,6 +163,61 @@ def test_bf16_autocast_is_a_setting(toy_trainer, cfg):
     train(Spy, cfg, SOLVER__MAX_ITER=2, DATASETS__TEST=())
     train(Spy, cfg, SOLVER__MAX_ITER=2, DATASETS__TEST=(), SOLVER__AMP__ENABLED=True)
     assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_answers_under_autocast_are_a_setting_of_their_own(toy_trainer, cfg, precision):
+    """The evaluators' own work stays in float32."""
+    inside, outside = [], []
+
+    class Spy(toy_trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            evaluator = super().build_evaluator(cfg, dataset_name)
+            plain = evaluator.process
+
+            def process(inputs, outputs):
+                outside.append(torch.is_autocast_enabled("cpu"))
+                plain(inputs, outputs)
+
+            evaluator.process = process
+            return evaluator
+
+    model = Spy.build_model(cfg)
+    model.shared.register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))
+    exact = Spy.test(cfg, model)["toy_lines_test"]["lines"]["error"]
+    cfg.merge_from_list(["TEST.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", precision])
+    half = Spy.test(cfg, model)["toy_lines_test"]["lines"]["error"]
+    assert inside == [torch.float32] * 3 + [getattr(torch, precision)] * 3
+    assert outside == [False] * 6
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.05)
+    assert "forward" not in vars(model)
+
+
+def test_every_kind_of_task_answers_under_autocast(real_cfg, few_paraphrases):
+    """Evaluators take answers of half precision, such as NumPy has not."""
+    more = ("segmentation", "question_answering", "region_captioning", "video_classification")
+    for kind in more:
+        real_cfg.TASKS.NAMES.append(kind)
+        real_cfg.TASKS[kind] = type(real_cfg)(task_defaults(kind, kind))
+    real_cfg.TASKS.question_answering.DATASETS = ["small_digit_scenes_questions_train"]
+    of_scenes = ("captions", "retrieval", "phrases", "panoptic", "questions", "regions")
+    names = ("digit_scenes", *(f"digit_scenes_{x}" for x in of_scenes), "digit_corpus", "digit_clips", "digits")
+    real_cfg.DATASETS.TEST = tuple(f"small_{name}_test" for name in names)
+    real_cfg.TEST.AMP.ENABLED = True
+    results = UniPerceiverTrainer.test(real_cfg, build_model(real_cfg))
+    assert set(results) == set(real_cfg.DATASETS.TEST)
+    assert all(results.values())
+
+
+def test_a_model_that_fails_under_autocast_is_left_as_it_was(toy_trainer, cfg):
+    cfg.TEST.AMP.ENABLED = True
+    model = toy_trainer.build_model(cfg)
+    model.line.register_forward_hook(lambda module, inputs, output: output.missing)
+    with pytest.raises(AttributeError):
+        toy_trainer.test(cfg, model)
+    assert "forward" not in vars(model)
 
 
 def test_bad_test_data_is_found_before_training(toy_trainer, cfg):

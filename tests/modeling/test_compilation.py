@@ -8,14 +8,15 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from transformers import AutoBackbone, SwinConfig
 
 from uniperceiver_v2.config import checks
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling import model as model_module
+from uniperceiver_v2.modeling.image_encoder import HuggingFaceBackbone
 from uniperceiver_v2.modeling.layers import can_compile, compile_modules
 
 SIZES = ((64, 64), (96, 64), (64, 128), (128, 96), (160, 96), (96, 160))
-SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
 CAN_COMPILE = can_compile("cpu")
 
 
@@ -100,27 +101,25 @@ def test_every_part_computes_the_same_in_few_graphs_whatever_the_size_of_images(
 
 
 @pytest.mark.slow
-def test_blocks_of_swin_in_few_graphs(tiny_config):
-    """Padding to whole windows is another graph, and whether a map is larger than its window."""
-    config = copy.deepcopy(tiny_config)
-    config.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG = type(config)(SWIN)
-    config.MODEL.UNIPERCEIVER_V2.BACKBONE.NORM = ""
-    model, graphs = build_model(config).eval(), Graphs()
-    other = copy.deepcopy(model)
-    compile_modules(other.image_encoder.backbone.blocks(), graphs)
+def test_blocks_of_swin_in_few_graphs():
+    """Windows of two blocks, the second of them shifted. Padding to whole windows takes another graph."""
+    config = SwinConfig(embed_dim=8, depths=[2], num_heads=[1], window_size=4, out_features=["stage1"])
+    backbone, graphs = HuggingFaceBackbone(AutoBackbone.from_config(config)).eval(), Graphs()
+    other = copy.deepcopy(backbone)
+    compile_modules(other.blocks(), graphs)
     counts = []
-    for size in (*SIZES, *SIZES):
+    for size in SIZES:
         images = torch.rand(2, 3, *size)
         with torch.no_grad():
-            for name, found in other.image_encoder.backbone(images).items():
-                assert torch.equal(found, model.image_encoder.backbone(images)[name])
+            assert torch.equal(other(images)["stage1"], backbone(images)["stage1"])
         counts.append(len(graphs))
-    assert 4 <= counts[len(SIZES) - 1] == counts[-1] <= 16, counts
+    assert 2 <= counts[0] <= counts[-1] <= 4, counts
 
 
 @pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile does not work here: there may be no C++ compiler")
 @pytest.mark.slow
 def test_machine_code_of_backbone_and_regions_computes_the_same(tiny_config):
+    tiny_config.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG.hidden_sizes = [8, 8, 8, 8]  # few graphs, as they take a minute
     plain = build_model(tiny_config)
     tiny_config.MODEL.UNIPERCEIVER_V2.COMPILE = ["backbone", "region_network"]
     tiny_config.MODEL.UNIPERCEIVER_V2.CHANNELS_LAST = True
@@ -128,7 +127,7 @@ def test_machine_code_of_backbone_and_regions_computes_the_same(tiny_config):
     other.load_state_dict(plain.state_dict())
     batch = batch_of(plain, (64, 96))
     assert_close(numbers(other, "scenes", batch), numbers(plain, "scenes", batch), rtol=1e-3, atol=2e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 8
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 6
 
 
 @pytest.mark.parametrize("task", ["scenes", "captions"])

@@ -116,6 +116,8 @@ def _check_tasks(cfg: CfgNode, sharers: int) -> None:
 def _check_evaluation(cfg: CfgNode) -> None:
     if cfg.TEST.IMS_PER_BATCH < 1:
         raise UserError(f"TEST.IMS_PER_BATCH must be at least 1, not {cfg.TEST.IMS_PER_BATCH}")
+    if cfg.TEST.AMP.ENABLED:
+        _check_choice("SOLVER.AMP.PRECISION", cfg.SOLVER.AMP.PRECISION, PRECISIONS)
     if cfg.TEST.SPICE_MODELS and (missing := missing_models(cfg.TEST.SPICE_MODELS)):
         raise UserError(
             f"TEST.SPICE_MODELS: no file {missing[0]}; it is in stanford-corenlp-full-2015-12-09.zip of "

@@ -75,6 +75,9 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     # Images (or texts) of a batch in evaluation, over all ranks. The images of a batch have the same size, so that a
     # result does not depend on the other images of its batch.
     cfg.TEST.IMS_PER_BATCH = 8
+    # Answers in evaluation are computed under autocast to SOLVER.AMP.PRECISION, whatever training does.
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False
     # The folder of Stanford's models for SPICE, one of the metrics of captions. It is left out without them.
     cfg.TEST.SPICE_MODELS = ""
 

@@ -26,6 +26,7 @@ from ..evaluation import build_evaluator
 from ..kinds import KINDS, kind_of_dataset
 from ..modeling.decoder import expert_routes, routes_table
 from ..solver import build_optimizer
+from .autocast_answers import answers_under_autocast
 from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
 from .delayed_start import DelayedStart
 from .gradients import broadcast_state
@@ -238,8 +239,9 @@ class UniPerceiverTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None) -> dict[str, Any]:
-        """As in Detectron2, with three differences: results are by dataset even if there is only one, each kind of
-        task prepares its evaluators, and the log gets the table of the experts' routes, if the model has experts."""
+        """As in Detectron2, with four differences: results are by dataset even if there is only one, each kind of
+        task prepares its evaluators, the log gets the table of the experts' routes, if the model has experts, and
+        answers are computed under autocast with ``TEST.AMP.ENABLED``."""
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
             kinds = [kind_of_dataset(name) for name in cfg.DATASETS.TEST]
@@ -248,7 +250,9 @@ class UniPerceiverTrainer(DefaultTrainer):
                     kind.before_evaluation(cfg, model, own)
         if comm.is_main_process() and (routes := expert_routes(model)):
             logger.info("experts of the decoder (weights) for each kind of token:\n%s", routes_table(routes))
-        results = super().test(cfg, model, [PatientEvaluator(evaluator) for evaluator in evaluators])
+        precision = getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.TEST.AMP.ENABLED else None
+        with answers_under_autocast(model, precision):
+            results = super().test(cfg, model, [PatientEvaluator(evaluator) for evaluator in evaluators])
         return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod

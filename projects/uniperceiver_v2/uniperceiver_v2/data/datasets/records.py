@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError, nearest
 from ...reading import check_annotations, check_json_of, explained, source_of
+from .once_a_node import parsed_once
 
 Records = list[dict]
 
@@ -30,7 +31,7 @@ def load_dataset(name: str, most_bad: float = 0.0) -> Records:
     """
     check_known(name)
     try:
-        records = load_checked(name, lambda: DatasetCatalog.get(name))
+        records = load_checked(name, lambda: parsed_once(name, lambda: DatasetCatalog.get(name)))
     except UserError:
         check_json_of(name)  # raises a better message if an annotation is at fault
         raise

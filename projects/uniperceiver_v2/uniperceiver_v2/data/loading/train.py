@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...errors import UnreadableImage, UserError
+from ..datasets.once_a_node import OneCopy, processes_here
 from ..datasets.records import Records
 from ..datasets.shards import InShards
 from ..order import SampleOrder, numpy_draws_from
@@ -48,8 +49,11 @@ class TrainingBatches(Dataset):
         rank: int,
         world_size: int,
     ):
-        # Serialised, so that forked workers share the memory of the records. Each access returns a new copy.
-        self._records = DatasetFromList(records, copy=False) if isinstance(records, list) else records
+        # Serialised, so that forked workers share the memory of the records, and the other processes of this machine as
+        # well. Each access returns a new copy.
+        serialize = OneCopy if processes_here() > 1 else True
+        is_list = isinstance(records, list)
+        self._records = DatasetFromList(records, copy=False, serialize=serialize) if is_list else records
         self._mapper = UserErrorsAsValues(mapper)
         self._takes_another = getattr(mapper, "takes_another", False)
         self._order = order
