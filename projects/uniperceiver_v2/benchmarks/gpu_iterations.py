@@ -1,6 +1,6 @@
 """A training iteration of each task on a GPU: its time, launches, waits of the host, memory, and the GPU's busy share.
 
-    python projects/uniperceiver_v2/benchmarks/gpu_iterations.py [--device cuda] [--json FILE]
+    python projects/uniperceiver_v2/benchmarks/gpu_iterations.py [--device cuda] [--json FILE] [-- KEY VALUE ...]
 
 Two models train on digit_scenes: the tiny one as in its configuration, and a ResNet-50 model of the sizes of
 configs/joint/uniperceiver_v2_r50.yaml on scenes enlarged to 800 pixels, with random weights. Both train in float32 and
@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,11 @@ R50_BATCHES = {"scenes": 2, "scene_phrases": 2, "digits": 32, "scene_captions": 
 COLUMNS = ("model", "task", "precision", "ms", "images a second", "launches", "waits", "busy", "MiB")
 
 
-def config(model: str, device: str, folder: Path, compiled: bool = False) -> CfgNode:
+def config(model: str, device: str, folder: Path, options: Sequence[str] = ()) -> CfgNode:
     """The settings of a model by its name, "tiny" or "R50". ``folder`` takes files of a larger text encoder."""
-    cfg = load_config(str(TINY_CONFIG), ["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", "0"])
+    cfg = load_config(str(TINY_CONFIG), ["MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", "0", *options])
     cfg.defrost()
     node = cfg.MODEL.UNIPERCEIVER_V2
-    node.DECODER.COMPILE = compiled
     if model == "R50":
         node.BACKBONE.CONFIG = CfgNode(RESNET50)
         for name, value in R50_SIZES.items():
@@ -159,23 +158,25 @@ def make_few_scenes(folder: Path) -> None:
     register_digit_scenes(str(folder))
 
 
-def rows_of(name: str, device: str, repeats: int, only: list[str], compiled: bool) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The measurements of one model, task by task. A task that fails has its error as a row."""
+    device = args.device
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config(name, device, Path(folder), compiled)
+        cfg = config(name, device, Path(folder), args.options)
         torch.manual_seed(0)
         model = build_model(cfg).train()
         optimizer = build_optimizer(cfg, model)
         for group in optimizer.param_groups:
             group["lr"] = 1e-7  # without a warm-up, steps at the configuration's rate would end in NaN
-        tasks = [task for task in cfg.TASKS.NAMES if task in (only or cfg.TASKS.NAMES)]
+        tasks = [task for task in cfg.TASKS.NAMES if task in (args.tasks or cfg.TASKS.NAMES)]
         batches = {task: next(iter(build_task_train_loader(cfg, task))) for task in tasks}
-        for precision, dtype in (("float32", None), ("bfloat16", torch.bfloat16)):
+        for precision in args.precisions:
+            dtype = torch.bfloat16 if precision == "bfloat16" else None
             trainer = Repeating(model, optimizer, batches, dtype)
             for task in tasks:
                 row: dict[str, Any] = {"model": name, "task": task, "precision": precision}
                 try:
-                    row |= measure(functools.partial(trainer.run, task), device, repeats)
+                    row |= measure(functools.partial(trainer.run, task), device, args.repeats)
                     row["images a second"] = 1e3 * len(batches[task]) / row["ms"]
                 except Exception as error:
                     traceback.print_exc()
@@ -199,8 +200,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, whose work is small beside a GPU")
-    parser.add_argument("--compile", action="store_true", help="compile the unified decoder")
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="settings, such as SOLVER.FUSED_STEP True")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     on_gpu = args.device.startswith("cuda")
@@ -213,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_few_scenes(Path(folder))
         for name in args.models:
-            for row in rows_of(name, args.device, args.repeats, args.tasks, args.compile):
+            for row in rows_of(name, args):
                 report["rows"].append(row)
                 print(line(row), flush=True)
                 if args.json:  # after each row, as the time may end
