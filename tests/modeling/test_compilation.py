@@ -101,6 +101,19 @@ def test_every_part_computes_the_same_in_few_graphs_whatever_the_size_of_images(
 
 
 @pytest.mark.slow
+def test_blocks_that_recompute_their_activations_are_compiled_too(tiny_config):
+    plain = build_model(tiny_config)
+    tiny_config.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING = list(checks.PARTS)
+    other = build_model(tiny_config)
+    other.load_state_dict(plain.state_dict())
+    graphs = Graphs()
+    other = compiled(other, graphs)
+    batch = batch_of(plain, (64, 96))
+    assert_close(numbers(other, "captions", batch), numbers(plain, "captions", batch), rtol=1e-6, atol=1e-8)
+    assert len(graphs) > 10
+
+
+@pytest.mark.slow
 def test_blocks_of_swin_in_few_graphs():
     """Windows of two blocks, the second of them shifted. Padding to whole windows takes another graph."""
     config = SwinConfig(embed_dim=8, depths=[2], num_heads=[1], window_size=4, out_features=["stage1"])
