@@ -115,8 +115,8 @@ def _require_checksums(png: bytes) -> None:
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")
         data, end = content[place + 4 : place + 8 + size], place + 8 + size
-        if end + 4 > len(content):
-            return  # cut off, which Pillow tells
+        if data[:4] == b"IDAT" and end + 4 > len(content):
+            raise ValueError(f"it is truncated: its pixels at byte {place} go on behind the end of the file")
         if data[:4] == b"IDAT" and zlib.crc32(data) != int.from_bytes(content[end : end + 4], "big"):
             raise ValueError(f"its pixels are damaged at byte {place}: their checksum is another")
         place = end + 4

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 
 from ...errors import UnreadableImage
 from ...files import write_atomically
@@ -20,7 +21,7 @@ from .texts import tidy
 
 logger = logging.getLogger(__name__)
 
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 _LARGEST_TEXT = 2**16  # bytes; of a longer line the rest is left out, as the text encoder would do with far less
 _AT_A_TIME = 2**24  # bytes of a shard that are searched for ends of lines
 
@@ -50,11 +51,12 @@ class TextShards(InShards):
         shard, place = self.place_of(index)
         offset, size = shard.lines[place].tolist()
         text_id = f"{os.path.basename(shard.path)}:{len(shard.lines) + place}"
-        content = read_part(shard.path, shard.stamp, offset, min(size, _LARGEST_TEXT), text_id)
+        where = f"{shard.path}: the text at byte {offset}"
+        content = read_part(shard.path, shard.stamp, offset, min(size, _LARGEST_TEXT), where)
         # A character that is cut at the end is left out, and a wrong byte is replaced.
         text = tidy(content.decode("utf-8", "ignore" if size > _LARGEST_TEXT else "replace"))
         if not text:
-            raise UnreadableImage(f"{shard.path}: the text at byte {offset} has only white space")
+            raise UnreadableImage(f"{where} has only white space")
         return {"text_id": text_id, "text": text}
 
 
@@ -90,8 +92,8 @@ def _load_shard(path: str, stamp: Stamp) -> TextShard:
 
 
 def _head(stamp: Stamp, lines: np.ndarray) -> np.ndarray:
-    """The first two rows of an index: whose it is, and the sum of its numbers, which a flipped bit would change."""
-    return np.array([[_INDEX_VERSION, stamp.size], [stamp.modified, lines.sum()]])
+    """The first two rows of an index: whose it is, and the checksum of its other rows."""
+    return np.array([[_INDEX_VERSION, stamp.size], [stamp.modified, isal_zlib.crc32(np.ascontiguousarray(lines))]])
 
 
 def _lines(path: str) -> Iterator[np.ndarray]:
