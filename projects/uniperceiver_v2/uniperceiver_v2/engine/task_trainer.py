@@ -389,15 +389,10 @@ class TaskTrainer(SimpleTrainer):
         Raises:
             UserError: the optimizer's state does not fit its parameters, which PyTorch does not notice.
         """
-        settings = [group.keys() - {"params"} for group in self.optimizer.param_groups]
+        settings = [dict(group) for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
-        for group, keys in zip(self.optimizer.param_groups, settings):
-            if lacking := keys - group.keys():
-                raise UserError(f"the optimizer's state lacks {', '.join(sorted(lacking))}")
-            for key in keys:
-                values = group[key] if isinstance(group[key], list | tuple) else (group[key],)
-                if any(isinstance(value, int | float) and not 0 <= value <= _LARGEST_SETTING for value in values):
-                    raise UserError(f"the optimizer's {key!r} is {group[key]!r}, not in 0..{_LARGEST_SETTING:g}")
+        for group, before in zip(self.optimizer.param_groups, settings):
+            _require_alike(group, before)
         for parameter, state in self.optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 moment = state.get(name)
@@ -409,6 +404,21 @@ class TaskTrainer(SimpleTrainer):
             self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])
         if self._scaler is not None and "scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["scaler"])
+
+
+def _require_alike(group: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: a group of an optimizer's parameters lacks a setting, or has one that no optimizer has.
+    """
+    if lacking := before.keys() - group.keys():
+        raise UserError(f"the optimizer's state lacks {', '.join(sorted(lacking))}")
+    for key in before.keys() - {"params"}:
+        values, usual = (x[key] if isinstance(x[key], list | tuple) else (x[key],) for x in (group, before))
+        if len(values) != len(usual):
+            raise UserError(f"the optimizer's {key!r} is {group[key]!r:.80}, not {len(usual)} values")
+        if any(isinstance(value, int | float) and not 0 <= value <= _LARGEST_SETTING for value in values):
+            raise UserError(f"the optimizer's {key!r} is {group[key]!r}, not in 0..{_LARGEST_SETTING:g}")
 
 
 def _id_of(sample: Mapping[str, Any]) -> Any:

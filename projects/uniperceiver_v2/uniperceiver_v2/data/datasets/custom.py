@@ -175,6 +175,8 @@ def register_custom_datasets(datasets: Mapping[str, Any]) -> None:
     """
     for name, given in datasets.items():
         where = f"DATASETS.CUSTOM.{name}"
+        if name == "":
+            raise UserError(f"{where} has no name")
         _register(str(name), _complete(given, where), where)
 
 
