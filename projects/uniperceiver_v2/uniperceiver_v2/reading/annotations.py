@@ -232,7 +232,9 @@ def _encoded_look_right(encoded: list[tuple[dict, float, float]]) -> bool:
             if not set(map(type, counts)) <= {int} or min(counts) < 0 or sum(counts) != height * width:
                 return False
             continue
-        compressed.append(counts.encode() if type(counts) is str else bytes(counts))
+        if not isinstance(counts, str | bytes):  # bytes(2**31) would be as many zeros
+            return False
+        compressed.append(counts.encode() if isinstance(counts, str) else counts)
         areas.append(height * width)
     return fit(compressed, np.array(areas))
 
