@@ -116,7 +116,7 @@ def _require_checksums(png: bytes) -> None:
         size = int.from_bytes(content[place : place + 4], "big")
         data, end = content[place + 4 : place + 8 + size], place + 8 + size
         if data[:4] == b"IDAT" and end + 4 > len(content):
-            raise ValueError(f"it is truncated: its pixels at byte {place} go on behind the end of the file")
+            raise ValueError(f"image file is truncated: its pixels at byte {place} go on behind its end")
         if data[:4] == b"IDAT" and zlib.crc32(data) != int.from_bytes(content[end : end + 4], "big"):
             raise ValueError(f"its pixels are damaged at byte {place}: their checksum is another")
         place = end + 4
