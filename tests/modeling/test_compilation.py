@@ -16,29 +16,9 @@ from uniperceiver_v2.modeling import model as model_module
 from uniperceiver_v2.modeling.image_encoder import HuggingFaceBackbone
 from uniperceiver_v2.modeling.layers import can_compile, compile_modules
 
+from .graphs import Graphs, fresh  # noqa: F401  (a fixture)
+
 SIZES = ((64, 64), (96, 64), (64, 128), (128, 96), (160, 96), (96, 160))
-
-
-class Graphs(list):
-    """A backend that records the graphs and runs them unchanged."""
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list):
-        self.append(graph)
-        return graph.forward
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """Removes graphs of other tests. Also keeps pytest from recording each compilation, which takes ten times as
-    long."""
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    trace = logging.getLogger("torch.__trace")
-    level = trace.level
-    trace.setLevel(logging.WARNING)
-    yield
-    trace.setLevel(level)
-    torch.compiler.reset()
 
 
 def batch_of(model, size: tuple[int, int], images: int = 2) -> list[dict]:

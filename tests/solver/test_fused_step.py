@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,30 +10,14 @@ from detectron2.modeling import build_model
 
 from uniperceiver_v2.solver import build_optimizer, fused_step
 
+from ..modeling.triton_cases import interpreted_and_compiled, run_cases
+
 CASES = Path(__file__).with_name("fused_step_cases.py")
-ON_GPU = torch.cuda.is_available()
 
 
-@pytest.mark.parametrize(
-    "interpret",
-    [
-        pytest.param("1", id="interpreted"),
-        pytest.param("0", id="compiled", marks=pytest.mark.skipif(not ON_GPU, reason="needs a GPU")),
-    ],
-)
+@interpreted_and_compiled
 def test_cases(interpret):
-    """In a separate process, as Triton reads the variable at its first import, which may have happened here already."""
-    pytest.importorskip("triton")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES],
-        env=environment | {"TRITON_INTERPRET": interpret},
-        cwd=CASES.parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    run_cases(CASES, interpret)
 
 
 @pytest.mark.parametrize("aligned", [True, False])

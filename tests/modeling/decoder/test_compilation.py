@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import logging
 
 import pytest
 import torch
@@ -16,32 +15,13 @@ from uniperceiver_v2.modeling.decoder import (
     UnifiedDecoder,
 )
 
+from ..graphs import Graphs, fresh  # noqa: F401  (a fixture)
+
 DIM = 16
 IMAGE, TEXT = Attributes("image", "input", IMAGE_TO_TEXT), Attributes("text", "target", IMAGE_TO_TEXT)
 SCENE = Attributes("image", "input", IMAGE_TEXT_TO_TEXT)
 CAPTION = Attributes("text", "input", IMAGE_TEXT_TO_TEXT, causal=True)
 SHAPES = list(itertools.product((2, 3, 5), (4, 12), (2, 9)))  # images, their tokens, those of a text
-
-
-class Graphs(list):
-    """A backend that records the graphs and runs them unchanged."""
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: list):
-        self.append(graph)
-        return graph.forward
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """Removes graphs of other tests. Also keeps pytest from recording each compilation, which takes ten times as
-    long."""
-    torch.compiler.reset()
-    trace = logging.getLogger("torch.__trace")
-    level = trace.level
-    trace.setLevel(logging.WARNING)
-    yield
-    trace.setLevel(level)
-    torch.compiler.reset()
 
 
 def random_decoder(experts: int, depth: int = 3) -> UnifiedDecoder:

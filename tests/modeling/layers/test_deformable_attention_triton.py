@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,31 +15,15 @@ from uniperceiver_v2.modeling.layers import (
 )
 from uniperceiver_v2.modeling.layers.deformable_attention_triton import THREADS, block_sizes
 
+from ..triton_cases import ON_GPU, interpreted_and_compiled, run_cases
+
 CASES = Path(__file__).with_name("deformable_attention_triton_cases.py")
 SHAPES = [(3, 4), (1, 2)]
-ON_GPU = torch.cuda.is_available()
 
 
-@pytest.mark.parametrize(
-    "interpret",
-    [
-        pytest.param("1", id="interpreted"),
-        pytest.param("0", id="compiled", marks=pytest.mark.skipif(not ON_GPU, reason="needs a GPU")),
-    ],
-)
+@interpreted_and_compiled
 def test_cases(interpret):
-    """In a separate process, as Triton reads the variable at its first import, which may have happened here already."""
-    pytest.importorskip("triton")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CASES],
-        env=environment | {"TRITON_INTERPRET": interpret},
-        cwd=CASES.parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-6000:]
+    run_cases(CASES, interpret)
 
 
 def assembly(kernel, value_type, itemsize):
