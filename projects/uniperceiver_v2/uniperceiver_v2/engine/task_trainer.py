@@ -23,10 +23,11 @@ from ..data.loading.ahead import BatchesAhead
 from ..data.loading.transport import send_batch
 from ..errors import UserError
 from ..measured import measured, write
-from ..shards import divided_like, is_divided
+from ..shards import is_divided
 from ..shared_noise import noise_of_step
 from ..solver import TaskBalancedAdamW, TaskGradient, gradient_norm, gradient_square
 from .gradients import GradientAverager
+from .optimizer_state import take_over_state
 from .sharding import reach_all
 from .task_groups import Draw, Gradients, adapt_scale, put_mean_gradient, share_gradients, tell_all
 
@@ -38,8 +39,6 @@ LoaderBuilder = Callable[[str, Iterable[int]], Iterable[Batch]]
 # Above this scale, an overflow of float16 gradients is due to the scaler, which then lowers its scale. At this scale
 # or below, the model itself is at fault.
 SMALLEST_SCALE = 1.0
-
-_LARGEST_SETTING = 1e9  # of an optimizer: rates, betas, its number of steps
 
 
 class TaskTrainer(SimpleTrainer):
@@ -391,34 +390,12 @@ class TaskTrainer(SimpleTrainer):
         """
         settings = [dict(group) for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
-        for group, before in zip(self.optimizer.param_groups, settings):
-            _require_alike(group, before)
-        for parameter, state in self.optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                moment = state.get(name)
-                if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
-                    raise UserError(f"the optimizer's {name!r} of a parameter {list(parameter.shape)} does not fit it")
-                state[name] = divided_like(moment, parameter).clone()  # it may lie in the file
+        take_over_state(self.optimizer, settings)
         if "skipped" in state_dict:
             self._skipped = Counter(state_dict["skipped"]["all"])
             self._skipped_in_row = Counter(state_dict["skipped"]["in_row"])
         if self._scaler is not None and "scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["scaler"])
-
-
-def _require_alike(group: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        UserError: a group of an optimizer's parameters lacks a setting, or has one that no optimizer has.
-    """
-    if lacking := before.keys() - group.keys():
-        raise UserError(f"the optimizer's state lacks {', '.join(sorted(lacking))}")
-    for key in before.keys() - {"params"}:
-        values, usual = (x[key] if isinstance(x[key], list | tuple) else (x[key],) for x in (group, before))
-        if len(values) != len(usual):
-            raise UserError(f"the optimizer's {key!r} is {group[key]!r:.80}, not {len(usual)} values")
-        if any(isinstance(value, int | float) and not 0 <= value <= _LARGEST_SETTING for value in values):
-            raise UserError(f"the optimizer's {key!r} is {group[key]!r}, not in 0..{_LARGEST_SETTING:g}")
 
 
 def _id_of(sample: Mapping[str, Any]) -> Any:

@@ -245,8 +245,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             if not math.isfinite(draw.norm):
                 raise FloatingPointError(f"the gradient of task {draw.task!r} is not finite")
             factors.append((weight / max(draw.norm, self.norm_floor), ratio * len(draws)))
-        groups = [self._group_step(group, factors, [draw.gradients for draw in draws]) for group in self.param_groups]
-        groups = [group for group in groups if group.parameters]
+        trained = ((group, [p for p in group["params"] if p.requires_grad]) for group in self.param_groups)
+        gradients = [draw.gradients for draw in draws]
+        groups = [self._group_step(group, own, factors, gradients) for group, own in trained if own]
         if self.fused and fused_step_applies(groups):
             fused_step(groups)
             return
@@ -255,15 +256,18 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
                 _update_block(group, *block)
 
     def _group_step(
-        self, group: dict[str, Any], factors: list[tuple[float, float]], of_draws: list[Mapping[Tensor, Tensor]]
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        factors: list[tuple[float, float]],
+        of_draws: list[Mapping[Tensor, Tensor]],
     ) -> GroupStep:
         """``factors`` are of each draw: its gradient's scale and s_k·G."""
-        parameters = [p for p in group["params"] if p.requires_grad]
         m, n = self._moments(parameters)
-        group["step"] += bool(parameters)
+        group["step"] += 1
         beta1, beta2 = group["betas"]
         root_correction2 = math.sqrt(1 - beta2 ** group["step"])
-        step_size = group["lr"] / (1 - beta1 ** group["step"]) if parameters else 0.0
+        step_size = group["lr"] / (1 - beta1 ** group["step"])
         return GroupStep(
             parameters=[local(p) for p in parameters],
             m=m,
