@@ -121,9 +121,17 @@ def test_gradients_reach_the_whole_encoder(directory):
 
 def test_directories_are_looked_for_here_and_in_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_directory("configs/digit_scenes", "KEY") == REPOSITORY / "configs/digit_scenes"
-    (tmp_path / "configs/digit_scenes").mkdir(parents=True)
-    assert resolve_directory("configs/digit_scenes", "KEY").resolve() == (tmp_path / "configs/digit_scenes").resolve()
+    name = "configs/digit_scenes/text_encoder"
+    assert resolve_directory(name, "KEY") == REPOSITORY / name
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.json").write_text("{}")
+    assert resolve_directory(name, "KEY").resolve() == (tmp_path / name).resolve()
+
+
+@pytest.mark.parametrize("path", ["", "configs"])
+def test_a_setting_that_names_no_model_is_told(path):
+    with pytest.raises(UserError, match=f"KEY: '{path}' is no directory of a Hugging Face model"):
+        resolve_directory(path, "KEY")
 
 
 def message(path) -> str:

@@ -47,7 +47,7 @@ def explained_directory(problem: str, directory: Path | None = None) -> Iterator
 
 
 def resolve_directory(path: str, key: str) -> Path:
-    """Finds a directory: in the working folder, else among the files that come with this code.
+    """Finds the directory of a model: in the working folder, else among the files that come with this code.
 
     The second place lets the committed configurations work from any folder.
 
@@ -55,10 +55,12 @@ def resolve_directory(path: str, key: str) -> Path:
         path: the value of a setting.
         key: the setting's name, for the error message.
     Raises:
-        UserError: the directory is in neither place.
+        UserError: the directory is in neither place, or it has no config.json.
     """
     for candidate in (Path(path).expanduser(), shipped(path)):
         if candidate.is_dir():
+            if not (candidate / "config.json").is_file():
+                raise UserError(f"{key}: {path!r} is no directory of a Hugging Face model, which has a config.json")
             return candidate
     raise UserError(f"{key}: no directory {path!r} (looked in {Path.cwd()} and {shipped('')})")
 
@@ -125,11 +127,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with explained_directory("no tokenizer can be loaded", directory):
         config = load_config(directory) if (directory / "config.json").is_file() else None
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        frame = tokenizer("")["input_ids"]
+        frame, special = tokenizer("")["input_ids"], tokenizer.all_special_ids
         if config is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     # Where config.json is there but the tokenizer's files are not, transformers returns a tokenizer without words.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    if len(tokenizer) <= len(special):
         raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")
     if len(frame) != 2 or tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
         raise UserError(

@@ -111,6 +111,7 @@ def test_lvis_without_frequencies_is_told(images):
         ("labels/1.txt", "7 0.5 0.5 0.1 nan", "is not <class> <x> <y> <width> <height>"),
         ("labels/1.txt", "boat 0.5 0.5 0.1 0.1", "is not <class> <x> <y> <width> <height>"),
         ("labels/1.txt", "8 0.5 0.5 0.1 0.1", "has the class 8, which is none of the 3 names"),
+        ("labels/1.txt", "8 0.5 0.5 0.1 0.1", "(for 'val' of "),
         ("labels/1.txt", "7 500 300 20 40", "lies farther outside its image"),
     ],
 )

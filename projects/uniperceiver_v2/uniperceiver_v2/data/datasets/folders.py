@@ -49,7 +49,10 @@ def read_yolo(yaml_file: str, split: str) -> Objects:
             continue
         text = yolo_text_of(image)
         labelled += text.is_file()
-        annotations = [] if not text.is_file() else _yolo_objects(text, index_of, *size, with_keypoints)
+        try:
+            annotations = [] if not text.is_file() else _yolo_objects(text, index_of, *size, with_keypoints)
+        except UserError as error:  # where a folder is a wrong one, the text is none of this data
+            raise UserError(f"{error} (for '{split}' of {path})") from error
         records.append(_record(str(image), image_id, size, annotations))
     if records and not labelled:
         raise UserError(f"{path}: none of the {len(records)} images of '{split}' has a text, such as {text}")
