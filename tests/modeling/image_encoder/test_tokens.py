@@ -33,14 +33,15 @@ def fusion() -> ProposalFusion:
 
 
 def inside(box: list[float], size: tuple[int, int]) -> torch.Tensor:
-    """Which pixels' centres lie in a box (cx, cy, w, h)."""
-    height, width = size
-    cx, cy, w, h = box
+    """How much of each pixel lies in a box (cx, cy, w, h)."""
+
+    def share(pixel: int, pixels: int, centre: float, side: float) -> float:
+        low, high = (centre - side / 2) * pixels, (centre + side / 2) * pixels
+        return max(0.0, min(pixel + 1, high) - max(pixel, low))
+
+    (height, width), (cx, cy, w, h) = size, box
     return torch.tensor(
-        [
-            [abs((x + 0.5) / width - cx) <= w / 2 and abs((y + 0.5) / height - cy) <= h / 2 for x in range(width)]
-            for y in range(height)
-        ]
+        [[share(x, width, cx, w) * share(y, height, cy, h) for x in range(width)] for y in range(height)]
     )
 
 
@@ -58,6 +59,17 @@ def test_fusion_is_the_sum_of_semantics_appearance_box_and_pooled_mask(fusion, i
     norm, linear = fusion.appearance
     expected = expected + linear(F.layer_norm(given.appearance, (CHANNELS,), norm.weight, norm.bias))
     torch.testing.assert_close(fusion(given), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_box_that_moves_a_little_changes_its_token_a_little(fusion):
+    """Across the centre of a pixel and across its edge: whether a pixel counts must not hang on rounding."""
+    given = proposals()
+    for edge in (20.0, 20.5):
+        tokens = []
+        for high in (edge - 1e-4, edge + 1e-4):
+            given.boxes[:] = torch.tensor([high / 2, 28.0, high, 28.0]) / 56  # from 0 to the edge
+            tokens.append(fusion(given))
+        torch.testing.assert_close(*tokens, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(7, 90), (28, 28), (1, 1)])
@@ -121,11 +133,8 @@ def test_masks_are_pooled_over_their_own_image_whatever_its_padding(size, padded
     fusion, semantics, appearance = ProposalFusion(REGION, DIM, CHANNELS), torch.zeros(2, 5, REGION), torch.zeros(0)
     found = fusion._pooled_masks(Proposals(semantics, boxes, masks, torch.zeros(2, 5), appearance, masks_in_boxes=True))
 
-    x, y = ((torch.arange(side) + 0.5) / side for side in reversed(size))
-    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    inside_x = (x >= low[..., :1]) & (x <= high[..., :1])
-    inside_y = (y >= low[..., 1:]) & (y <= high[..., 1:])
-    expected = F.adaptive_avg_pool2d(masks.sigmoid() * (inside_y[..., :, None] & inside_x[..., None, :]), 28)
+    kept = torch.stack([torch.stack([inside(box, size) for box in image]) for image in boxes.tolist()]).double()
+    expected = F.adaptive_avg_pool2d(masks.sigmoid() * kept, 28)
     torch.testing.assert_close(found, expected)
     weight = torch.randn_like(expected)
     gradients = [torch.autograd.grad((pooled * weight).sum(), masks)[0] for pooled in (found, expected)]

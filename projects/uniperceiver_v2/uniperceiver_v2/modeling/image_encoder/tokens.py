@@ -72,15 +72,16 @@ class ProposalFusion(nn.Module):
 
     @staticmethod
     def _inside(centre: Tensor, side: Tensor, size: int) -> Tensor:
-        """[B,O,size] bool, the pixels inside boxes along one axis.
+        """[B,O,size], the share of each pixel that is inside boxes along one axis. A box that moves a little changes
+        its token a little, where whole pixels would come and go.
 
         Args:
             centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
             size: the number of pixels of the padded map along this axis.
         """
-        pixels = (torch.arange(size, device=centre.device) + 0.5) / size
-        low, high = (centre - side / 2).unsqueeze(-1), (centre + side / 2).unsqueeze(-1)
-        return (pixels >= low) & (pixels <= high)
+        pixels = torch.arange(size, device=centre.device)
+        low, high = (((centre + step * side) * size).unsqueeze(-1) for step in (-0.5, 0.5))
+        return (torch.minimum(pixels + 1, high) - torch.maximum(pixels, low)).clamp(min=0)
 
 
 class AttentionPools(nn.Module):
