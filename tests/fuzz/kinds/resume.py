@@ -74,7 +74,8 @@ class Kind:
         content = dict(self._content)
         if rng.random() < 0.1:
             content = edited(rng, {**content, "model": None}, VALUES)
-            content = {**content, "model": self._content["model"]}
+            if isinstance(content, dict):  # and not a list or a number in its place
+                content = {**content, "model": self._content["model"]}
         else:
             part = content["trainer"]
             content["trainer"] = edited(rng, _without_most(rng, part), VALUES)

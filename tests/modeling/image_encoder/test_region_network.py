@@ -17,6 +17,8 @@ from uniperceiver_v2.modeling.image_encoder.region_network import RegionNetwork
 from uniperceiver_v2.modeling.image_encoder.structures import FeatureMaps, Matches
 from uniperceiver_v2.modeling.layers import map_position_encoding
 
+from .windows import inside
+
 DIM, HEADS, POINTS, FFN_DIM = 16, 2, 2, 24
 LOSSES = ("objectness", "box", "giou", "mask", "dice")
 
@@ -297,10 +299,8 @@ def test_appearance_is_averaged_over_the_whole_mask_unless_it_ends_at_its_box(ma
     output = network(maps, valid, None)
     proposals = output.proposals()
     # The last image covers 10×16 of the map's 16×24 pixels.
-    x, y = (torch.arange(24) + 0.5) / 16, (torch.arange(16) + 0.5) / 10
-    cx, cy, w, h = proposals.boxes[1, 2].tolist() if masks_in_boxes else (0.5, 0.5, 1.0, 1.0)
-    inside = ((y - cy).abs() <= h / 2)[:, None] & ((x - cx).abs() <= w / 2)
-    weight = proposals.masks[1, 2].sigmoid() * inside
+    box = proposals.boxes[1, 2].tolist() if masks_in_boxes else [0.5, 0.5, 1.0, 1.0]
+    weight = proposals.masks[1, 2].sigmoid() * inside(box, (10, 16), (16, 24))
     torch.testing.assert_close(proposals.appearance[1, 2], (maps[0][1] * weight).sum((1, 2)) / weight.sum())
 
 

@@ -11,6 +11,8 @@ from uniperceiver_v2.modeling.image_encoder.structures import (
     valid_pixels,
 )
 
+from .windows import share
+
 
 def instances(size: tuple[int, int], boxes: list, classes: list[int]) -> Instances:
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
@@ -92,10 +94,10 @@ def test_a_map_is_averaged_over_each_mask_within_its_box():
             total, weights = torch.zeros(5, dtype=torch.float64), 0.0
             for row in range(6):
                 for column in range(8):
-                    if abs((column + 0.5) / 8 - x) <= w / 2 and abs((row + 0.5) / 6 - y) <= h / 2:
-                        weight = masks[image, query, row, column].sigmoid().item()
-                        total, weights = total + weight * features[image, :, row, column].detach(), weights + weight
-            torch.testing.assert_close(found[image, query].detach(), total / max(weights, 1e-3))
+                    weight = masks[image, query, row, column].sigmoid().item()
+                    weight *= share(column, 8, x, w) * share(row, 6, y, h)
+                    total, weights = total + weight * features[image, :, row, column].detach(), weights + weight
+            torch.testing.assert_close(found[image, query].detach(), total / max(weights, 1.0))
     found.square().sum().backward()
     assert masks.grad is None and features.grad.abs().sum() > 0
 

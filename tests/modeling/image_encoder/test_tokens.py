@@ -9,6 +9,8 @@ from uniperceiver_v2.modeling.image_encoder import Proposals
 from uniperceiver_v2.modeling.image_encoder.tokens import AttentionPools, GlobalTokens, ProposalFusion
 from uniperceiver_v2.modeling.layers import box_position_encoding, map_position_encoding
 
+from .windows import inside
+
 REGION, DIM, CHANNELS = 16, 24, 8
 
 
@@ -30,19 +32,6 @@ def fusion() -> ProposalFusion:
     for parameter in fusion.parameters():
         nn.init.normal_(parameter, std=0.1)
     return fusion
-
-
-def inside(box: list[float], size: tuple[int, int]) -> torch.Tensor:
-    """How much of each pixel lies in a box (cx, cy, w, h)."""
-
-    def share(pixel: int, pixels: int, centre: float, side: float) -> float:
-        low, high = (centre - side / 2) * pixels, (centre + side / 2) * pixels
-        return max(0.0, min(pixel + 1, high) - max(pixel, low))
-
-    (height, width), (cx, cy, w, h) = size, box
-    return torch.tensor(
-        [[share(x, width, cx, w) * share(y, height, cy, h) for x in range(width)] for y in range(height)]
-    )
 
 
 @pytest.mark.parametrize("in_boxes", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,25 +13,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...reading import read_tensors
-
-# All that a pickle of numbers and NumPy arrays names. Each makes a value of its arguments and runs nothing else.
-_HARMLESS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """A pickle names what it calls, and whoever wrote it chooses. Only what makes arrays is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which might run code")
-        return super().find_class(module, name)
-
+from ...reading.pickled_arrays import load_pickled_arrays
 
 def read_source(path: Path) -> dict[str, Tensor]:
     """The tensors of a file or a directory by their keys.
@@ -61,7 +42,7 @@ def read_source(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = load_pickled_arrays(file)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a dict of arrays")
         if "model" in content:

@@ -252,16 +252,30 @@ def resize_valid(valid: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(valid[:, None].float(), size=size, mode="nearest")[:, 0] > 0.5
 
 
+def shares_inside(centre: Tensor, side: Tensor, size: int) -> Tensor:
+    """[B,O,size], the share of each pixel that is inside boxes along one axis. A box that moves a little changes what
+    is made of its pixels a little, where whole pixels would come and go by rounding errors.
+
+    Args:
+        centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
+        size: the number of pixels of the padded map along this axis.
+    """
+    pixels = torch.arange(size, device=centre.device)
+    low, high = (((centre + step * side) * size).unsqueeze(-1) for step in (-0.5, 0.5))
+    return (torch.minimum(pixels + 1, high) - torch.maximum(pixels, low)).clamp(min=0)
+
+
 def average_over_masks(features: Tensor, masks: Tensor, windows: Tensor) -> Tensor:
     """The mean [B,O,C] of a map [B,C,h,w] over each mask, logits [B,O,h,w], cut at a window [B,O,4] on the padded map.
 
     The window is a mask's box if masks end there, else the image. Gradients go to the map alone: masks and boxes
-    learn from their own losses.
+    learn from their own losses. A mask of less than one pixel counts as one, so its appearance is faint: what little
+    there is of it, libraries round differently.
     """
     height, width = masks.shape[-2:]
-    x, y, w, h = windows.detach().unsqueeze(-1).unbind(2)  # [B,O,1] each
-    columns = (((torch.arange(width, device=windows.device) + 0.5) / width - x).abs() <= w / 2).to(features.dtype)
-    rows = (((torch.arange(height, device=windows.device) + 0.5) / height - y).abs() <= h / 2).to(features.dtype)
+    x, y, w, h = windows.detach().unbind(-1)
+    columns = shares_inside(x, w, width).to(features.dtype)
+    rows = shares_inside(y, h, height).to(features.dtype)
     weight = masks.detach().sigmoid().to(features.dtype) * rows.unsqueeze(-1) * columns.unsqueeze(-2)
-    total = weight.sum((-2, -1)).clamp(min=1e-3).unsqueeze(-1)
+    total = weight.sum((-2, -1)).clamp(min=1.0).unsqueeze(-1)
     return torch.einsum("bqhw,bchw->bqc", weight, features) / total

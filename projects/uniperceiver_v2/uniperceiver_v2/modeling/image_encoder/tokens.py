@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import MultiHeadAttention, box_position_encoding, map_position_encoding
-from .structures import Proposals, mean_of_valid, on_padded_map
+from .structures import Proposals, mean_of_valid, on_padded_map, shares_inside
 
 
 class ProposalFusion(nn.Module):
@@ -50,7 +50,7 @@ class ProposalFusion(nn.Module):
         for axis, size in zip((1, 0), probability.shape[-2:], strict=True):
             pooling = self._pooling(extent[:, axis], size).unsqueeze(1)
             if proposals.masks_in_boxes:
-                pooling = pooling * self._inside(boxes[..., axis], boxes[..., 2 + axis], size).unsqueeze(-2)
+                pooling = pooling * shares_inside(boxes[..., axis], boxes[..., 2 + axis], size).unsqueeze(-2)
             matrices.append(pooling.to(probability.dtype))
         rows, columns = matrices
         return rows @ (probability @ columns.transpose(-2, -1))
@@ -69,19 +69,6 @@ class ProposalFusion(nn.Module):
         pixels = torch.arange(size, device=extent.device)
         pooled = (pixels >= first[..., None]) & (pixels < last[..., None])
         return pooled / (last - first)[..., None]
-
-    @staticmethod
-    def _inside(centre: Tensor, side: Tensor, size: int) -> Tensor:
-        """[B,O,size], the share of each pixel that is inside boxes along one axis. A box that moves a little changes
-        its token a little, where whole pixels would come and go.
-
-        Args:
-            centre, side: [B,O], the box along this axis, in 0..1 of the padded map.
-            size: the number of pixels of the padded map along this axis.
-        """
-        pixels = torch.arange(size, device=centre.device)
-        low, high = (((centre + step * side) * size).unsqueeze(-1) for step in (-0.5, 0.5))
-        return (torch.minimum(pixels + 1, high) - torch.maximum(pixels, low)).clamp(min=0)
 
 
 class AttentionPools(nn.Module):
