@@ -2,6 +2,7 @@
 
 from .api import THRESHOLD, Predictor
 from .encoding import EncodedImages
+from .galleries import Gallery
 from .inputs import BadImages, ImageLike, ImagesLike
 from .learned import learned, trained_kinds
 from .pretrained import MODEL_ZOO
@@ -17,6 +18,7 @@ __all__ = [
     "Completion",
     "Detections",
     "EncodedImages",
+    "Gallery",
     "Grounding",
     "ImageLike",
     "ImagesLike",

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ..data.datasets.texts import encode, tidy
 from ..errors import UserError
+from ..tasks.caption_likelihoods import caption_log_likelihoods, tokens_of_images
 from ..tasks.region_captioning import of_regions
-from .asking import OnError, Request, check_on_error, report
+from .asking import OnError, check_on_error, report
 from .encoding import Batch, EncodedImages
+from .galleries import Gallery, compared_again
 from .inputs import ImageLike, ImagesLike
 from .results import Caption, Classification, Completion, Detections, Grounding, Retrieval, Segmentation
 from .texts import complete, names_of
@@ -299,37 +301,81 @@ class Predictor(TrainedModel):
         With ``on_error="skip"``, bad images have rows of NaN.
         """
         check_on_error(on_error)
-        request, features = self._embed(images)
-        report(request.failures, features, on_error, request.single)
-        return features
+        embedded = self._embed(images, with_tokens=False)
+        report(embedded.failures, embedded.features, on_error, embedded.single)
+        return embedded.features
 
-    def _embed(self, images: Any) -> tuple[Request, Tensor]:
+    def gallery(self, images: ImageLike | ImagesLike | EncodedImages, *, on_error: OnError = "raise") -> Gallery:
+        """Images for :meth:`retrieve` alone, encoded once and kept small, for several searches among them.
+
+        Raises:
+            BadImages: images cannot be used; its ``results`` are all, and no search finds the bad ones.
+        """
+        check_on_error(on_error)
+        embedded = self._embed(images, with_tokens=self._candidates > 0)
+        report(embedded.failures, embedded, on_error, embedded.single)
+        return embedded
+
+    def _embed(self, images: Any, with_tokens: bool) -> Gallery:
+        task, width = self._tasks["retrieval"], self.cfg.MODEL.UNIPERCEIVER_V2.EMBED_DIM
         request = self._asker.request(images, "retrieval")
-        features = torch.full((len(request.sources), self.cfg.MODEL.UNIPERCEIVER_V2.EMBED_DIM), torch.nan)
+        names = tuple(source.name for source in request.sources)
+        features = torch.full((len(names), width), torch.nan)
+        tokens = [torch.empty(0, width, dtype=torch.half)] * (len(names) if with_tokens else 0)
         with self._asker.predicting():
             for batch in request.batches:
-                found = self._tasks["retrieval"].image_features(self.model, batch.encoding)
-                features[[picture.place for picture in batch.pictures]] = found.cpu()
-        return request, features
+                places = [picture.place for picture in batch.pictures]
+                features[places] = task.image_features(self.model, batch.encoding).cpu()
+                if with_tokens:
+                    for place, own in zip(places, tokens_of_images(batch.encoding), strict=True):
+                        tokens[place] = own.half().cpu()  # they fill most of the memory
+        return Gallery(self.model, names, features, tuple(tokens), request.failures, request.single)
+
+    @property
+    def _candidates(self) -> int:
+        count: int = self._tasks["retrieval"].settings.candidates
+        return count
 
     def embed_texts(self, texts: Texts) -> Tensor:
         """Features float32 [T,d] of length 1."""
-        tokenizer = self.model.text_encoder.tokenizer
-        ids = [encode(tokenizer, tidy(text)) for text in names_of(texts, "texts", unique=False)]
+        return self._embed_ids(self._ids_of(names_of(texts, "texts", unique=False)))
+
+    def _ids_of(self, texts: Sequence[str]) -> list[Tensor]:
+        return [encode(self.model.text_encoder.tokenizer, tidy(text)) for text in texts]
+
+    def _embed_ids(self, ids: Sequence[Tensor]) -> Tensor:
         chunks = [ids[start : start + TEXTS_AT_A_TIME] for start in range(0, len(ids), TEXTS_AT_A_TIME)]
         with self._asker.predicting():
             return torch.cat([self._tasks["retrieval"].text_features(self.model, chunk).cpu() for chunk in chunks])
 
     def retrieve(
-        self, images: ImageLike | ImagesLike | EncodedImages, texts: Texts, *, on_error: OnError = "raise"
+        self, images: ImageLike | ImagesLike | EncodedImages | Gallery, texts: Texts, *, on_error: OnError = "raise"
     ) -> Retrieval:
-        """Compares images with texts, to find the best of either side for each of the other."""
+        """Compares images with texts, to find the best of either side for each of the other.
+
+        The order is that of evaluation: if the task of retrieval has ``RERANK``, the best candidates by cosine are
+        compared again by the likelihood of the text as the image's caption, see :class:`Retrieval`.
+
+        Args:
+            images, on_error: as the class says; also what :meth:`gallery` gave.
+            texts: the texts. If there are several, each image's best ones are compared again, too, which takes longer.
+        """
         check_on_error(on_error)
         asked = names_of(texts, "texts", unique=False)
-        request, features = self._embed(images)
-        names = tuple(source.name for source in request.sources)
-        found = Retrieval(names, asked, features @ self.embed_texts(asked).T)
-        report(request.failures, found, on_error, request.single)
+        gallery = images if isinstance(images, Gallery) else self._embed(images, with_tokens=self._candidates > 0)
+        if gallery.model is not self.model:
+            raise UserError("these images were encoded by another model")
+        ids = self._ids_of(asked)
+        cosines = gallery.features @ self._embed_ids(ids).T
+
+        def log_likelihoods(pairs: Tensor) -> Tensor:
+            with self._asker.predicting():
+                return caption_log_likelihoods(self.model, gallery.tokens, ids, pairs)
+
+        temperature = self.model.likelihood.temperature.item()
+        best = compared_again(cosines, asked, self._candidates, temperature, log_likelihoods)
+        found = Retrieval(gallery.names, asked, cosines, *best)
+        report(gallery.failures, found, on_error, gallery.single)
         return found
 
     @overload

@@ -288,7 +288,7 @@ class Caption(_OfImage):
 
 
 class Match(NamedTuple):
-    """A text or an image that was found, by its place and name, and its cosine."""
+    """A text or an image that was found, by its place and name, and its cosine, which need not decide the order."""
 
     place: int
     name: str
@@ -299,28 +299,38 @@ class Match(NamedTuple):
 class Retrieval:
     """Similarities of I images and T texts.
 
+    A model whose task of retrieval has ``RERANK`` compares the best candidates by cosine again, as in evaluation, by
+    the likelihood of the text as the image's caption. Lists begin with these K candidates, in the order of the second
+    comparison, and go on with the others in the order of their cosines.
+
     Attributes:
         images: the names of the images.
         texts: the texts.
         similarities: cosines [I,T]; NaN for images that could not be read.
+        best_images: [T,K] the places of each text's images that were compared again, best first; None without RERANK.
+        best_texts: [I,K] the same of each image's texts. K may be another one.
     """
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
     similarities: Tensor = field(repr=False)
+    best_images: Tensor | None = field(default=None, repr=False)
+    best_texts: Tensor | None = field(default=None, repr=False)
 
     def texts_of(self, image: int, count: int = 5) -> list[Match]:
         """The texts that fit an image best, given by its place."""
-        return _best(self.similarities[image], self.texts, count)
+        return _best(self.similarities[image], self.best_texts, image, self.texts, count)
 
     def images_of(self, text: int | str, count: int = 5) -> list[Match]:
         """The images that fit a text best, given by itself or by its place."""
         place = self.texts.index(text) if isinstance(text, str) else text
-        return _best(self.similarities[:, place], self.images, count)
+        return _best(self.similarities[:, place], self.best_images, place, self.images, count)
 
 
-def _best(row: Tensor, names: Sequence[str], count: int) -> list[Match]:
+def _best(row: Tensor, best: Tensor | None, query: int, names: Sequence[str], count: int) -> list[Match]:
     order = row.nan_to_num(-torch.inf).argsort(descending=True, stable=True).tolist()
+    if best is not None:
+        order = list(dict.fromkeys([*best[query].tolist(), *order]))
     return [Match(i, names[i], row[i].item()) for i in order[:count] if not row[i].isnan()]
 
 

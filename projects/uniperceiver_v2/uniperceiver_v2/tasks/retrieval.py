@@ -21,6 +21,7 @@ from ..data.mappers.captions import PairMapper, RetrievalMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import RetrievalEvaluator, SceneRetrievalEvaluator
 from ..evaluation.reranking import Reranking
+from ..evaluation.retrieval import RANKS
 from ..kinds import ConfiguredTask, TaskKind, evaluating_task, setting
 from ..modeling.decoder import IMAGE_TO_TEXT
 from ..modeling.image_encoder import ImageEncoding
@@ -47,6 +48,11 @@ class RetrievalSettings(CaptionedImageSettings):
         "given the image; 0 for none; a task of captioning has to be trained",
         at_least=0,
     )
+
+    @property
+    def candidates(self) -> int:
+        """How many of a query's best candidates are compared again: those of the highest rank of recall at least."""
+        return max(*RANKS, self.rerank) if self.rerank else 0
 
 
 class RetrievalTask(Task):
@@ -158,7 +164,7 @@ def _before_evaluation(cfg: CfgNode, model: nn.Module, evaluators: Sequence[Retr
             return caption_log_likelihoods(model, images, captions, pairs)
 
     for evaluator in evaluators:
-        count = evaluating_task(cfg, evaluator.dataset_name).settings.rerank
+        count = evaluating_task(cfg, evaluator.dataset_name).settings.candidates
         evaluator.reranking = Reranking(count, model.likelihood.temperature.item(), log_likelihoods) if count else None
 
 
