@@ -161,7 +161,7 @@ def test_a_request_that_takes_too_long_ends_in_a_sentence(answers, files, monkey
     with pytest.raises(TooLate, match="no answer within 0 s"):
         answers.caption(files[0])
     with pytest.raises(TooLate, match="no answer within 0 s"):
-        answers.feature_of_text("a red seven")
+        answers.search(answers.predictor.gallery(files), "a red seven", 3)
 
 
 def test_unknown_names_of_the_training_are_said(answers, files):

@@ -1,4 +1,4 @@
-"""Searching a folder: its features are the predictor's, it is bounded, and it is built beside questions."""
+"""Searching a folder: its order is the predictor's, it is bounded, and it is built beside questions."""
 
 import threading
 from dataclasses import replace
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.predictor import api
 from uniperceiver_v2.web import index as module
 from uniperceiver_v2.web.index import Index, pictures_in
 from uniperceiver_v2.web.limits import Limits
+from uniperceiver_v2.web.page import Page
 
 WAIT = 120
 
@@ -33,13 +35,20 @@ def test_pictures_of_a_folder(folder, tmp_path):
         list(pictures_in(tmp_path / "empty", 3))
 
 
-def test_a_text_finds_what_the_predictor_finds(index, answers, folder):
+@pytest.mark.parametrize("rerank", [0, 1])
+def test_a_text_finds_what_the_predictor_finds(answers, folder, rerank):
+    task = answers.predictor.task("retrieval")
+    task.settings = replace(task.settings, rerank=rerank)
+    index = Index(folder, answers.predictor, answers.worker, answers.limits).start()
+    assert index.wait(WAIT)
     names = [*(f"{number:02d}.png" for number in range(10)), "ö/z ä.jpg"]
-    expected = answers.predictor.retrieve([str(folder / name) for name in names], "a red seven").images_of(0, 5)
-    found = index.nearest(answers.feature_of_text("a red seven"), 5)
+    images = answers.predictor.encode([str(folder / name) for name in names])
+    expected = answers.predictor.retrieve(images, "a red seven").images_of(0, 11)
+    found = index.shown(answers.search(index.gallery(), "a red seven", 11))
     assert [match.name for match in found] == [names[match.place] for match in expected]
     np.testing.assert_allclose([m.similarity for m in found], [m.similarity for m in expected], atol=1e-4)
-    assert found[0].similarity >= found[-1].similarity
+    cosines = [match.similarity for match in found]
+    assert (cosines == sorted(cosines, reverse=True)) == (not rerank), "ten of eleven are compared again"
     assert index.said() == "11 pictures can be searched; 1 could not be read."
 
 
@@ -56,22 +65,22 @@ def test_a_large_folder_is_cut(answers, folder):
     index = Index(folder, answers.predictor, answers.worker, replace(answers.limits, searched=4)).start()
     assert index.wait(WAIT)
     assert index.said() == "4 pictures can be searched. The folder has more: the first 4 are taken."
-    assert len(index.nearest(answers.feature_of_text("x"), 12)) == 4
+    assert len(index.shown(answers.search(index.gallery(), "x", 12))) == 4
 
 
 def test_it_is_built_beside_questions(answers, folder, files, monkeypatch):
     """A question is answered between two batches, and searching works on what is there."""
     monkeypatch.setattr(module, "AT_A_TIME", 2)
-    embed, first, released = answers.predictor.embed_images, threading.Event(), threading.Event()
+    embed, first, released = answers.predictor.gallery, threading.Event(), threading.Event()
     encode, run, queued, steps = answers.predictor.encode, answers.worker.run, threading.Event(), []
 
     def slow(images):
         steps.append("batch")
-        features = embed(images)
+        encoded = embed(images)
         if first.is_set():
             released.wait(WAIT)
         first.set()
-        return features
+        return encoded
 
     def encoding(images):
         steps.append("question")
@@ -85,7 +94,7 @@ def test_it_is_built_beside_questions(answers, folder, files, monkeypatch):
     index = Index(folder, answers.predictor, answers.worker, Limits())
     with pytest.raises(UserError, match="no picture can be searched yet"):
         index.nearest(np.zeros(32, np.float32), 3)
-    monkeypatch.setattr(answers.predictor, "embed_images", slow)
+    monkeypatch.setattr(answers.predictor, "gallery", slow)
     monkeypatch.setattr(answers.predictor, "encode", encoding)
     monkeypatch.setattr(answers.worker, "run", running)
     index.start()
@@ -119,3 +128,30 @@ def test_closing_stops_it(answers, folder):
     index.start()
     assert index.wait(WAIT)
     assert index.said().startswith("0 of 12 pictures")
+
+
+def test_a_search_by_text_is_one_step_of_the_models_thread(answers, folder, monkeypatch):
+    """What compares the pictures again is the model, which one thread owns, and it is told on the page."""
+    task = answers.predictor.task("retrieval")
+    task.settings = replace(task.settings, rerank=24)
+    index = Index(folder, answers.predictor, answers.worker, answers.limits).start()
+    assert index.wait(WAIT)
+    retrieve, threads, pairs = answers.predictor.retrieve, [], []
+    likelihoods = api.caption_log_likelihoods
+
+    def asked(gallery, text):
+        threads.append(threading.current_thread().name)
+        return retrieve(gallery, text)
+
+    def compared(model, images, captions, of_pairs):
+        pairs.append(len(of_pairs))
+        return likelihoods(model, images, captions, of_pairs)
+
+    monkeypatch.setattr(answers.predictor, "retrieve", asked)
+    monkeypatch.setattr(api, "caption_log_likelihoods", compared)
+    gallery, said = Page(answers, index).search_by_text("a red seven")
+    assert len(gallery) == 11 and "11 pictures" in said
+    assert pairs == [11] and len(threads) == 1 and threads[0].startswith("model")
+    assert "the 24 with the largest cosines" in Page(answers, index)._order_of_search()
+    with pytest.raises(UserError, match="type what to look for"):
+        Page(answers, index).search_by_text("  ")

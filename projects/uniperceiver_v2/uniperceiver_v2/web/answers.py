@@ -21,7 +21,9 @@ from ..predictor import (
     Classification,
     Detections,
     EncodedImages,
+    Gallery,
     Grounding,
+    Match,
     Predictor,
     learned,
     trained_kinds,
@@ -109,13 +111,19 @@ class Answers:
         features, _ = self._ask(path, self.predictor.embed_images)
         return features[0].numpy()
 
-    def feature_of_text(self, text: str | None) -> np.ndarray:
-        """A text's feature of retrieval, float32 [d] of length 1."""
+    @property
+    def compared_again(self) -> int:
+        """How many of the pictures with the largest cosines a search by text compares again; 0 for none."""
+        count: int = self.predictor.task("retrieval").settings.candidates
+        return count
+
+    def search(self, gallery: Gallery, text: str | None, count: int) -> list[Match]:
+        """The pictures that fit a text best, in the order of ``Predictor.retrieve``."""
         words = self.limits.text_of(text, "text")
         if not words:
             raise UserError('type what to look for, such as "a red seven to the left of a blue two"')
-        step = lambda: self.predictor.embed_texts(words)  # noqa: E731
-        return self.worker.run(step, Deadline(self.limits.seconds))[0].numpy()
+        step = lambda: self.predictor.retrieve(gallery, words)  # noqa: E731
+        return self.worker.run(step, Deadline(self.limits.seconds)).images_of(0, count)
 
     def _labels(self, text: str | None, kind: str) -> list[str] | None:
         names = self.limits.list_of(text, "labels")

@@ -1,4 +1,4 @@
-"""The folder that can be searched: features of its pictures, computed once in the background."""
+"""The folder that can be searched: its pictures, encoded once in the background."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UnreadableImage, UserError
-from ..predictor import Predictor
+from ..predictor import Gallery, Match, Predictor
 from ..reading.images import picture_endings
 from .answers import pixels_of_content
 from .limits import Limits, megabytes
@@ -26,7 +27,7 @@ AT_A_TIME, PIXELS_AT_A_TIME = 8, 16 * 10**6  # of the pictures that are encoded 
 THUMBNAIL = 320  # pixels of the longer side
 
 
-class Match(NamedTuple):
+class Shown(NamedTuple):
     """A picture of the folder: its thumbnail, its name below the folder, its cosine."""
 
     thumbnail: Image.Image
@@ -35,7 +36,7 @@ class Match(NamedTuple):
 
 
 class Index:
-    """Features and thumbnails of the pictures of a folder. Searching works from the first batch on.
+    """Encodings and thumbnails of the pictures of a folder. Searching works from the first batch on.
 
     Args:
         folder: the folder; the folders in it count, hidden ones do not.
@@ -52,9 +53,8 @@ class Index:
         self.cut = len(self.paths) > limits.searched
         del self.paths[limits.searched :]
         self.skipped = 0
-        self._names: list[str] = []
         self._thumbnails: list[bytes] = []
-        self._features: list[np.ndarray] = []
+        self._gallery: Gallery | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._build, name="index", daemon=True)
@@ -74,30 +74,43 @@ class Index:
     def said(self) -> str:
         """How many pictures can be searched."""
         with self._lock:
-            done, skipped = len(self._names), self.skipped
+            done, skipped = len(self._thumbnails), self.skipped
         text = f"{done} pictures can be searched"
         if done + skipped < len(self.paths):
             text = f"{done} of {len(self.paths)} pictures can be searched so far"
         text += f"; {skipped} could not be read" if skipped else ""
         return text + (f". The folder has more: the first {len(self.paths)} are taken." if self.cut else ".")
 
-    def nearest(self, feature: np.ndarray, count: int) -> list[Match]:
+    def gallery(self) -> Gallery:
+        """The pictures that are indexed so far. Their places stay.
+
+        Raises:
+            UserError: none is indexed yet.
+        """
+        with self._lock:
+            if self._gallery is None:
+                raise UserError("no picture can be searched yet: try again in a moment")
+            return self._gallery
+
+    def shown(self, found: Iterable[Match]) -> list[Shown]:
+        """What was found in :meth:`gallery`, with thumbnails."""
+        contents = ((self._thumbnails[match.place], match) for match in found)
+        return [Shown(Image.open(io.BytesIO(content)), x.name, x.similarity) for content, x in contents]
+
+    def nearest(self, feature: np.ndarray, count: int) -> list[Shown]:
         """The pictures with the largest cosines, best first.
 
         Args:
-            feature: float32 [d] of length 1, of a text or a picture.
+            feature: float32 [d] of length 1, of a picture.
             count: of pictures.
 
         Raises:
             UserError: no picture is indexed yet.
         """
-        with self._lock:
-            if not self._features:
-                raise UserError("no picture can be searched yet: try again in a moment")
-            cosines = np.concatenate(self._features) @ feature
-            best = np.argsort(-cosines, kind="stable")[:count]
-            chosen = [(self._thumbnails[i], self._names[i], float(cosines[i])) for i in best]
-        return [Match(Image.open(io.BytesIO(content)), name, cosine) for content, name, cosine in chosen]
+        gallery = self.gallery()
+        cosines = gallery.features.numpy() @ feature
+        best = np.argsort(-cosines, kind="stable")[:count].tolist()
+        return self.shown(Match(place, gallery.names[place], float(cosines[place])) for place in best)
 
     def _build(self) -> None:
         batch: list[tuple[str, np.ndarray]] = []
@@ -126,17 +139,17 @@ class Index:
             return
         try:
             pixels = [image for _, image in batch]
-            features = self._worker.run(lambda: self._predictor.embed_images(pixels)).numpy()
+            encoded = self._worker.run(lambda: self._predictor.gallery(pixels))
         except (UserError, RuntimeError) as error:  # such as memory that is full, or a server that ends
             if not self._closed.is_set():
                 logger.warning("%d pictures from %s on are not searched: %s", len(batch), batch[0][0], error)
             self.skipped += len(batch)
             return
         thumbnails = [_thumbnail(image) for _, image in batch]
+        added = replace(encoded, names=tuple(name for name, _ in batch))
         with self._lock:
-            self._features.append(features)
             self._thumbnails += thumbnails
-            self._names += [name for name, _ in batch]
+            self._gallery = added if self._gallery is None else self._gallery + added
 
 
 def pictures_in(folder: Path, most: int) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from ..errors import UnreadableImage, UserError
 from ..predictor import THRESHOLD
 from ..predictor.learned import NAMES_SHOWN
 from .answers import Answers, Found
-from .index import Index, Match
+from .index import Index, Shown
 from .limits import megabytes
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Page:
 
     def search_by_text(self, text: str) -> tuple[list[tuple[Any, str]], str]:
         index = self._index()
-        return _gallery(index.nearest(self.answers.feature_of_text(text), RESULTS)), index.said()
+        return _gallery(index.shown(self.answers.search(index.gallery(), text, RESULTS))), index.said()
 
     def search_by_picture(self, picture: str | None) -> tuple[list[tuple[Any, str]], str]:
         index = self._index()
@@ -208,7 +208,7 @@ class Page:
             able = self.index is not None
             text = gr.Textbox(
                 label="Text",
-                info="Pictures are shown best first, with the cosine of their features and those asked for.",
+                info=self._order_of_search(),
                 placeholder="a red seven to the left of a blue two",
                 interactive=able,
                 elem_id="search-text",
@@ -217,7 +217,7 @@ class Page:
                 by_text = gr.Button("Search by text", variant="primary", interactive=able)
                 by_picture = gr.Button("Search by the picture", interactive=able)
             found = gr.Gallery(
-                label="Best first, with their cosines",
+                label="Best first",
                 show_label=False,
                 columns=3,
                 object_fit="contain",
@@ -227,6 +227,15 @@ class Page:
             self._ask(self.search_by_text, [by_text.click, text.submit], [text], [found, said])
             self._ask(self.search_by_picture, [by_picture.click], [picture], [found, said])
         return said
+
+    def _order_of_search(self) -> str:
+        text = "Pictures are shown best first, each with the cosine of its features and those asked for."
+        if count := self.answers.compared_again:
+            text += (
+                f" A search by text sorts the {count} with the largest cosines once more: how likely the text is as a "
+                "picture's caption counts, too."
+            )
+        return text
 
     def _labels_field(self, kind: str, info: str) -> gr.Textbox:
         """The field for labels. While it is empty, it shows the names of the training, which are meant then."""
@@ -276,5 +285,5 @@ def _shown(found: Found) -> tuple[Any, list[list[Any]], str]:
     return found.picture, found.rows, found.said
 
 
-def _gallery(matches: Sequence[Match]) -> list[tuple[Any, str]]:
+def _gallery(matches: Sequence[Shown]) -> list[tuple[Any, str]]:
     return [(match.thumbnail, f"{match.similarity:.2f} · {match.name}") for match in matches]
