@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Gallery:
         single: whether it was one image and no list.
     """
 
-    model: object = field(repr=False)
+    model: Any = field(repr=False)
     names: tuple[str, ...]
     features: Tensor = field(repr=False)
     tokens: tuple[Tensor, ...] = field(repr=False)
