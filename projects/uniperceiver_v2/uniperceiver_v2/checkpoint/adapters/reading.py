@@ -15,6 +15,7 @@ from ...errors import UserError
 from ...reading import read_tensors
 from ...reading.pickled_arrays import load_pickled_arrays
 
+
 def read_source(path: Path) -> dict[str, Tensor]:
     """The tensors of a file or a directory by their keys.
 
