@@ -156,7 +156,7 @@ def test_classify(page, predictor):
 
 def test_search_by_text_and_by_picture(page):
     tab(page, "Search")
-    page.locator("#search-text textarea, #search-text input").first.fill("a red seven")
+    page.locator("#search-text textarea, #search-text input").first.fill("a green three to the left of a white two")
     press(page, "Search by text")
     page.get_by_text(re.compile(r"^0\.\d\d · 0000")).first.wait_for()
     first = page.get_by_text(re.compile(r"^\d\.\d\d · 0000")).first.inner_text()
