@@ -88,5 +88,5 @@ SPECIALIST = Specialist(
         }
     },
     build=Captioner,
-    rate=1e-3,
+    rate=2e-3,
 )

@@ -11,13 +11,13 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_json
 from ..predictor import Predictor
-from .check import TOLERANCE, differences, figures
+from .check import differences, figures, too_large
 from .description import DESCRIPTION, describe, file_of, save_tokenizer
 from .files import PRECISIONS, require, to_half, to_int8, trace
 from .parts import deployable, parts_of
 from .session import Captioner, Detector, Exported
 
-__all__ = ["PRECISIONS", "TOLERANCE", "Captioner", "Detector", "Exported", "differences", "export", "figures"]
+__all__ = ["PRECISIONS", "Captioner", "Detector", "Exported", "differences", "export", "figures", "too_large"]
 
 
 def export(
@@ -43,7 +43,7 @@ def export(
 
     Raises:
         UserError: a package is missing, a precision is unknown, the model cannot be exported, or its files differ from
-            it by more than ``TOLERANCE``.
+            it by more than rounding explains, see :func:`too_large`.
     """
     unknown = sorted(set(precisions) - set(PRECISIONS))
     if unknown:
@@ -79,8 +79,7 @@ def _checked(predictor: Predictor, place: Path, trials: int) -> dict[str, float]
         found = differences(predictor.model.cpu(), Exported(place), trials)
     finally:
         predictor.model.to(device)
-    bad = {name: value for name, value in found.items() if not value <= TOLERANCE}
-    if bad:
+    if bad := too_large(found):
         told = ", ".join(f"{name} by {value:.2g}" for name, value in bad.items())
         (place / DESCRIPTION).unlink()
         raise UserError(f"the files in {place} differ from the model: {told}")

@@ -26,7 +26,9 @@ from ..predictor import Predictor
 from ..tasks import captioning
 from .session import Arrays, Captioner, Detector, Exported, next_words
 
-TOLERANCE = 1e-3  # boxes in pixels, everything else in its own unit
+TOLERANCE = 1e-3  # of everything but boxes, in its own unit
+# In pixels. PyTorch itself, with its other kernels of convolutions, moves boxes of the zoo's model by up to 0.002.
+TOLERANCE_OF_BOXES = 1e-2
 WORDS = 4  # of each caption
 PER_PROPOSAL = ("boxes", "objectness", "masks", "proposal_features")
 # {kind of test set: (what computes it by the files, {figure: (row of its results, metric)})}
@@ -79,6 +81,12 @@ def differences(
             known = theirs != ours  # infinities have no difference
             worst[name] = max(worst.get(name, 0.0), float(np.abs(theirs[known] - ours[known]).max(initial=0.0)))
     return worst
+
+
+def too_large(found: Differences) -> Differences:
+    """Those of the differences that rounding does not explain, NaN among them."""
+    allowed = {"image.boxes": TOLERANCE_OF_BOXES}
+    return {name: value for name, value in found.items() if not value <= allowed.get(name, TOLERANCE)}
 
 
 def _compared(
