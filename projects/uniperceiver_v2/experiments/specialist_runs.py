@@ -11,9 +11,9 @@ development tree. specialists/ has a file for each model.
   evaluated by that task's evaluators.
 - Its time is that of the processor, with one thread, so that other programs do not shorten it. Reading of data counts,
   evaluation does not. The rate rises for a twentieth of the time and then falls as half a cosine.
-- Every run has its own folder below output/specialist_runs/<split>/ with its report (run.json) and its log
-  (log.jsonl.gz). Finished runs are not repeated, interrupted ones continue from their last checkpoint, and several
-  processes divide the runs among them.
+- Every run has its own folder below records/specialist_runs/<split>/ with its report (run.json) and its log
+  (log.jsonl.gz), which are committed. Finished runs are not repeated, interrupted ones continue from their last
+  checkpoint, and several processes divide the runs among them.
 - At the end, or with --table alone, the table of all finished runs is written into docs/specialists.md. The
   generalist's figures are those of the results.json in --generalist.
 """
@@ -48,7 +48,7 @@ from uniperceiver_v2.reading.weights import read_tensors
 
 CONFIG = TINY_CONFIG
 DOCUMENT = REPOSITORY / "docs" / "specialists.md"
-OUTPUT = Path("output/specialist_runs")
+OUTPUT = Path(__file__).with_name("records") / "specialist_runs"  # committed, but for what .gitignore there names
 GENERALISTS = {
     "`make train`": "output/digit_scenes_tiny*/results.json",
     "zoo": "zoo/digit_scenes_small/results.json",
