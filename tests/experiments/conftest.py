@@ -84,7 +84,7 @@ def small_config(imported, monkeypatch, tmp_path) -> Path:
     study = imported("study")
     region = {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12}
     backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
-    tasks = ("scenes", "digits", "scene_captions", "scene_pairs", "corpus")
+    tasks = ("scenes", "scene_phrases", "digits", "scene_captions", "scene_pairs", "corpus")
     captions = {"IMS_PER_BATCH": 4, "CAPTIONS_PER_IMAGE": 1, "MAX_LENGTH": 4}
     settings = {
         "_BASE_": str(study.CONFIG),

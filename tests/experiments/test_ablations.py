@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ def ablations(imported, monkeypatch, tmp_path):
     """The program as a module, with its own folder for runs and document."""
     module = imported("ablations")
     monkeypatch.setattr(module.STUDY, "output", tmp_path)
+    monkeypatch.setattr(module.STUDY, "split", "test")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "ablations.md")
-    first, last = imported("study").marks_of("ablations")
+    first, last = imported("study_tables").marks_of("ablations")
     module.STUDY.document.write_text(f"before\n{first}old\n{last}after\n")
     return module
 
@@ -71,6 +73,7 @@ def test_every_arm_has_settings_that_hold(ablations, imported):
     assert configuration("whole", 0, 800).SOLVER.MAX_ITER == 800
     singles = [configuration(f"single {task}", 0, 800).SOLVER for task in ablations.TESTS]
     assert sum(solver.MAX_ITER for solver in singles) == 800
+    assert configuration("groups", 0, 800).SOLVER.MAX_ITER == 400, "with two draws in each"
     whole = load_config(str(imported("study").CONFIG)).SOLVER
     for solver in singles:
         assert abs(solver.DECODER_DELAY / solver.MAX_ITER - whole.DECODER_DELAY / 800) < 0.01
@@ -95,45 +98,53 @@ def test_mixed_sampling_sees_as_many_samples_of_each_task(ablations):
 
 
 @pytest.mark.parametrize(
-    ("arm", "tasks", "uses"),
+    ("arm", "iterations", "tasks", "uses"),
     [
-        ("global", 4, "image_segments"),
-        ("single scenes", 1, None),
-        ("mixed", 5, None),
-        ("unmixed", 5, "losses"),
+        ("global", 10, 4, "image_segments"),
+        ("single scene_phrases", 50, 1, None),
+        ("mixed", 4, 6, None),
+        ("unmixed", 20, 6, "losses"),
+        ("groups", 10, 6, None),
     ],
 )
 def test_an_arm_trains_and_stands_in_the_table(
-    ablations, small_data, small_config, replaced, monkeypatch, tmp_path, arm, tasks, uses
+    ablations, imported, small_data, small_config, replaced, monkeypatch, tmp_path, arm, iterations, tasks, uses
 ):
     monkeypatch.setattr(ablations.STUDY, "output", tmp_path / "runs")
-    options = ["--iterations", "10", "--output", str(tmp_path / "runs")]
-    ablations.main([*options, "--run", arm, "0"])
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert len(json.loads((folder / "run.json").read_text())["results"]) == tasks
+    options = ["--iterations", str(iterations), "--output", str(tmp_path / "runs")]
+    ablations.STUDY.main([*options, "--run", arm, "0"])
+    (folder,) = (tmp_path / "runs" / "test").iterdir()
+    report = json.loads((folder / "run.json").read_text())
+    assert len(report["results"]) == tasks and report["split"] == "test"
+    (line,) = imported("run_records").log_of(folder)
+    assert {key.split("/")[0] for key in line} - {"iteration"} <= set(ablations.TESTS) and len(line) > tasks / 3
     assert not list(folder.glob("model_*.pth")), "a finished run needs no checkpoint"
     assert set(replaced) == ({uses} if uses else set()) and all(replaced.values())
     ablations.STUDY.main([*options, "--jobs", "0"])
-    rows = [line for line in ablations.STUDY.document.read_text().splitlines() if "| 1 |" in line]
-    assert len(rows) == 1 and rows[0].count(" - ") == {4: 2, 1: 6, 5: 0}[tasks]
+    rows = [line for line in ablations.STUDY.document.read_text().splitlines() if "| test | 1 |" in line]
+    assert len(rows) == 1 and rows[0].count(" - ") == {4: 3, 1: 8, 6: 0}[tasks]
 
 
-def leave_run(ablations, name: str, seed: int, value: float, iterations: int = 800) -> None:
-    results = {
-        dataset: {
-            "bbox": {"AP": value},
-            "segm": {"AP": value},
-            "classification": {"top1": value},
-            "text_retrieval": {"R@10": value},
-            "image_retrieval": {"R@10": value},
-            "caption": {"Bleu_4": value, "CIDEr": value},
-            "language_modelling": {"accuracy": value},
-        }
-        for dataset in ablations.TESTS.values()
-    }
-    folder = ablations.STUDY.folder_of(name, seed, iterations)
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"minutes": 30.0, "date": f"2025-03-1{seed}", "results": results}))
+RESULTS = {
+    "bbox": ("AP",),
+    "segm": ("AP",),
+    "grounding": ("Acc@0.5",),
+    "classification": ("top1",),
+    "text_retrieval": ("R@1",),
+    "image_retrieval": ("R@1",),
+    "caption": ("CIDEr",),
+    "caption_truth": ("true",),
+    "language_modelling": ("accuracy",),
+}
+
+
+def leave_run(ablations, name: str, seed: int, value: float, iterations: int = 800, split: str = "test") -> Path:
+    kinds = {kind: dict.fromkeys(keys, value) for kind, keys in RESULTS.items()}
+    folder = ablations.STUDY.folder_of(name, seed, iterations, split)
+    folder.mkdir(parents=True)
+    report = {"minutes": 30.0, "date": f"2025-03-1{seed}", "results": dict.fromkeys(ablations.TESTS.values(), kinds)}
+    (folder / "run.json").write_text(json.dumps(report))
+    return folder
 
 
 def test_table_gives_means_and_spreads_of_the_runs_that_are_there(ablations):
@@ -141,25 +152,71 @@ def test_table_gives_means_and_spreads_of_the_runs_that_are_there(ablations):
     leave_run(ablations, "whole", 1, 13.0)
     leave_run(ablations, "single digits", 0, 7.0)
     rows = ablations.STUDY.markdown(seeds=3, iterations=800).splitlines()
-    assert "| all tasks, Conditional MoE | 2 |" + " 11.5 ± 2.1 |" * 8 in rows
-    assert "| single task | 1 | - | - | 7.0 | - | - | - | - | - |" in rows
-    assert "| mixed |  |" + " - |" * 8 in rows
+    assert "| all tasks, Conditional MoE | test | 2 |" + " 11.5 ± 2.1 |" * 9 in rows
+    assert "| single task | test | 1 | - | - | - | 7.0 | - | - | - | - | - |" in rows
+    assert "| mixed | test |  |" + " - |" * 9 in rows
     assert len({row.count("|") for row in rows if row.startswith("|")}) == 1, "one table"
-    assert (
-        rows[-1] == "3 runs with --iterations 800 and seed 0, 1, finished 2025-03-10 to 2025-03-11; 1.5 hours together."
-    )
+    assert "3 runs with --iterations 800 and seed 0, 1, finished 2025-03-10 to 2025-03-11; 1.5 hours together." in rows
 
 
 def test_runs_of_another_length_stand_apart(ablations):
     leave_run(ablations, "whole", 0, 10.0, iterations=20)
     assert ablations.STUDY.markdown(seeds=1, iterations=800).endswith("No run is finished.\n")
-    assert "| + TBGN | 1 |" + " 10.0 |" * 8 in ablations.STUDY.markdown(seeds=1, iterations=20)
+    assert "| + TBGN | test | 1 |" + " 10.0 |" * 9 in ablations.STUDY.markdown(seeds=1, iterations=20)
+
+
+def test_each_split_has_its_own_rows(ablations):
+    leave_run(ablations, "whole", 0, 10.0)
+    leave_run(ablations, "whole", 0, 20.0, split="development")
+    rows = ablations.STUDY.markdown(seeds=1, iterations=800).splitlines()
+    place = rows.index("| + TBGN | test | 1 |" + " 10.0 |" * 9)
+    assert rows[place + 1] == "| + TBGN | development | 1 |" + " 20.0 |" * 9
+
+
+def test_rows_are_compared_with_the_whole_model_over_the_seeds_of_both(ablations):
+    for seed, (dense, mixed) in enumerate([(4.0, 12.0), (3.9, 7.0), (4.1, 11.0)]):
+        leave_run(ablations, "whole", seed, 10.0 + seed / 10)
+        leave_run(ablations, "dense", seed, dense)
+        leave_run(ablations, "mixed", seed, mixed)
+    text = ablations.STUDY.markdown(seeds=3, iterations=800)
+    assert "| all tasks, no MoE | test | 3 |" + " 4.0 ± 0.1 ↓ |" * 9 in text
+    assert "| mixed | test | 3 |" + " 10.0 ± 2.6 |" * 9 in text
+    assert "| all tasks, no MoE | test |" + " -6.1 (p 9e-05) |" * 9 in text
+    assert "| mixed | test |" + " -0.1 (p 0.95) |" * 9 in text
+    assert "the arm 'whole'. 9 of 18 have p < 0.05 and an arrow; 0.9 would by chance alone." in text
+
+
+def test_runs_that_stayed_on_a_plateau_are_marked(ablations, imported):
+    learned = {plateau.scalar: 0.9 for plateau in ablations.PLATEAUS.values()}
+    log = [{"iteration": 20 * n, **learned} for n in range(50)]
+    keep_log = imported("run_records").keep_log
+    keep_log(leave_run(ablations, "whole", 0, 10.0), log)
+    keep_log(leave_run(ablations, "mixed", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.55} for line in log])
+    keep_log(leave_run(ablations, "gathered", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.55} for line in log])
+    text = ablations.STUDY.markdown(seeds=1, iterations=800)
+    assert "| mixed | test | 1 |" + " 10.0 |" * 6 + " 10.0 † |" * 2 + " 10.0 |" in text, "one of two pairs by chance"
+    assert "| + gathered features | test | 1 |" + " 10.0 |" * 9 in text
+    assert "† On its plateau to the end, by arm and seed: mixed 0 (scene_pairs, test)." in text
+
+
+def test_a_plateau_is_left_at_the_end_of_training(imported):
+    plateau = imported("study_tables").Plateau("digits/label_accuracy", 0.1)
+    at = [{"digits/label_accuracy": accuracy} for accuracy in [0.1] * 45 + [0.27] * 5]
+    beyond = [{"digits/label_accuracy": accuracy} for accuracy in [0.1] * 45 + [0.29] * 5]
+    assert not plateau.is_left(at) and plateau.is_left(beyond)
+    assert not plateau.is_left([{"scenes/category_accuracy": 1.0}]), "a task that was not drawn has not learned"
 
 
 def test_document_keeps_what_was_written_by_hand(ablations):
     leave_run(ablations, "whole", 0, 10.0)
-    ablations.main(["--jobs", "0", "--iterations", "800", "--output", str(ablations.STUDY.output)])
+    ablations.STUDY.main(["--jobs", "0", "--iterations", "800", "--output", str(ablations.STUDY.output)])
     text = ablations.STUDY.document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
-    assert "10.0" in text and "old" not in text
+    assert "10.0" in text and "old" not in text and "(ablations.png)" in text
     assert ablations.STUDY.document.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_without_runs_there_is_no_plot(ablations):
+    ablations.STUDY.main(["--jobs", "0", "--output", str(ablations.STUDY.output)])
+    assert "No run is finished." in ablations.STUDY.document.read_text()
+    assert not ablations.STUDY.document.with_suffix(".png").exists()

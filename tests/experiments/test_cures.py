@@ -16,7 +16,7 @@ def cures(imported, monkeypatch, tmp_path):
     module = imported("cures")
     monkeypatch.setattr(module.STUDY, "output", tmp_path / "runs")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "architecture.md")
-    first, last = imported("study").marks_of("cures")
+    first, last = imported("study_tables").marks_of("cures")
     module.STUDY.document.write_text(f"before\n{first}{last}after\n")
     return module
 
@@ -69,7 +69,7 @@ def test_every_arm_trains_other_weights_and_all_that_it_replaces_is_used(
     text = cures.STUDY.document.read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(cures.ARMS) and not any(" - " in row for row in rows[2:])
-    assert all(row.startswith(f"| {name} | 1 |") for name, row in zip(cures.ROWS, rows[2:], strict=True))
+    assert all(row.startswith(f"| {name} | development | 1 |") for name, row in zip(cures.ROWS, rows[2:], strict=True))
     assert f"9 runs with --iterations {ITERATIONS} and seed 0, finished {time.strftime('%Y')}" in text
 
 

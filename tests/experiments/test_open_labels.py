@@ -15,7 +15,7 @@ def labels(imported, monkeypatch, tmp_path):
     module = imported("open_labels")
     monkeypatch.setattr(module.STUDY, "output", tmp_path / "runs")
     monkeypatch.setattr(module.STUDY, "document", tmp_path / "specialists.md")
-    first, last = imported("study").marks_of("open_labels")
+    first, last = imported("study_tables").marks_of("open_labels")
     module.STUDY.document.write_text(f"before\n{first}{last}after\n")
     return module
 
@@ -124,5 +124,7 @@ def test_an_arm_trains_and_stands_in_the_table(labels, trees, small_config):
     labels.STUDY.train("left out", 0, 3)
     labels.STUDY.main(["--jobs", "0", "--iterations", "3", "--output", str(labels.STUDY.output)])
     rows = [line for line in labels.STUDY.document.read_text().splitlines() if line.startswith("|")]
-    assert rows[2].startswith("| everything |  | -") and rows[3].startswith("| left out | 1 |")
+    assert rows[2].startswith("| everything | development |  | -") and rows[3].startswith(
+        "| left out | development | 1 |"
+    )
     assert rows[3].count(" - ") < 6, "six scenes have some of the groups"

@@ -31,7 +31,7 @@ def runs(imported, small_data, small_config, monkeypatch, tmp_path):
     module = imported("specialist_runs")
     monkeypatch.setattr(module, "CONFIG", small_config)
     monkeypatch.setattr(module, "DOCUMENT", tmp_path / "specialists.md")
-    first, last = imported("study").marks_of("specialist_runs")
+    first, last = imported("study_tables").marks_of("specialist_runs")
     module.DOCUMENT.write_text(f"before\n{first}old\n{last}after\n")
     return module
 

@@ -1,12 +1,13 @@
 """The paper's Tables 2, 3 and 4 in miniature: what each part of the model and of its training is worth on digit_scenes.
 
-    python projects/uniperceiver_v2/experiments/ablations.py [--iterations 700] [--seeds 3] [--jobs 2] [--only ARM ...]
+    python projects/uniperceiver_v2/experiments/ablations.py [--iterations 3000] [--seeds 3] [--jobs 2] [--only ARM ...]
 
-The trainer of train_net.py trains every arm with the small generalist's configuration, for fewer iterations. It is
-tested on digit_scenes' test sets. A run of all tasks has ``--iterations`` iterations. A run of some tasks has a smaller
-number, the tasks' share of it, so that each task sees as many samples as in a run of all tasks. Warm-up and the
-decoder's delay are shortened in the same way. Writes the table and the plot of docs/ablations.md. study.py describes
-how runs are kept, resumed and divided among processes.
+The trainer of train_net.py trains every arm with the small generalist's configuration. It is tested on the test sets of
+the prepared tree, with DETECTRON2_DATASETS=datasets/development on the development tree. A run of all tasks has
+``--iterations`` iterations. A run of some tasks has a smaller number, the tasks' share of it, so that each task sees as
+many samples as in a run of all tasks. Warm-up and the decoder's delay are shortened in the same way. Some arms are not
+the paper's: task groups, grounding and the experts' number. Writes the tables and the plot of docs/ablations.md.
+study.py describes how runs are kept, resumed and divided among processes, study_tables.py how they are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
-from study import Arm, Study, spread_of
+from study import Arm, Study
+from study_tables import Plateau, StudyTables, spread_of
 
 from uniperceiver_v2.config import sampling_ratios
 from uniperceiver_v2.files import REPOSITORY
@@ -31,6 +33,7 @@ RANKS = 4  # the batch of retrieval is divided among so many simulated ranks in 
 
 TESTS = {
     "scenes": "digit_scenes_test",
+    "scene_phrases": "digit_scenes_phrases_test",
     "digits": "digits_test",
     "scene_captions": "digit_scenes_captions_test",
     "scene_pairs": "digit_scenes_retrieval_test",
@@ -39,12 +42,23 @@ TESTS = {
 METRICS = {
     "box AP": ("scenes", "bbox", "AP"),
     "mask AP": ("scenes", "segm", "AP"),
+    "phrases": ("scene_phrases", "grounding", "Acc@0.5"),
     "top-1": ("digits", "classification", "top1"),
-    "text R@10": ("scene_pairs", "text_retrieval", "R@10"),
-    "image R@10": ("scene_pairs", "image_retrieval", "R@10"),
-    "BLEU-4": ("scene_captions", "caption", "Bleu_4"),
+    "true": ("scene_captions", "caption_truth", "true"),
     "CIDEr": ("scene_captions", "caption", "CIDEr"),
+    "text R@1": ("scene_pairs", "text_retrieval", "R@1"),
+    "image R@1": ("scene_pairs", "image_retrieval", "R@1"),
     "words": ("corpus", "language_modelling", "accuracy"),
+}
+PAIRS = 16  # in a batch of retrieval
+# The accuracy of training where each task waits: that of a guess, or of texts whose words are likely without the image.
+PLATEAUS = {
+    "scenes": Plateau("scenes/category_accuracy", 0.15),
+    "scene_phrases": Plateau("scene_phrases/phrase_accuracy", 0.55),
+    "digits": Plateau("digits/label_accuracy", 0.1),
+    "scene_captions": Plateau("scene_captions/word_accuracy", 0.36),
+    "scene_pairs": Plateau("scene_pairs/pair_accuracy", 1 / PAIRS),
+    "corpus": Plateau("corpus/word_accuracy", 0.16),
 }
 
 
@@ -79,9 +93,11 @@ def features_not_gathered() -> contextlib.AbstractContextManager:
 
 DECODER = "MODEL.UNIPERCEIVER_V2.DECODER"
 ADAMW = {"SOLVER.OPTIMIZER": "AdamW"}
+MIXED = {"scenes": 3, "scene_phrases": 1, "digits": 1, "scene_captions": 2, "scene_pairs": 2, "corpus": 3}
 ARMS = {
     "whole": Arm(),
-    "global": Arm(tuple(TESTS)[1:], replaced=lambda: only_segment(0)),
+    # Without proposals that detection or grounding trains.
+    "global": Arm(tuple(TESTS)[2:], replaced=lambda: only_segment(0)),
     "regional": Arm(replaced=lambda: only_segment(1)),
     **{f"single {task}": Arm((task,)) for task in TESTS},
     # As many operations as the two experts that process a token.
@@ -92,11 +108,16 @@ ARMS = {
         settings={
             **ADAMW,
             "SOLVER.SAMPLING": "mixed",
-            **{f"TASKS.{task}.IMS_PER_BATCH": size for task, size in zip(TESTS, (3, 1, 2, 2, 3), strict=True)},
-        }
+            **{f"TASKS.{task}.IMS_PER_BATCH": size for task, size in MIXED.items()},
+        },
+        levels={"scene_pairs": 1 / MIXED["scene_pairs"]},
     ),
-    "unmixed": Arm(settings=ADAMW, replaced=features_not_gathered),
+    "unmixed": Arm(settings=ADAMW, replaced=features_not_gathered, levels={"scene_pairs": RANKS / PAIRS}),
     "gathered": Arm(settings=ADAMW),
+    # Two draws in each of half as many iterations.
+    "groups": Arm(settings={"SOLVER.TASK_GROUPS": 2}),
+    "ungrounded": Arm(tuple(task for task in TESTS if task != "scene_phrases")),
+    **{f"{count} experts": Arm(settings={f"{DECODER}.EXPERTS": count}) for count in (2, 8)},
 }
 # {table: {row: the arms that provide the row's metrics}}
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -116,6 +137,13 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "+ gathered features": ("gathered",),
         "+ TBGN": ("whole",),
     },
+    "beyond the paper": {
+        "two task groups": ("groups",),
+        "without grounding": ("ungrounded",),
+        "2 experts, both active": ("2 experts",),
+        "8 experts, 2 active": ("8 experts",),
+        "whole (1 group, 4 experts, 2 active)": ("whole",),
+    },
 }
 
 
@@ -124,6 +152,7 @@ def lengths(arm: Arm, whole: CfgNode, iterations: int) -> dict[str, Any]:
     ``iterations``."""
     ratios = sampling_ratios(whole)
     share = sum(ratios[task] for task in arm.tasks or TESTS) / sum(ratios[task] for task in TESTS)
+    share /= arm.settings.get("SOLVER.TASK_GROUPS", 1)  # as many draws in an iteration
     return {
         "SOLVER.MAX_ITER": round(iterations * share),
         # Not shortened with ``iterations``, as features need a certain number of iterations to develop.
@@ -132,7 +161,23 @@ def lengths(arm: Arm, whole: CfgNode, iterations: int) -> dict[str, Any]:
     }
 
 
-STUDY = Study(
+class Ablations(Study):
+    """Draws the plot beside the document, and shows it below the tables."""
+
+    def write_document(self, seeds: int, iterations: int) -> None:
+        tables = StudyTables(self, seeds, iterations)
+        if any(tables.splits):
+            plot(tables, self.document.with_suffix(".png"))
+        super().write_document(seeds, iterations)
+
+    def markdown(self, seeds: int, iterations: int) -> str:
+        text = super().markdown(seeds, iterations)
+        if not any(StudyTables(self, seeds, iterations).splits):
+            return text
+        return f"{text}\n![Metrics with error bars of one standard deviation; small dots are seeds]({self.name}.png)\n"
+
+
+STUDY = Ablations(
     __file__,
     arms=ARMS,
     tests=TESTS,
@@ -141,42 +186,36 @@ STUDY = Study(
     document=REPOSITORY / "docs" / "ablations.md",
     lengths=lengths,
     seeds=3,
+    iterations=3000,
+    reference="whole",
+    plateaus=PLATEAUS,
 )
 
 
-def plot(seeds: int, iterations: int, path: Path) -> None:
-    """A panel for each metric, with means, error bars of one standard deviation, and a dot for every seed."""
+def plot(tables: StudyTables, path: Path) -> None:
+    """A panel for each metric on the first split, with means, error bars of one standard deviation, and a dot for every
+    seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [(row, arms, index) for index, table in enumerate(TABLES.values()) for row, arms in table.items()]
-    figure, axes = plt.subplots(2, 4, figsize=(13, 7), sharey=True, layout="constrained")
+    heights = [-place - 0.7 * table for place, (_, _, table) in enumerate(rows)]  # a gap between the tables
+    figure, axes = plt.subplots(3, 3, figsize=(13, 13), sharey=True, layout="constrained")
     for axis, metric in zip(axes.flat, METRICS, strict=True):
-        for place, (_, arms, table) in enumerate(rows):
-            values = STUDY.values_of(arms, metric, seeds, iterations)
+        for height, (_, arms, table) in zip(heights, rows):
+            values = list(tables.values(arms, metric, tables.splits[0]).values())
             if values:
-                height = -place - 0.7 * table  # a gap between the tables
-                axis.errorbar(
-                    statistics.mean(values), height, xerr=spread_of(values), fmt="o", capsize=3, color=f"C{table}"
-                )
+                mean, spread = statistics.mean(values), spread_of(values)
+                axis.errorbar(mean, height, xerr=spread, fmt="o", capsize=3, color=f"C{table}")
                 axis.plot(values, [height] * len(values), ".", color=f"C{table}", alpha=0.35)
         axis.set_title(metric)
         axis.grid(axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(
-        [-place - 0.7 * table for place, (_, _, table) in enumerate(rows)], [row for row, _, _ in rows]
-    )
+    axes[0, 0].set_yticks(heights, [row for row, _, _ in rows])
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Do the study, and draw the plot beside its document."""
-    args = STUDY.main(arguments)
-    if not args.run:
-        plot(args.seeds, args.iterations, STUDY.document.with_suffix(".png"))
-
-
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -89,6 +89,7 @@ STUDY = Study(
     document=REPOSITORY / "docs" / "architecture.md",
     first_column="left out",
     prefix=PREFIX,
+    split="development",
 )
 
 

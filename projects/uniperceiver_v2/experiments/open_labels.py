@@ -183,6 +183,7 @@ STUDY = OpenLabels(
     document=REPOSITORY / "docs" / "specialists.md",
     first_column="training",
     prefix=PREFIX,
+    split="development",
 )
 
 

@@ -21,7 +21,6 @@ development tree. specialists/ has a file for each model.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import math
@@ -34,13 +33,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
+from run_records import claimed, keep_log, keep_report, records_of, report_of, split_of_data
 from specialists import SPECIALISTS, Specialist
-from study import claimed, keep_report, mean_and_spread, report_of, settings_of, write_between_marks
+from study import settings_of
+from study_tables import mean_and_spread, write_between_marks
 from torch import nn
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_task_train_loader, build_test_loader
-from uniperceiver_v2.data.datasets.builtin import datasets_root
 from uniperceiver_v2.data.order import CountFrom
 from uniperceiver_v2.evaluation import build_evaluator
 from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG, write_atomically
@@ -48,7 +48,7 @@ from uniperceiver_v2.reading.weights import read_tensors
 
 CONFIG = TINY_CONFIG
 DOCUMENT = REPOSITORY / "docs" / "specialists.md"
-OUTPUT = Path(__file__).with_name("records") / "specialist_runs"  # committed, but for what .gitignore there names
+OUTPUT = records_of(__file__)
 GENERALISTS = {
     "`make train`": "output/digit_scenes_tiny*/results.json",
     "zoo": "zoo/digit_scenes_small/results.json",
@@ -82,12 +82,6 @@ class Run:
         return load_config(str(CONFIG), settings_of({"SEED": self.seed, **self.specialist.settings}))
 
 
-def split_of_data() -> str:
-    """ "development" or "test": what the test files of the data are made of."""
-    manifest = json.loads((Path(datasets_root()) / "digit_scenes" / "manifest.json").read_text())
-    return "development" if manifest["arguments"].get("development") else "test"
-
-
 def do(run: Run) -> None:
     """Train, evaluate and report, unless the run is finished or another process does it."""
     with claimed(run.folder) as ours:
@@ -99,8 +93,7 @@ def do(run: Run) -> None:
         model = run.specialist.build(cfg)
         log = train(model, run, cfg)
         results = {name: evaluate(model, cfg, name, run.folder) for name in run.specialist.tests}
-        lines = "".join(json.dumps(line) + "\n" for line in log).encode()
-        write_atomically(str(run.folder / "log.jsonl.gz"), lambda file: file.write(gzip.compress(lines, mtime=0)))
+        keep_log(run.folder, log)
         keep_report(
             run.folder,
             {
