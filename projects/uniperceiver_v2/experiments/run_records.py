@@ -68,8 +68,9 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def course(metrics: Path) -> list[dict[str, float]]:
-    """The losses and accuracies of a run's metrics.json in ``LOG_LINES`` lines or less, with means of three digits."""
-    rows = list(map(json.loads, metrics.read_text().splitlines()))
+    """The losses and accuracies of a run's metrics.json in ``LOG_LINES`` lines or less, with means of three digits. A
+    young run has no such file yet."""
+    rows = list(map(json.loads, metrics.read_text().splitlines())) if metrics.exists() else []
     ends = sorted({-(-len(rows) * line // LOG_LINES) for line in range(LOG_LINES + 1)})
     return [_mean_row(rows[first:end]) for first, end in itertools.pairwise(ends)]
 

@@ -168,8 +168,8 @@ class Study:
             keep_log(folder, course(folder / "metrics.json"))
             minutes = (time.perf_counter() - start) / 60
             keep_report(folder, {"minutes": minutes, "split": self.split_of_tests(), "results": results})
-            for checkpoint in folder.glob("model_*.pth"):
-                checkpoint.unlink()
+            for checkpoint in (*folder.glob("model_*.pth"), folder / "last_checkpoint"):
+                checkpoint.unlink(missing_ok=True)
 
     def is_finished(self, name: str, seed: int, iterations: int) -> bool:
         return report_of(self.folder_of(name, seed, iterations)) is not None
