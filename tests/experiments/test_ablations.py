@@ -156,7 +156,10 @@ def test_table_gives_means_and_spreads_of_the_runs_that_are_there(ablations):
     assert "| single task | test | 1 | - | - | - | 7.0 | - | - | - | - | - |" in rows
     assert "| mixed | test |  |" + " - |" * 9 in rows
     assert len({row.count("|") for row in rows if row.startswith("|")}) == 1, "one table"
-    assert "3 runs with --iterations 800 and seed 0, 1, finished 2025-03-10 to 2025-03-11; 1.5 hours together." in rows
+    assert (
+        "3 runs with --iterations 800 and seed 0, 1, finished 2025-03-10 to 2025-03-11; 1.5 hours of training together."
+        in rows
+    )
 
 
 def test_runs_of_another_length_stand_apart(ablations):
@@ -191,12 +194,19 @@ def test_runs_that_stayed_on_a_plateau_are_marked(ablations, imported):
     log = [{"iteration": 20 * n, **learned} for n in range(50)]
     keep_log = imported("run_records").keep_log
     keep_log(leave_run(ablations, "whole", 0, 10.0), log)
-    keep_log(leave_run(ablations, "mixed", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.55} for line in log])
-    keep_log(leave_run(ablations, "gathered", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.55} for line in log])
+    keep_log(leave_run(ablations, "mixed", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.45} for line in log])
+    keep_log(leave_run(ablations, "gathered", 0, 10.0), [{**line, "scene_pairs/pair_accuracy": 0.45} for line in log])
     text = ablations.STUDY.markdown(seeds=1, iterations=800)
-    assert "| mixed | test | 1 |" + " 10.0 |" * 6 + " 10.0 † |" * 2 + " 10.0 |" in text, "one of two pairs by chance"
+    assert "| mixed | test | 1 |" + " 10.0 |" * 6 + " 10.0 † |" * 2 + " 10.0 |" in text, "a third by chance"
     assert "| + gathered features | test | 1 |" + " 10.0 |" * 9 in text
     assert "† On its plateau to the end, by arm and seed: mixed 0 (scene_pairs, test)." in text
+
+
+def test_levels_of_pairs_are_those_of_the_batches(ablations):
+    assert ablations.STUDY.configuration("whole", 0, 800).TASKS.scene_pairs.IMS_PER_BATCH == ablations.IMAGES
+    assert ablations.chance_of_pairs(2) == pytest.approx((1 / 6 + 1 / 2) / 2)
+    levels = [ablations.STUDY.plateau(name, "scene_pairs").level for name in ("whole", "unmixed", "mixed")]
+    assert levels == pytest.approx([0.038, 0.156, 0.333], abs=0.001)
 
 
 def test_a_plateau_is_left_at_the_end_of_training(imported):

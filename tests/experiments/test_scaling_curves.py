@@ -39,7 +39,7 @@ def leave_points(curves, name, values, seed=0):
     folder = curves.STUDY.folder_of(name, seed, 0)
     folder.mkdir(parents=True)
     results = {point: {curves.FIGURES[task]: value for task in tasks} for point, value in values.items()}
-    (folder / "run.json").write_text(json.dumps({"split": "test", "results": results}))
+    (folder / "run.json").write_text(json.dumps({"split": "test", "results": results, "date": f"2025-03-1{seed}"}))
 
 
 def test_widths_are_multiples_of_the_small_generalists(curves):
@@ -123,6 +123,7 @@ def test_tables_compare_joint_with_alone_at_each_point(curves):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| split: test | width | 500 | 1,000 | 2,000 |" in text
     assert "| box AP | 1 | 20.5 ± 0.7 / 30.0 | 50.0 ± 0.0 / 45.0 | 80.0 ± 0.0 / - |" in text
+    assert "5 runs have points. The last ones are of 2025-03-10 to 2025-03-11." in text
     assert "| box AP | 1 | -10.0 | 5.0 | - |" in text
     (joint,) = re.findall(r"^\| box AP \| joint \|(.+)\|$", text, re.MULTILINE)
     assert [cell.count("points") for cell in joint.split("|")] == [0, 1, 0, 1], "fits need three points"

@@ -19,8 +19,8 @@ from typing import Any
 from uniperceiver_v2.data.datasets.builtin import datasets_root
 from uniperceiver_v2.files import write_atomically
 
-REPORT = "run.json"  # of a finished run: its results, its date and its duration
-LOG = "log.jsonl.gz"  # of a finished run: its course
+REPORT = "run.json"  # of a run: its results, its date and its duration
+LOG = "log.jsonl.gz"  # of a run: its course
 LOG_LINES = 50  # of a run
 
 
@@ -67,10 +67,20 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return list(map(json.loads, gzip.decompress(path.read_bytes()).splitlines())) if path.exists() else []
 
 
-def course(metrics: Path) -> list[dict[str, float]]:
-    """The losses and accuracies of a run's metrics.json in ``LOG_LINES`` lines or less, with means of three digits. A
-    young run has no such file yet."""
-    rows = list(map(json.loads, metrics.read_text().splitlines())) if metrics.exists() else []
+def rows_of(metrics: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.json, which also has those from before an interruption. A young run has no such file
+    yet."""
+    return list(map(json.loads, metrics.read_text().splitlines())) if metrics.exists() else []
+
+
+def minutes_of(rows: Sequence[Mapping[str, float]]) -> float:
+    """The duration of training, without evaluation."""
+    iterations = itertools.pairwise([-1, *(row["iteration"] for row in rows)])
+    return sum((last - first) * row.get("time", 0.0) for (first, last), row in zip(iterations, rows)) / 60
+
+
+def course(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The losses and accuracies in ``LOG_LINES`` lines or less, with means of three digits."""
     ends = sorted({-(-len(rows) * line // LOG_LINES) for line in range(LOG_LINES + 1)})
     return [_mean_row(rows[first:end]) for first, end in itertools.pairwise(ends)]
 

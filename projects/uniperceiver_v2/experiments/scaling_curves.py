@@ -17,6 +17,7 @@ Writes the tables and the plot of docs/scaling_curves.md. study.py describes how
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from ablations import METRICS, TESTS, lengths
 from detectron2.engine import HookBase
-from run_records import course, keep_log, keep_report, report_of
+from run_records import course, keep_log, keep_report, report_of, rows_of
 from study import Arm, Study
 from study_tables import mean_and_spread
 
@@ -153,7 +154,7 @@ class ScalingCurves(Study):
             results = super()._test(trainer, tasks)
         figures = {FIGURES[task]: METRICS[FIGURES[task]] for task in tasks}
         values = {name: results[self.tests[task]][kind][key] for name, (task, kind, key) in figures.items()}
-        keep_log(folder, course(folder / "metrics.json"))
+        keep_log(folder, course(rows_of(folder / "metrics.json")))
         keep_report(folder, {"split": self.split_of_tests(), "results": {**found, str(point): values}})
 
     def _test(self, trainer: UniPerceiverTrainer, tasks: tuple[str, ...]) -> dict[str, Any]:
@@ -178,6 +179,8 @@ class ScalingCurves(Study):
         parts = ["\n".join(_tables(self, split, seeds)) for split in self.splits()]
         if not parts:
             return "No run has a point yet.\n"
+        dates = sorted(json.loads(path.read_text())["date"] for path in self.output.glob("*/*/run.json"))
+        parts.append(f"{len(dates)} runs have points. The last ones are of {dates[0]} to {dates[-1]}.\n")
         return "\n".join(parts) + f"\n![Errors by iterations and width, with the fits]({self.name}.png)\n"
 
     def write_document(self, seeds: int, iterations: int) -> None:

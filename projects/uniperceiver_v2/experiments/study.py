@@ -21,7 +21,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +29,17 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_setup
-from run_records import claimed, course, keep_log, keep_report, records_of, report_of, split_of_data
+from run_records import (
+    claimed,
+    course,
+    keep_log,
+    keep_report,
+    minutes_of,
+    records_of,
+    report_of,
+    rows_of,
+    split_of_data,
+)
 from study_tables import Plateau, StudyTables, write_between_marks
 
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
@@ -138,6 +147,7 @@ class Study:
             "TASKS.scene_pairs.RERANK": 0,  # retrieval by itself, also in arms without captioning
             "SOLVER.STEPS": tuple(round(step * shortened) for step in whole.SOLVER.STEPS),
             "SOLVER.CHECKPOINT_PERIOD": 200,
+            "SOLVER.CHECKPOINTS_KEPT": 1,
             "VIS_PERIOD": 0,
             "OUTPUT_DIR": self.folder_of(name, seed, iterations),
             **lengths,
@@ -155,7 +165,6 @@ class Study:
         with claimed(folder) as ours:
             if not ours or self.is_finished(name, seed, iterations):
                 return
-            start = time.perf_counter()
             cfg = self.configuration(name, seed, iterations)
             default_setup(cfg, argparse.Namespace(config_file="", eval_only=False))
             with self.arms[name].replaced():
@@ -165,9 +174,9 @@ class Study:
                 trainer.train()
                 with trainer.averaged_weights():
                     results = self._test(trainer, self.tasks_of(name))
-            keep_log(folder, course(folder / "metrics.json"))
-            minutes = (time.perf_counter() - start) / 60
-            keep_report(folder, {"minutes": minutes, "split": self.split_of_tests(), "results": results})
+            rows = rows_of(folder / "metrics.json")
+            keep_log(folder, course(rows))
+            keep_report(folder, {"minutes": minutes_of(rows), "split": self.split_of_tests(), "results": results})
             for checkpoint in (*folder.glob("model_*.pth"), folder / "last_checkpoint"):
                 checkpoint.unlink(missing_ok=True)
 

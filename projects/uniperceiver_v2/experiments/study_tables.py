@@ -182,7 +182,7 @@ class StudyTables:
         hours = sum(run["minutes"] for run in runs) / 60
         return (
             f"{len(runs)} runs with --iterations {self.iterations} and seed {', '.join(map(str, used))}, finished "
-            f"{when}; {hours:.1f} hours together.\n"
+            f"{when}; {hours:.1f} hours of training together.\n"
         )
 
     def _plateaus(self) -> str:
