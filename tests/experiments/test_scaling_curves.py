@@ -123,8 +123,8 @@ def test_tables_compare_joint_with_alone_at_each_point(curves):
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| split: test | width | 500 | 1,000 | 2,000 |" in text
     assert "| box AP | 1 | 20.5 ± 0.7 / 30.0 | 50.0 ± 0.0 / 45.0 | 80.0 ± 0.0 / - |" in text
-    assert "5 runs have points. The last ones are of 2025-03-10 to 2025-03-11." in text
-    assert "| box AP | 1 | -10.0 | 5.0 | - |" in text
+    assert "5 runs have points. Their last ones are of 2025-03-10 to 2025-03-11." in text
+    assert "| box AP | 1 | -10.0 | +5.0 | - |" in text
     (joint,) = re.findall(r"^\| box AP \| joint \|(.+)\|$", text, re.MULTILINE)
     assert [cell.count("points") for cell in joint.split("|")] == [0, 1, 0, 1], "fits need three points"
     assert curves.STUDY.document.with_suffix(".png").stat().st_size > 10_000

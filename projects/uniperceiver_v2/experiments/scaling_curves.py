@@ -30,7 +30,7 @@ from ablations import METRICS, TESTS, lengths
 from detectron2.engine import HookBase
 from run_records import course, keep_log, keep_report, report_of, rows_of
 from study import Arm, Study
-from study_tables import mean_and_spread
+from study_tables import mean_and_spread, span_of
 
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer
@@ -179,8 +179,8 @@ class ScalingCurves(Study):
         parts = ["\n".join(_tables(self, split, seeds)) for split in self.splits()]
         if not parts:
             return "No run has a point yet.\n"
-        dates = sorted(json.loads(path.read_text())["date"] for path in self.output.glob("*/*/run.json"))
-        parts.append(f"{len(dates)} runs have points. The last ones are of {dates[0]} to {dates[-1]}.\n")
+        dates = [json.loads(path.read_text())["date"] for path in self.output.glob("*/*/run.json")]
+        parts.append(f"{len(dates)} runs have points. Their last ones are of {span_of(dates)}.\n")
         return "\n".join(parts) + f"\n![Errors by iterations and width, with the fits]({self.name}.png)\n"
 
     def write_document(self, seeds: int, iterations: int) -> None:
@@ -213,7 +213,8 @@ def _tables(study: ScalingCurves, split: str, seeds: int) -> Iterator[str]:
     for task, width, joint, alone in pairs:
         gains = {seed: _minus(joint[seed], alone[seed]) for seed in joint.keys() & alone.keys()}
         cells = (mean_and_spread(_values_at(gains, point)) for point in points)
-        yield f"| {FIGURES[task]} | {width:g} | {' | '.join(cells)} |"
+        signed = (f"+{cell}" if cell[0].isdigit() else cell for cell in cells)
+        yield f"| {FIGURES[task]} | {width:g} | {' | '.join(signed)} |"
     yield from _fits(study, split, seeds)
 
 

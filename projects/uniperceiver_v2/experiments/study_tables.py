@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,12 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """A cell of a table: the mean, and for several values ± their spread."""
     spread = f" ± {spread_of(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}" if values else "-"
+
+
+def span_of(dates: Iterable[str]) -> str:
+    """The first and the last date, or the only one."""
+    first, *_, last = sorted(2 * [*dates])
+    return first if first == last else f"{first} to {last}"
 
 
 def marks_of(program: str) -> tuple[str, str]:
@@ -177,12 +183,10 @@ class StudyTables:
         if not finished:
             return "No run is finished.\n"
         used, runs = sorted({seed for _, seed, _ in finished}), [report for _, _, report in finished]
-        dates = sorted({run["date"] for run in runs})
-        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         hours = sum(run["minutes"] for run in runs) / 60
         return (
             f"{len(runs)} runs with --iterations {self.iterations} and seed {', '.join(map(str, used))}, finished "
-            f"{when}; {hours:.1f} hours of training together.\n"
+            f"{span_of(run['date'] for run in runs)}; {hours:.1f} hours of training together.\n"
         )
 
     def _plateaus(self) -> str:
