@@ -52,7 +52,15 @@ def write_atomically(path: str, write: Callable[[IO[bytes]], Any]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # The rename is on the disk only after the folder is synced.
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Put the names in a folder on the disk. Only then a renaming is there too.
+
+    Raises:
+        OSError: it failed.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

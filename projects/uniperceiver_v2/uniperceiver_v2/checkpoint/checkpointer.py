@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import write_atomically
 from ..reading import read_tensors, require_finite
-from ..shards import divided_like, is_divided
+from ..shards import divided_like, is_divided, local
+from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts
 from .states import require_alike
-from .writing import BackgroundWriter, on_host
+from .writing import BackgroundWriter, on_host, parts_on_host
 
 # A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
@@ -45,6 +46,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
             to a thread. They wait for the checkpoint before, and raise its error. So do :meth:`wait` and what asks for
             the last checkpoint.
         weights_may_be_nan: whether weights that are NaN or infinite are loaded.
+        parts: writes checkpoints as directories (:mod:`uniperceiver_v2.checkpoint.parts`) instead of files. All
+            processes have to save then. Both are read without it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         weights_may_differ: bool = False,
         in_background: bool = False,
         weights_may_be_nan: bool = False,
+        parts: PartsWriter | None = None,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -65,12 +69,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._writer = BackgroundWriter() if in_background else None
         self._told: str | None = None  # in first_process_decides: the first process's last checkpoint
         self._weights_may_be_nan = weights_may_be_nan
+        self._parts = parts
         self._in_part = False  # while a file is loaded: whether its weights may fit in part
         self._resuming = False  # while a file is loaded: whether training goes on from it
         self._with_states = False  # while a file is loaded: whether the checkpointables take their states from it
 
+    def file_name(self, name: str) -> str:
+        """The name of the file, or of the directory of parts, that :meth:`save` writes."""
+        return f"{name}.pth" if self._parts is None else name
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write model, checkpointables and ``kwargs`` to ``<save_dir>/<name>.pth``, and make it the last checkpoint.
+        """Write model, checkpointables and ``kwargs`` to :meth:`file_name` in ``save_dir``, and make it the last
+        checkpoint.
 
         Raises:
             UserError: the file cannot be written. Older checkpoints are not changed.
@@ -78,7 +88,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._save_model(name, self.checkpointables, kwargs, is_last=True)
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """Write the model alone, with ``kwargs``, to ``<save_dir>/<name>.pth``. The last checkpoint stays what it is.
+        """Write the model alone, with ``kwargs``, to :meth:`file_name` in ``save_dir``. The last checkpoint stays what
+        it is.
 
         Raises:
             UserError: the file cannot be written.
@@ -97,18 +108,20 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _save_model(self, name: str, states: Mapping[str, Any], more: Mapping[str, Any], *, is_last: bool) -> None:
         """Write the model with the states of ``states`` and ``more``, if this process writes files. The others help to
         gather what is divided among processes."""
-        writes = bool(self.save_dir) and self.save_to_disk
+        writes = bool(self.save_dir) and (self.save_to_disk or self._parts is not None)
         divided = any(map(is_divided, self.model.parameters()))
         if not writes and not divided:
             return
         self.wait()
-        if writes:
-            self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
+        if self.save_dir and self.save_to_disk:
+            self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, self.file_name(name)))
         with self._averaging.applied() if self._averaging is not None else contextlib.nullcontext():
             data = {"model": self.model.state_dict()}
             data.update({key: item.state_dict() for key, item in states.items()})
             data.update(more)
-            if divided or self._writer is not None:
+            if self._parts is not None:
+                data = data if self._writer is None else parts_on_host(data)
+            elif divided or self._writer is not None:
                 data = on_host(data, keep=writes)
             if writes and self._writer is None:
                 self._write_checkpoint(name, data, is_last)
@@ -116,9 +129,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self._writer.start(lambda: self._write_checkpoint(name, data, is_last))
 
     def _write_checkpoint(self, name: str, data: dict[str, Any], is_last: bool) -> None:
-        self._write(os.path.join(self.save_dir, f"{name}.pth"), lambda file: torch.save(data, file))
-        if is_last:
-            self.tag_last_checkpoint(f"{name}.pth")
+        path = os.path.join(self.save_dir, self.file_name(name))
+
+        def tag() -> None:
+            if is_last:
+                self.tag_last_checkpoint(self.file_name(name))
+
+        if self._parts is not None:
+            self._parts.write(path, data, then=tag)
+        else:
+            self._write(path, lambda file: torch.save(data, file))
+            tag()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the checkpoint that ``--resume`` uses."""
@@ -177,7 +198,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not name or len(name) > _LONGEST_NAME or not name.isprintable() or os.path.basename(name) != name:
             raise UserError(f"--resume: {path} holds {name[:40]!r}, not the name of a checkpoint; {way_out}")
         checkpoint = os.path.join(self.save_dir, name)
-        if not os.path.isfile(checkpoint):
+        if not is_checkpoint(checkpoint):
             raise UserError(f"--resume: {path} names {name!r}, which is not there; {way_out}")
         return checkpoint
 
@@ -200,7 +221,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if mistake:
             raise UserError(mistake)
         self._told = os.path.join(self.save_dir, found) if found else ""
-        seen = comm.all_gather(not found or os.path.isfile(self._told))
+        seen = comm.all_gather(not found or is_checkpoint(self._told))
         try:
             if not all(seen):
                 raise UserError(
@@ -215,7 +236,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return os.path.abspath(os.path.join(self.save_dir, "last_checkpoint"))
 
     def _known_checkpoints(self) -> str:
-        names = sorted(os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(self.save_dir), "*.pth")))
+        found = (glob.glob(os.path.join(glob.escape(self.save_dir), x)) for x in ("*.pth", f"*/{MANIFEST}"))
+        names = sorted(os.path.basename(p.removesuffix(f"/{MANIFEST}")) for paths in found for p in paths)
         return f" ({', '.join(names[-3:])})" if names else ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -242,7 +264,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._in_part = self._weights_may_differ and checkpointables == []
         self._with_states = checkpointables is None
         try:
-            return super().load(path, checkpointables=checkpointables)
+            # fvcore's method wants a file.
+            file = os.path.join(path, MANIFEST) if is_parts(path) else path
+            return super().load(file, checkpointables=checkpointables)
         except UserError as error:
             raise error if path in str(error) else UserError(f"{path}: {error}") from error
         except torch.OutOfMemoryError:
@@ -252,7 +276,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise UserError(f"{path} does not fit these settings: {reason}") from error
 
     def _local(self, path: str) -> str:
-        """The file that a path means. Addresses are fetched by Detectron2's ``PathManager``, if it knows their kind."""
+        """The file or directory that a path means. Detectron2's ``PathManager`` fetches addresses of kinds it knows."""
         hint = ""
         if "://" in path:
             try:
@@ -260,12 +284,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
             except Exception as error:  # of whatever handler a user has registered
                 raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from error
             hint = "; copy the file here, or register a handler for its address with Detectron2's PathManager"
-        if not os.path.isfile(path):
+        if not is_checkpoint(path):
             raise UserError(f"checkpoint not found: {path}{hint}")
         return path
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        loaded = read_tensors(filename, mapped=True)
+        directory, name = os.path.split(filename)
+        if name == MANIFEST:
+            loaded = read_parts(directory, like=next(filter(is_divided, self.model.parameters()), None))
+        else:
+            loaded = read_tensors(filename, mapped=True)
         lacking = [key for key in self.checkpointables if key not in loaded]
         if self._resuming and lacking:
             raise UserError(
@@ -288,7 +316,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         else:
             require_fit(state, self.model)
         if not self._weights_may_be_nan:
-            require_finite(state)
+            own_values = {key: local(value) for key, value in state.items()}
+            agreed(lambda: require_finite(own_values), shared=any(map(is_divided, state.values())))
         own = self.model.state_dict()
         checkpoint["model"] = {key: divided_like(value, own[key]) for key, value in checkpoint["model"].items()}
         return super()._load_model(checkpoint)
@@ -341,7 +370,8 @@ def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[
 def _difference(given: Tensor, own: Tensor) -> str:
     """In which property a weight differs from the model's, so that it cannot be copied without loss. "" if in none."""
     kinds = given.dtype, own.dtype
-    dense = given.layout == torch.strided and given.device.type == "cpu" and not given.is_quantized
+    on_host = given.device.type == "cpu" or is_divided(given)
+    dense = given.layout == torch.strided and on_host and not given.is_quantized
     if not dense:
         return "not a tensor of plain numbers in the checkpoint"
     if given.shape != own.shape:

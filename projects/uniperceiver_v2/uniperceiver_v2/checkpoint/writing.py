@@ -48,16 +48,36 @@ def on_host(state: Any, keep: bool = True) -> Any:
     If tensors are divided among ranks, every rank has to call this. Without ``keep`` a rank takes part and has None in
     the place of tensors.
     """
-    if isinstance(state, Tensor):
-        tensor = whole(state.detach())
+
+    def copied(_: str, value: Tensor) -> Tensor | None:
+        tensor = whole(value.detach())
         return tensor.to("cpu", copy=True) if keep else None
+
+    return map_tensors(state, copied)
+
+
+def parts_on_host(state: Any) -> Any:
+    """As :func:`on_host`, but what is divided among ranks stays divided, and ranks need not wait for each other."""
+    return map_tensors(state, lambda _, value: value.detach().to("cpu", copy=True))
+
+
+def map_tensors(state: Any, change: Callable[[str, Tensor], Any], where: str = "") -> Any:
+    """A state with other tensors, and copies of the dicts and lists around them.
+
+    Args:
+        state: dicts, lists and tuples in each other, with tensors and other values.
+        change: gets the place of a tensor, which is its keys with slashes between, and the tensor.
+        where: the place of the state itself.
+    """
+    if isinstance(state, Tensor):
+        return change(where, state)
     if isinstance(state, list | tuple):
-        return type(state)(on_host(value, keep) for value in state)
+        return type(state)(map_tensors(value, change, f"{where}/{place}") for place, value in enumerate(state))
     if not isinstance(state, dict):
         return state
     copied = copy.copy(state)
     for key, value in state.items():
-        copied[key] = on_host(value, keep)
+        copied[key] = map_tensors(value, change, f"{where}/{key}")
     if hasattr(state, "_metadata"):  # a module's, which its load_state_dict reads
         copied._metadata = state._metadata
     return copied

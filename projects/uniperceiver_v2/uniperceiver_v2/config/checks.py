@@ -188,7 +188,13 @@ def _check_training(cfg: CfgNode) -> None:
 def _check_sharding(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     _check_choice("SOLVER.SHARDING", solver.SHARDING, ("none", "full", "hybrid"))
+    _check_choice("SOLVER.CHECKPOINT_FORMAT", solver.CHECKPOINT_FORMAT, ("file", "parts"))
     if solver.SHARDING == "none":
+        if solver.CHECKPOINT_FORMAT == "parts":
+            raise UserError(
+                "SOLVER.CHECKPOINT_FORMAT 'parts' needs SOLVER.SHARDING 'full' or 'hybrid': without it each process "
+                "has the whole model, and one file is enough"
+            )
         return
     # A gradient of zero has to equal no gradient, as with TaskBalancedAdamW.
     for key, wanted in {"OPTIMIZER": "TaskBalancedAdamW", "TASK_GROUPS": 1}.items():

@@ -62,7 +62,10 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
 
     # Checkpoints are copied to the host's memory, and written by a thread while training goes on.
     cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND = False
-    # The number of model_<iteration>.pth that are kept, the newest ones; 0 keeps all.
+    # "file": a checkpoint is one file, which the first process writes. "parts": it is a directory, into which each
+    # process writes its parts; with SOLVER.SHARDING only.
+    cfg.SOLVER.CHECKPOINT_FORMAT = "file"
+    # The number of checkpoints model_<iteration> that are kept, the newest ones; 0 keeps all.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
     # Training ends after so many evaluations in a row without a better TEST.BEST_METRIC; 0 for never. Those before the
     # metric first changes do not count.

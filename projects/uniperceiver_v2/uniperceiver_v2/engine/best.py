@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint.parts import is_checkpoint, plain_values, remove_checkpoint
 from ..errors import UserError, nearest
-from ..reading import read_tensors
 
 if TYPE_CHECKING:
     from ..checkpoint import AtomicCheckpointer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
-_PERIODIC = re.compile(r"model_(\d{7})\.pth")
+_PERIODIC = re.compile(r"model_(\d{7})(\.pth)?")
 
 
 class StoppedEarly(BaseException):
@@ -103,7 +103,8 @@ class BestCheckpoint(HookBase):
             except UserError as error:
                 logger.warning("%s", error)
             if comm.is_main_process() and self._best is not None:
-                logger.info("the best %s is %.4g, of iteration %d, in %s.pth", self._metric, *self._best, BEST)
+                where = self._checkpointer.file_name(BEST)
+                logger.info("the best %s is %.4g, of iteration %d, in %s", self._metric, *self._best, where)
 
     def _evaluated(self) -> float:
         """The value of this iteration's evaluation.
@@ -150,13 +151,16 @@ class BestCheckpoint(HookBase):
         return [(row["iteration"], row[self._metric]) for row in rows if self._metric in row]
 
     def _saved_iteration(self) -> int | None:
-        path = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
-        return read_tensors(path).get("iteration") if os.path.exists(path) else None
+        path = os.path.join(self._checkpointer.save_dir, self._checkpointer.file_name(BEST))
+        return plain_values(path).get("iteration") if is_checkpoint(path) else None
 
     def _move_earlier_file(self) -> None:
-        path = os.path.join(self._checkpointer.save_dir, f"{BEST}.pth")
-        if os.path.exists(path):
-            os.replace(path, os.path.join(self._checkpointer.save_dir, f"{BEST}.previous.pth"))
+        for ending in (".pth", ""):  # a file, or a directory of parts
+            path = os.path.join(self._checkpointer.save_dir, f"{BEST}{ending}")
+            earlier = os.path.join(self._checkpointer.save_dir, f"{BEST}.previous{ending}")
+            if is_checkpoint(path):
+                remove_checkpoint(earlier)
+                os.replace(path, earlier)
 
     def _end_if_over(self, iteration: int, resumed: bool) -> None:
         """End training after ``iteration`` if the metric has not improved for long enough."""
@@ -172,8 +176,9 @@ class BestCheckpoint(HookBase):
                 iteration,
                 "not finite" if self._best is None else f"{self._best[0]:.4g}, of iteration {self._best[1]}",
             )
+            final = self._checkpointer.file_name("model_final")
             # A run that is resumed after its end has this checkpoint, unless it was interrupted just here.
-            if not (resumed and os.path.basename(self._checkpointer.get_checkpoint_file()) == "model_final.pth"):
+            if not (resumed and os.path.basename(self._checkpointer.get_checkpoint_file()) == final):
                 self._checkpointer.save("model_final", iteration=iteration)
         comm.synchronize()
         raise StoppedEarly
@@ -198,14 +203,15 @@ class KeptCheckpoints(HookBase):
 
     def after_step(self) -> None:
         folder = self._checkpointer.save_dir
-        found = {}
-        for path in glob.glob(os.path.join(glob.escape(folder), "model_*.pth")):
+        found: dict[int, list[str]] = {}
+        for path in glob.glob(os.path.join(glob.escape(folder), "model_*")):
             match = _PERIODIC.fullmatch(os.path.basename(path))
-            if match and int(match.group(1)) <= self.trainer.iter:
-                found[int(match.group(1))] = path
+            if match and int(match.group(1)) <= self.trainer.iter and is_checkpoint(path):
+                found.setdefault(int(match.group(1)), []).append(path)
         if len(found) <= self._count:
             return
         last = os.path.basename(self._checkpointer.get_checkpoint_file())
         for iteration in sorted(found)[: -self._count]:
-            if os.path.basename(found[iteration]) != last:
-                os.unlink(found[iteration])
+            for path in found[iteration]:
+                if os.path.basename(path) != last:
+                    remove_checkpoint(path)

@@ -62,7 +62,9 @@ class GracefulStop(HookBase):
         iteration = self.trainer.iter
         name = f"model_{iteration:07d}"
         last = comm.is_main_process() and os.path.basename(self._checkpointer.get_checkpoint_file())
-        exists = comm.all_gather(last == f"{name}.pth")[0] or iteration + 1 >= self.trainer.max_iter
+        exists = (
+            comm.all_gather(last == self._checkpointer.file_name(name))[0] or iteration + 1 >= self.trainer.max_iter
+        )
         if not exists:
             self._checkpointer.save(name, iteration=iteration)
         self._checkpointer.wait()

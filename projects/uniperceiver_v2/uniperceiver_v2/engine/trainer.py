@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import ranks
 from ..checkpoint import AtomicCheckpointer
+from ..checkpoint.parts import PartsWriter, tidy_up
 from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
 from ..errors import UserError
@@ -88,12 +89,15 @@ class UniPerceiverTrainer(DefaultTrainer):
             reduce_in_bfloat16=in_bfloat16,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
+        # A process that has the whole model writes a file.
+        in_parts = cfg.SOLVER.CHECKPOINT_FORMAT == "parts" and self._is_sharded
         self.checkpointer = AtomicCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             averaging=self.averaging,
             weights_may_differ=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_DIFFER,
             in_background=cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND,
+            parts=PartsWriter(timedelta(seconds=cfg.PROCESSES.TIMEOUT)) if in_parts else None,
             weights_may_be_nan=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_BE_NAN,
             trainer=weakref.proxy(self),
         )
@@ -107,6 +111,8 @@ class UniPerceiverTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As in Detectron2. A run that begins without ``MODEL.WEIGHTS`` begins with the pre-trained parts. The first
         process decides which checkpoint is resumed."""
+        if comm.is_main_process():
+            tidy_up(self.cfg.OUTPUT_DIR)
         with self.checkpointer.first_process_decides() if resume else contextlib.nullcontext():
             if not (resume and self.checkpointer.has_checkpoint()):
                 build, load = partial(self.build_model, self.cfg), partial(load_pretrained_parts, self.cfg)
