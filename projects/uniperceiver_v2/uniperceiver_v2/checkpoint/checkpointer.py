@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..reading import read_tensors, require_finite
 from ..shards import divided_like, is_divided, local
-from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts
+from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts, remove_checkpoint
 from .states import require_alike
 from .writing import BackgroundWriter, on_host, parts_on_host
 
@@ -129,17 +129,19 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self._writer.start(lambda: self._write_checkpoint(name, data, is_last))
 
     def _write_checkpoint(self, name: str, data: dict[str, Any], is_last: bool) -> None:
-        path = os.path.join(self.save_dir, self.file_name(name))
+        file, path = self.file_name(name), os.path.join(self.save_dir, self.file_name(name))
 
-        def tag() -> None:
+        def finish() -> None:
             if is_last:
-                self.tag_last_checkpoint(self.file_name(name))
+                self.tag_last_checkpoint(file)
+            with contextlib.suppress(OSError):  # what an earlier run has written by this name in the other form
+                remove_checkpoint(os.path.join(self.save_dir, name if file != name else f"{name}.pth"))
 
         if self._parts is not None:
-            self._parts.write(path, data, then=tag)
+            self._parts.write(path, data, then=finish)
         else:
-            self._write(path, lambda file: torch.save(data, file))
-            tag()
+            self._write(path, lambda opened: torch.save(data, opened))
+            finish()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the checkpoint that ``--resume`` uses."""

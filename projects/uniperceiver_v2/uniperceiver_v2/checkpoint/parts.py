@@ -159,7 +159,12 @@ def tidy_up(folder: str) -> None:
 
 
 def remove_checkpoint(path: str) -> None:
-    """Delete a checkpoint, file or directory. A directory loses its name first, so that none is there in part."""
+    """Delete a checkpoint, file or directory, if it is there. Other directories stay.
+
+    A directory loses its name first, so that none is there in part.
+    """
+    if os.path.isdir(path) and not is_parts(path):
+        return
     if os.path.isdir(path):
         hidden = _hidden(path, _WRITTEN)
         shutil.rmtree(hidden, ignore_errors=True)
