@@ -83,6 +83,7 @@ def written(toy_trainer, cfg, processes, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "in_background"), [("full", True), ("hybrid", False)])
 def test_any_number_of_processes_goes_on_as_from_one_file(
     toy_trainer, cfg, processes, tmp_path, monkeypatch, how, in_background
@@ -118,6 +119,18 @@ def test_any_number_of_processes_goes_on_as_from_one_file(
             run(processes, tmp_path, others, lambda own=own: train(toy_trainer, own))
         one, other = (tmp_path / f"{folder}_{sharded}_{form}" / "model_final.pth" for form in ("file", "parts"))
         same(content(one), content(other))
+
+
+def test_one_process_without_sharding_goes_on_from_parts_as_from_one_file(toy_trainer, cfg, written, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    assert make_whole([str(written / "model_0000015"), str(one / "model_0000015.pth")]) == 0
+    for folder, name in ((written, "model_0000015"), (one, "model_0000015.pth")):
+        (folder / "last_checkpoint").write_text(name)
+        train(toy_trainer, settings(cfg, folder, "file", "none"))
+        assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    assert not (written / "model_final").exists()  # of the same name in the other form
+    same(content(written / "model_final.pth"), content(one / "model_final.pth"))
 
 
 def test_best_and_kept_checkpoints_are_directories_too(toy_trainer, cfg, processes, tmp_path):
@@ -221,30 +234,39 @@ def damaged(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        ("__1_0.distcp", damaged, "__1_0.distcp is damaged (it has another checksum"),
-        ("__0_0.distcp", Path.unlink, "__0_0.distcp cannot be read, a part of a checkpoint: No such file"),
-        (".metadata", damaged, ".metadata is damaged"),
-        (WHOLE, lambda path: path.write_bytes(path.read_bytes()[:-9]), f"{WHOLE} is damaged (its size"),
-        (MANIFEST, lambda path: path.write_text("{"), MANIFEST),
-        (MANIFEST, lambda path: path.write_text('{"files": {}}'), f"{MANIFEST} is damaged"),
-    ],
-)
-def test_a_damaged_part_is_refused_by_name(toy_trainer, cfg, processes, written, name, damage, message):
-    damage(written / "model_final" / name)
-    with pytest.raises(UserError) as found:
-        read_parts(str(written / "model_final"))
-    assert message in str(found.value)
+DAMAGES = [
+    ("__1_0.distcp", damaged, "__1_0.distcp is damaged (it has another checksum"),
+    ("__0_0.distcp", Path.unlink, "__0_0.distcp cannot be read, a part of a checkpoint: No such file"),
+    (".metadata", damaged, ".metadata is damaged"),
+    (WHOLE, lambda path: path.write_bytes(path.read_bytes()[:-9]), f"{WHOLE} is damaged (its size"),
+    (MANIFEST, lambda path: path.write_text("{"), MANIFEST),
+    (MANIFEST, lambda path: path.write_text('{"files": {}}'), f"{MANIFEST} is damaged"),
+    (
+        MANIFEST,
+        lambda path: path.write_text(f'{{"files": {{"{WHOLE}": 1, ".metadata": 1}}}}'),
+        f"{MANIFEST} is damaged",
+    ),
+    (MANIFEST, lambda path: path.write_text(path.read_text().replace("__1", "../__1")), "not the name of a file"),
+]
+
+
+def test_a_damaged_part_is_refused_by_name(toy_trainer, cfg, processes, written):
+    for number, (name, damage, _) in enumerate(DAMAGES):
+        shutil.copytree(written / "model_final", written / f"damaged{number}")
+        damage(written / f"damaged{number}" / name)
 
     def work() -> None:
         trainer = toy_trainer(settings(cfg, written, "parts"))
-        with pytest.raises(UserError) as found:  # on both, whoever has read the file
-            trainer.resume_or_load(resume=True)
-        assert message in str(found.value)
+        for number, (_, _, message) in enumerate(DAMAGES):
+            with pytest.raises(UserError) as found:  # on both, whoever has read the file
+                trainer.checkpointer.load(str(written / f"damaged{number}"))
+            assert message in str(found.value)
 
     run(processes, written.parent, 2, work)
+    for number, (_, _, message) in enumerate(DAMAGES):
+        with pytest.raises(UserError) as found:
+            read_parts(str(written / f"damaged{number}"))
+        assert message in str(found.value)
 
 
 class Boom:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
+from uniperceiver_v2.checkpoint.parts import read_parts
 from uniperceiver_v2.config.checks import check_config
 from uniperceiver_v2.engine import UniPerceiverTrainer, sharding
 from uniperceiver_v2.engine import trainer as trainer_module
@@ -61,7 +62,8 @@ def tensors(state, where: str = "") -> dict[str, torch.Tensor]:
 
 
 def final(folder: Path, name: str = "model_final") -> dict[str, torch.Tensor]:
-    return tensors(torch.load(folder / f"{name}.pth", weights_only=True))
+    file = folder / f"{name}.pth"
+    return tensors(torch.load(file, weights_only=True) if file.exists() else read_parts(str(folder / name)))
 
 
 def values(folder: Path, name: str) -> list[float]:
@@ -82,7 +84,8 @@ SEED = 120  # draws every task in the first two parts
 
 @needs_support
 def test_ranks_that_divide_the_model_train_it_as_ranks_that_do_not(real_cfg, processes, tmp_path):
-    """All tasks, in three parts with other numbers of ranks, averages and moments included."""
+    """All tasks, in three parts with other numbers of ranks, averages and moments included. Of the divided ones one run
+    writes files, the other directories of parts, and they have the same bits."""
     cfg = real_cfg
     cfg.SEED, cfg.SOLVER.MAX_ITER = SEED, LENGTH * len(PARTS)
     schedule = TaskSchedule(sampling_ratios(cfg), cfg.SEED)
@@ -92,16 +95,18 @@ def test_ranks_that_divide_the_model_train_it_as_ranks_that_do_not(real_cfg, pro
         def work(until: int = LENGTH * (number + 1), how: str = how) -> None:
             if how == "hybrid":
                 comm.get_local_size = lambda: 2  # as on two machines
-            for folder in ("none", "divided"):
+            for folder in ("none", "divided", "parts"):
+                cfg.SOLVER.CHECKPOINT_FORMAT = "parts" if folder == "parts" else "file"
                 trainer = train(cfg, tmp_path / folder, until, "none" if folder == "none" else how, resume=True)
                 divided = [p for p in trainer.model.parameters() if hasattr(p, "to_local")]
-                assert bool(divided) == (folder == "divided" and comm.get_world_size() > 1)
+                assert bool(divided) == (folder != "none" and comm.get_world_size() > 1)
                 if divided:
                     share = sum(p.to_local().numel() for p in divided) / sum(p.numel() for p in divided)
                     assert 0.3 < share < 0.7  # of two ranks, or of two on each machine
 
         run(processes, tmp_path, ranks, work)
-        none, divided = (final(tmp_path / folder) for folder in ("none", "divided"))
+        none, divided, parts = (final(tmp_path / folder) for folder in ("none", "divided", "parts"))
+        assert divided.keys() == parts.keys() and all(torch.equal(divided[key], parts[key]) for key in divided)
         assert none.keys() == divided.keys() and len(none) > 1000
         for key, value in none.items():
             torch.testing.assert_close(divided[key], value, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: key + text)

@@ -114,9 +114,7 @@ def _make_anew(directory: str) -> None:
 
 def _own_files(directory: str, rest: Any) -> dict[str, list[int]]:
     """Size and checksum of this process's files. The first process, which has ``rest``, also writes that."""
-    names = [
-        os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(directory), f"__{comm.get_rank()}_*"))
-    ]
+    names = [name for name in os.listdir(directory) if name.startswith(f"__{comm.get_rank()}_")]
     if rest is not None:
         write_atomically(os.path.join(directory, WHOLE), lambda file: torch.save(rest, file))
         names += [WHOLE, _METADATA]
@@ -163,16 +161,13 @@ def remove_checkpoint(path: str) -> None:
 
     A directory loses its name first, so that none is there in part.
     """
-    if os.path.isdir(path) and not is_parts(path):
-        return
-    if os.path.isdir(path):
+    if is_parts(path):
         hidden = _hidden(path, _WRITTEN)
         shutil.rmtree(hidden, ignore_errors=True)
         os.rename(path, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    elif os.path.isfile(path):
+        os.unlink(path)
 
 
 def is_parts(path: str) -> bool:
@@ -238,6 +233,8 @@ def _manifest(path: str) -> dict[str, list[int]]:
         raise _damaged(manifest, "it does not list the files of a checkpoint")
     if bad := [name for name in files if os.path.basename(name) != name]:
         raise _damaged(manifest, f"it lists {bad[0]!r:.80}, which is not the name of a file beside it")
+    if not all(isinstance(about, list) and len(about) == 2 for about in files.values()):
+        raise _damaged(manifest, "it does not have the size and the checksum of each file")
     return files
 
 
@@ -317,8 +314,7 @@ class _TensorsUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "pathlib":
             return PurePosixPath  # the directory's name when it was written, which nobody needs
-        if name in self._KNOWN.get(module, ()) or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_type or name in self._KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{_METADATA} holds {module}.{name}, which describes no tensor")
