@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..errors import UserError, exit_code
 from ..files import write_atomically
@@ -44,8 +44,8 @@ def make_whole(checkpoint: str, file: str) -> None:
         else:
             weights = {key: value.contiguous() for key, value in state.get("model", state).items()}
             require_finite(weights)
-            about = {"format": "pt", CHECKSUM: tensors_checksum(weights)}
-            write_atomically(file, lambda opened: save_file(weights, opened.name, metadata=about))
+            content = save(weights, metadata={"format": "pt", CHECKSUM: tensors_checksum(weights)})
+            write_atomically(file, lambda opened: opened.write(content))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot write {file}: {error}") from error
 
