@@ -15,20 +15,12 @@ from uniperceiver_v2.checkpoint import AtomicCheckpointer, parts
 from uniperceiver_v2.checkpoint.parts import MANIFEST, WHOLE, read_parts
 from uniperceiver_v2.checkpoint.whole import main as make_whole
 from uniperceiver_v2.config.checks import check_config
-from uniperceiver_v2.engine import sharding
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.reading import read_tensors
 
+from .divided import needs_support
 
-def is_supported() -> bool:
-    try:
-        sharding._fully_shard()
-    except UserError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not is_supported(), reason="this PyTorch cannot divide such a model")
+pytestmark = needs_support
 
 PERIOD = 8  # iterations between checkpoints
 

@@ -21,16 +21,7 @@ from uniperceiver_v2.modeling.layers import WeightCache
 from uniperceiver_v2.shards import whole
 from uniperceiver_v2.solver.build import sampling_ratios
 
-
-def is_supported() -> bool:
-    try:
-        sharding._fully_shard()
-    except UserError:
-        return False
-    return True
-
-
-needs_support = pytest.mark.skipif(not is_supported(), reason="this PyTorch cannot divide such a model")
+from .divided import needs_support
 
 
 class Exact(UniPerceiverTrainer):

@@ -17,7 +17,8 @@ CASES = Path(__file__).with_name("fused_step_cases.py")
 
 @interpreted_and_compiled
 def test_cases(interpret):
-    run_cases(CASES, interpret)
+    code, output = run_cases(CASES, interpret)
+    assert code == 0 and re.search(r"\b\d+ passed", output), output
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -23,7 +23,8 @@ SHAPES = [(3, 4), (1, 2)]
 
 @interpreted_and_compiled
 def test_cases(interpret):
-    run_cases(CASES, interpret)
+    code, output = run_cases(CASES, interpret)
+    assert code == 0 and re.search(r"\b\d+ passed", output), output
 
 
 def assembly(kernel, value_type, itemsize):
