@@ -11,13 +11,23 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_json
 from ..predictor import Predictor
-from .check import differences, figures, too_large
+from .check import TOLERANCE, differences, figures, unexplained
 from .description import DESCRIPTION, describe, file_of, save_tokenizer
 from .files import PRECISIONS, require, to_half, to_int8, trace
 from .parts import deployable, parts_of
 from .session import Captioner, Detector, Exported
 
-__all__ = ["PRECISIONS", "Captioner", "Detector", "Exported", "differences", "export", "figures", "too_large"]
+__all__ = [
+    "PRECISIONS",
+    "TOLERANCE",
+    "Captioner",
+    "Detector",
+    "Exported",
+    "differences",
+    "export",
+    "figures",
+    "unexplained",
+]
 
 
 def export(
@@ -43,7 +53,7 @@ def export(
 
     Raises:
         UserError: a package is missing, a precision is unknown, the model cannot be exported, or its files differ from
-            it by more than rounding explains, see :func:`too_large`.
+            it by more than ``TOLERANCE`` and rounding, see :func:`unexplained`.
     """
     unknown = sorted(set(precisions) - set(PRECISIONS))
     if unknown:
@@ -77,9 +87,10 @@ def _checked(predictor: Predictor, place: Path, trials: int) -> dict[str, float]
     device = predictor.model.device
     try:
         found = differences(predictor.model.cpu(), Exported(place), trials)
+        bad = unexplained(found, predictor.model, trials)
     finally:
         predictor.model.to(device)
-    if bad := too_large(found):
+    if bad:
         told = ", ".join(f"{name} by {value:.2g}" for name, value in bad.items())
         (place / DESCRIPTION).unlink()
         raise UserError(f"the files in {place} differ from the model: {told}")

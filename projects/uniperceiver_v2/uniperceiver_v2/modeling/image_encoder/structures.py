@@ -261,7 +261,7 @@ def shares_inside(centre: Tensor, side: Tensor, size: int) -> Tensor:
         size: the number of pixels of the padded map along this axis.
     """
     pixels = torch.arange(size, device=centre.device)
-    low, high = (((centre + step * side) * size).unsqueeze(-1) for step in (-0.5, 0.5))
+    low, high = ((torch.add(centre, side, alpha=step) * size).unsqueeze(-1) for step in (-0.5, 0.5))
     return (torch.minimum(pixels + 1, high) - torch.maximum(pixels, low)).clamp(min=0)
 
 
