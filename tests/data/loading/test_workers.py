@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -190,3 +191,32 @@ def test_a_handler_that_was_there_stays(monkeypatch):
     signal.signal(signal.SIGCHLD, handler)
     next(iter(loader(as_it_is, 1)))
     assert signal.signal(signal.SIGCHLD, signal.SIG_DFL) is handler
+
+
+def test_a_worker_that_is_killed_with_a_lock_in_its_hands_does_not_stop_the_others():
+    """In a thread, where PyTorch itself looks for dead workers, and then at the event that all share."""
+    workers = Workers(DataLoader(RECORDS, batch_size=None, num_workers=1))
+    event = workers._iterator._workers_done_event
+
+    def hold_what_can_be_held() -> None:
+        if hasattr(event, "_cond"):
+            event._cond.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    holder = multiprocessing.get_context("fork").Process(target=hold_what_can_be_held)
+    holder.start()
+    holder.join()
+    kill(workers._processes[0])
+    found = []
+
+    def read_all() -> None:
+        try:
+            found.extend(workers)
+        except WorkerDied as death:
+            found.append(death)
+
+    thread = threading.Thread(target=read_all, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits for a dead process"
+    assert isinstance(found[-1], WorkerDied) and "SIGKILL" in str(found[-1])

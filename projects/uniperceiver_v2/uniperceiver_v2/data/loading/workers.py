@@ -6,6 +6,7 @@ import multiprocessing.connection
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from torch.utils.data import DataLoader
@@ -13,6 +14,26 @@ from torch.utils.data import DataLoader
 
 class WorkerDied(Exception):
     """A worker process has ended unexpectedly. The message says how."""
+
+
+class _Flag:
+    """An event without a lock. Workers of a DataLoader look at their loader's event before each batch. If one is killed
+    while it holds the lock of a usual event, whoever looks next waits for ever."""
+
+    def __init__(self, context: BaseContext):
+        self._byte = context.RawValue("b", 0)
+
+    def is_set(self) -> bool:
+        return bool(self._byte.value)
+
+    def set(self) -> None:
+        self._byte.value = 1
+
+
+def _context() -> BaseContext:
+    """The usual way to start processes, with events that no killed process can hold."""
+    usual = type(multiprocessing.get_context(multiprocessing.get_start_method()))
+    return type("WorkerContext", (usual,), {"Event": lambda self: _Flag(self)})()
 
 
 class Workers:
@@ -24,10 +45,12 @@ class Workers:
     the workers have started, and looks for dead workers when a batch is due.
 
     Args:
-        loader: a loader with or without workers, which are started here.
+        loader: a loader with or without workers, which are started here, in its way to start processes if it has one.
     """
 
     def __init__(self, loader: DataLoader):
+        if loader.num_workers and loader.multiprocessing_context is None:
+            loader.multiprocessing_context = _context()
         before = set(multiprocessing.active_children())
         with _without_torchs_handler():
             self._iterator = iter(loader)
