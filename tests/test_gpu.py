@@ -111,11 +111,48 @@ def test_compiled_parts_with_channels_last_have_the_same_losses(cfg):
     assert all(p.grad is None or p.grad.isfinite().all() for p in other.parameters())
 
 
-def test_a_run_trains_every_task_and_evaluates(cfg):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cuda_graphs_have_the_same_losses_and_gradients(cfg, bf16):
+    """While weights change, tasks alternate, and gradients of two batches are added."""
     cfg.defrost()
     cfg.MODEL.DEVICE = "cuda"
+    torch.manual_seed(0)
+    plain = build_model(cfg).train()
+    cfg.MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS = True
+    graphed = build_model(cfg).train()
+    graphed.load_state_dict(plain.state_dict())
+    loaders = {task: iter(build_task_train_loader(cfg, task)) for task in ("digits", "scene_pairs")}
+    for step in range(5):
+        batches = [next(loaders["digits"]), next(loaders["scene_pairs"])]
+        losses, gradients = [], []
+        for model in (plain, graphed):
+            model.zero_grad()
+            torch.manual_seed(step)
+            for batch in batches:
+                with EventStorage(), torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                    parts = model(batch)
+                sum(parts.values()).backward()
+                losses.append({name: loss.detach() for name, loss in parts.items()})
+            gradients.append({name: p.grad for name, p in model.named_parameters()})
+        allowed = {"rtol": 5e-2, "atol": 2e-2} if bf16 else {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(losses[2:], losses[:2], **allowed)
+        assert [g is None for g in gradients[0].values()] == [g is None for g in gradients[1].values()]
+        a, b = (torch.cat([g.flatten() for g in found.values() if g is not None]) for found in gradients)
+        assert (a - b).norm() < (0.2 if bf16 else 0.02) * a.norm()
+        with torch.no_grad():
+            for p, q in zip(plain.parameters(), graphed.parameters(), strict=True):
+                if p.grad is not None:
+                    p -= 1e-3 * p.grad
+                q.copy_(p)
+    assert len(graphed.image_encoder._captured._recordings) == 2
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_run_trains_every_task_and_evaluates(cfg, graphs):
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS = "cuda", graphs
     cfg.SOLVER.SAMPLING, cfg.SOLVER.OPTIMIZER = "mixed", "AdamW"  # each iteration has all tasks
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 3, (), 0
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 5, (), 0
     trainer = UniPerceiverTrainer(cfg)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     results = trainer.train()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, the Triton kernels, the
-# fused step, and iterations with all parts compiled. Builds nothing. Needs the project's packages (`make setup`).
+# Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, with CUDA graphs and
+# without, the Triton kernels, the fused step, and compiled encoders of text. Builds nothing. Needs the project's
+# packages (`make setup`). A part that its time ends keeps the rows that it has.
 #
 #     tools/gpu_check.sh [FOLDER]
 #
@@ -25,19 +26,18 @@ part() { # name, seconds, command...
 
 : >"$folder/parts"
 export TORCHINDUCTOR_CACHE_DIR=$folder/inductor
-compiled=("$python" "$bench/gpu_iterations.py" --models tiny --tasks scenes scene_captions --precisions float32)
-settings=(MODEL.UNIPERCEIVER_V2.COMPILE "['backbone','region_network','text_encoder','decoder']"
-    MODEL.UNIPERCEIVER_V2.CHANNELS_LAST True SOLVER.FUSED_STEP True)
+compiled=("$python" "$bench/gpu_iterations.py" --models tiny --tasks corpus --precisions float32)
+settings=(MODEL.UNIPERCEIVER_V2.COMPILE "['text_encoder','decoder']")
 # Into the cache, beside the tests.
-timeout 110 "${compiled[@]}" --repeats 1 -- "${settings[@]}" >"$folder/compilation.log" 2>&1 &
-part tests 75 "$python" -m pytest -q -p no:cacheprovider -n 6 --durations=6 --tb=short tests/test_gpu.py tests/test_precision.py \
-    tests/modeling/layers/test_deformable_attention_triton.py tests/solver/test_fused_step.py tests/detectron2_core/engine/test_train_loop.py -m "not slow"
-part kernels 25 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
+timeout 85 "${compiled[@]}" --repeats 1 -- "${settings[@]}" >"$folder/compilation.log" 2>&1 &
+part tests 85 "$python" -m pytest -q -p no:cacheprovider -n 7 --durations=6 --tb=short -rf tests/test_gpu.py tests/test_precision.py \
+    tests/modeling/layers/test_deformable_attention_triton.py tests/solver/test_fused_step.py -m "not slow" -k "not interpreted"
 wait # for the compilation, which must not share the CPU with what is timed
-part step 15 "$python" $bench/optimizer.py --device cuda --quick --json "$folder/step.json"
-part tiny 35 "$python" $bench/gpu_iterations.py --models tiny --json "$folder/tiny.json"
-part r50 45 "$python" $bench/gpu_iterations.py --models R50 --repeats 3 --json "$folder/r50.json"
-part compiled 35 "${compiled[@]}" --json "$folder/compiled.json" -- "${settings[@]}"
+part step 26 "$python" $bench/optimizer.py --device cuda --quick --json "$folder/step.json"
+part tiny 45 "$python" $bench/gpu_iterations.py --models tiny --precisions float32 --graphs --json "$folder/tiny.json"
+part r50 50 "$python" $bench/gpu_iterations.py --models R50 --precisions float32 --graphs --repeats 3 --json "$folder/r50.json"
+part kernels 19 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
+part compiled 15 "${compiled[@]}" --json "$folder/compiled.json" -- "${settings[@]}"
 
 "$python" - "$folder" <<'PYTHON'
 import json, pathlib, sys

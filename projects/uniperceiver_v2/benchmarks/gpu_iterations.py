@@ -1,19 +1,21 @@
 """A training iteration of each task on a GPU: its time, launches, waits of the host, memory, and the GPU's busy share.
 
-    python projects/uniperceiver_v2/benchmarks/gpu_iterations.py [--device cuda] [--json FILE] [-- KEY VALUE ...]
+    python projects/uniperceiver_v2/benchmarks/gpu_iterations.py [--graphs] [--json FILE] [-- KEY VALUE ...]
 
 Two models train on digit_scenes: the tiny one as in its configuration, and a ResNet-50 model of the sizes of
 configs/joint/uniperceiver_v2_r50.yaml on scenes enlarged to 800 pixels, with random weights. Both train in float32 and
 under bf16 autocast. An iteration is the trainer's: forward, backward, TBGN's step and the scalars, without the data's
-time. Times are medians of
-wall-clock times. "launches" are kernels and copies, "busy" is their summed time over the iteration's, and "waits" are
-the host's synchronisations that PyTorch reports.
+time. With --graphs, the tasks that can use CUDA graphs are measured with them as well, and with the fused step.
+
+Times are medians of wall-clock times. "kernels" are kernels and copies, "busy" is their summed time over the
+iteration's, and "waits" are the host's synchronisations that PyTorch reports.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -56,7 +58,9 @@ R50_SIZES = {
     "CRITERION": {"NUM_POINTS": 12544},
 }
 R50_BATCHES = {"scenes": 2, "scene_phrases": 2, "digits": 32, "scene_captions": 4, "scene_pairs": 8, "corpus": 64}
-COLUMNS = ("model", "task", "precision", "ms", "images a second", "launches", "waits", "busy", "MiB")
+GRAPHED = ("classification", "captioning", "retrieval")  # kinds of tasks
+WITH_GRAPHS = ("MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS", "True", "SOLVER.FUSED_STEP", "True")
+COLUMNS = ("model", "task", "precision", "graphs", "ms", "images a second", "kernels", "waits", "busy", "MiB")
 
 
 def config(model: str, device: str, folder: Path, options: Sequence[str] = ()) -> CfgNode:
@@ -116,7 +120,7 @@ def synchronize(device: str) -> None:
 def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, Any]:
     """Median milliseconds of a step, and counts of one step."""
     on_gpu = device.startswith("cuda")
-    for _ in range(2):
+    for _ in range(4):  # CUDA graphs record at the third
         step()
     synchronize(device)
     if on_gpu:
@@ -139,7 +143,7 @@ def measure(step: Callable[[], Any], device: str, repeats: int) -> dict[str, Any
         # The profiler's own list of events: making PyTorch's takes seconds.
         events = recorded.profiler.kineto_results.events()
         kernels = [event.duration_ns() for event in events if event.device_type().name == "CUDA"]
-        found["launches"] = len(kernels)
+        found["kernels"] = len(kernels)
         found["busy"] = sum(kernels) / 1e6 / found["ms"]
     return found
 
@@ -158,23 +162,25 @@ def make_few_scenes(folder: Path) -> None:
     register_digit_scenes(str(folder))
 
 
-def rows_of(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, args: argparse.Namespace, graphs: bool) -> Iterator[dict[str, Any]]:
     """The measurements of one model, task by task. A task that fails has its error as a row."""
     device = args.device
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config(name, device, Path(folder), args.options)
+        cfg = config(name, device, Path(folder), [*args.options, *graphs * WITH_GRAPHS])
         torch.manual_seed(0)
         model = build_model(cfg).train()
         optimizer = build_optimizer(cfg, model)
         for group in optimizer.param_groups:
             group["lr"] = 1e-7  # without a warm-up, steps at the configuration's rate would end in NaN
         tasks = [task for task in cfg.TASKS.NAMES if task in (args.tasks or cfg.TASKS.NAMES)]
+        if graphs:
+            tasks = [task for task in tasks if cfg.TASKS[task].KIND in GRAPHED]
         batches = {task: next(iter(build_task_train_loader(cfg, task))) for task in tasks}
         for precision in args.precisions:
             dtype = torch.bfloat16 if precision == "bfloat16" else None
             trainer = Repeating(model, optimizer, batches, dtype)
             for task in tasks:
-                row: dict[str, Any] = {"model": name, "task": task, "precision": precision}
+                row: dict[str, Any] = {"model": name, "task": task, "precision": precision, "graphs": "yes" * graphs}
                 try:
                     row |= measure(functools.partial(trainer.run, task), device, args.repeats)
                     row["images a second"] = 1e3 * len(batches[task]) / row["ms"]
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", default=["tiny", "R50"])
     parser.add_argument("--tasks", nargs="+", default=[])
+    parser.add_argument("--graphs", action="store_true", help="the same again with CUDA graphs and the fused step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, whose work is small beside a GPU")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
@@ -214,8 +221,8 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         make_few_scenes(Path(folder))
-        for name in args.models:
-            for row in rows_of(name, args):
+        for name, graphs in itertools.product(args.models, (False, True) if args.graphs else (False,)):
+            for row in rows_of(name, args, graphs):
                 report["rows"].append(row)
                 print(line(row), flush=True)
                 if args.json:  # after each row, as the time may end

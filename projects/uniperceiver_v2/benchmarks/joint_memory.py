@@ -1,6 +1,6 @@
 """Memory of a training iteration of configs/joint on one of several GPUs, counted without computing it.
 
-    python projects/uniperceiver_v2/benchmarks/joint_memory.py [--ranks 8] [--tasks coco] [KEY VALUE ...]
+    python projects/uniperceiver_v2/benchmarks/joint_memory.py [--ranks 8] [--tasks coco] [--measure] [KEY VALUE ...]
 
 The model's tensors are on the meta device, and what the host knows is real. A forward and a backward pass run as in
 training, and every tensor that exists is counted while it exists. Autocast's rules are applied to products and to what
@@ -9,6 +9,9 @@ needs float32. Deformable attention is taken as its Triton kernels, which keep t
 "peak" is the most that activations and gradients take at any time. "kept" is what stays between iterations: weights,
 both moments and the average of the weights. GiB both. Caches of the allocator and of CUDA itself (some 2 GiB) are not
 counted, and neither are buffers of communication.
+
+--measure computes on a GPU as well, as one of the ranks: the peak that PyTorch's allocator sees, and the seconds of an
+iteration without the step. What other ranks would send is made up.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from joint_operations import TOKENS
+from memory import clock, peak, start_of_peak
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,9 +205,7 @@ def counted(ranks: int) -> Iterator[Alive]:
             (criterion, "fetch", fetched),
             (router, "fetch", fetched),
             (deformable_attention, "multi_scale_deformable_attention", kept),
-            (texts_in_parts, "group_size", lambda: ranks),
-            (texts_in_parts, "rank_in_group", lambda: 0),
-            (texts_in_parts, "gather_from_ranks", lambda rows: torch.cat([rows, *(ranks - 1) * [rows.detach()]])),
+            *_as_a_rank(ranks),
             *((module, "checkpoint", checkpointed) for module in (activation_checkpointing, texts_in_parts, criterion)),
             (torch, "autocast", Autocast.context),
         ):
@@ -211,6 +213,15 @@ def counted(ranks: int) -> Iterator[Alive]:
         stack.enter_context(alive)
         stack.enter_context(autocast)
         yield alive
+
+
+def _as_a_rank(ranks: int) -> tuple[tuple, ...]:
+    """What is replaced where, so that a process encodes its share of candidates. Other ranks' shares equal its own."""
+    return (
+        (texts_in_parts, "group_size", lambda: ranks),
+        (texts_in_parts, "rank_in_group", lambda: 0),
+        (texts_in_parts, "gather_from_ranks", lambda rows: torch.cat([rows, *(ranks - 1) * [rows.detach()]])),
+    )
 
 
 def train(model: nn.Module, batch: list[dict]) -> None:
@@ -227,24 +238,56 @@ def peak_of(cfg: CfgNode, model: nn.Module, task: str, ranks: int) -> int:
     return alive.most
 
 
+def build_on_gpu(cfg: CfgNode) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    torch.manual_seed(0)
+    return build_model(cfg).train()
+
+
+def measure_on_gpu(cfg: CfgNode, model: nn.Module, task: str, ranks: int) -> tuple[int, float]:
+    """The most bytes of activations and gradients in the second iteration on a GPU, and its seconds."""
+    batch = batch_of(cfg, task, cfg.TASKS[task].IMS_PER_BATCH // ranks)
+    with contextlib.ExitStack() as stack:
+        for module, name, value in _as_a_rank(ranks):
+            stack.enter_context(mock.patch.object(module, name, value))
+        for _ in range(2):
+            model.zero_grad()
+            before, start = start_of_peak("cuda"), clock("cuda")
+            with EventStorage(), measured(), torch.autocast("cuda", torch.bfloat16):
+                losses = sum(model(batch).values())
+            losses.backward()
+            del losses
+            seconds = clock("cuda") - start
+    found = peak("cuda") - before
+    model.zero_grad()
+    return found, seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=stand_ins.MODELS, default=["swin_large"])
     parser.add_argument("--ranks", type=int, default=8, help="GPUs")
     parser.add_argument("--tasks", nargs="+", help="only these")
+    parser.add_argument("--measure", action="store_true", help="on a GPU, too")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="settings")
     args = parser.parse_args()
-    print("| model | task | of a rank | kept | peak | together |\n|---|---|---:|---:|---:|---:|")
+    columns = ("model", "task", "of a rank", "kept", "peak", "together", *args.measure * ("peak on the GPU", "s"))
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
             cfg = stand_ins.joint_config(name, Path(folder), args.options)
-            model = build(cfg)
+            model, real = build(cfg), build_on_gpu(cfg) if args.measure else None
             kept = 4 * 4 * sum(p.numel() for p in model.parameters())
             for task in args.tasks or cfg.TASKS.NAMES:
-                peak = peak_of(cfg, model, task, args.ranks)
+                most = peak_of(cfg, model, task, args.ranks)
+                cells = [f"{size / 2**30:.1f}" for size in (kept, most, kept + most)]
+                if real is not None:
+                    found, seconds = measure_on_gpu(cfg, real, task, args.ranks)
+                    cells += [f"{found / 2**30:.1f}", f"{seconds:.2f}"]
                 count = cfg.TASKS[task].IMS_PER_BATCH // args.ranks
-                gib = (f"{size / 2**30:.1f}" for size in (kept, peak, kept + peak))
-                print(f"| {name} | {task} | {count} | {' | '.join(gib)} |", flush=True)
+                print(f"| {name} | {task} | {count} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

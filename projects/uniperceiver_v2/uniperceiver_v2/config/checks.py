@@ -43,6 +43,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     for key in ("ACTIVATION_CHECKPOINTING", "COMPILE"):
         for part in cfg.MODEL.UNIPERCEIVER_V2[key]:
             _check_choice(f"MODEL.UNIPERCEIVER_V2.{key}", part, PARTS)
+    _check_graphs(cfg)
     for name in cfg.TASKS.NAMES:
         _check_choice("TASKS.NAMES", name, [task for task in cfg.TASKS if task != "NAMES"])
         KINDS[cfg.TASKS[name].KIND].settings.check(cfg.TASKS[name], f"TASKS.{name}")
@@ -204,6 +205,20 @@ def _check_sharding(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.UNIPERCEIVER_V2.CHANNELS_LAST needs SOLVER.SHARDING 'none', not '{solver.SHARDING}'")
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "float16":
         raise UserError(f"SOLVER.SHARDING '{solver.SHARDING}' needs SOLVER.AMP.PRECISION 'bfloat16' or no autocast")
+
+
+def _check_graphs(cfg: CfgNode) -> None:
+    """CUDA graphs hold the image encoder's kernels as they are without other settings that change how it runs."""
+    node = cfg.MODEL.UNIPERCEIVER_V2
+    if not node.CUDA_GRAPHS:
+        return
+    for key in ("COMPILE", "ACTIVATION_CHECKPOINTING"):
+        if parts := [part for part in ("backbone", "region_network") if part in node[key]]:
+            raise UserError(
+                f"MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS needs MODEL.UNIPERCEIVER_V2.{key} without {' and '.join(parts)}"
+            )
+    if cfg.SOLVER.SHARDING != "none":
+        raise UserError(f"MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS needs SOLVER.SHARDING 'none', not '{cfg.SOLVER.SHARDING}'")
 
 
 def _check_datasets(where: str, names: Sequence[str]) -> None:

@@ -114,6 +114,8 @@ def _add_model_config(cfg: CN) -> None:
     node.COMPILE = []
     # The maps of backbone and region network have the channels of a pixel side by side in memory, for GPUs.
     node.CHANNELS_LAST = False
+    # On a GPU, tasks without regions launch the image encoder as CUDA graphs where their images have few sizes.
+    node.CUDA_GRAPHS = False
 
     # A Hugging Face backbone: PATH is a directory with its configuration (and weights), or CONFIG has its fields.
     node.BACKBONE = CN()

@@ -11,12 +11,23 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ...errors import UserError, nearest
+from .captured import CapturedPasses
 from .conventions import CONVENTIONS
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
 from .region_network import RegionNetwork, RegionSupervision
-from .structures import ImageEncoding, RegionTargets, has_padding, mean_of_valid, resize_valid, valid_pixels
+from .structures import (
+    ImageEncoding,
+    Proposals,
+    RegionTargets,
+    has_padding,
+    mean_of_valid,
+    resize_valid,
+    valid_pixels,
+)
 from .tokens import GlobalTokens, ProposalFusion
+
+_PROPOSAL_TENSORS = ("semantics", "boxes", "masks", "objectness", "appearance", "extent")
 
 
 class ImageEncoder(nn.Module):
@@ -27,6 +38,7 @@ class ImageEncoder(nn.Module):
         regions: the region proposal network.
         fusion, global_tokens: the modules of equations (2) and (3).
         boxes_around_masks, masks_are_learned: see `Proposals`.
+        captured: of training passes without targets and without padding; None to launch each kernel by itself.
     """
 
     @configurable
@@ -39,12 +51,13 @@ class ImageEncoder(nn.Module):
         global_tokens: GlobalTokens,
         boxes_around_masks: bool = False,
         masks_are_learned: bool = True,
+        captured: CapturedPasses | None = None,
     ):
         super().__init__()
         self.backbone, self.regions = backbone, regions
         self.fusion, self.global_tokens = fusion, global_tokens
         self.boxes_around_masks, self.masks_are_learned = boxes_around_masks, masks_are_learned
-        self._channels_last = False
+        self._channels_last, self._captured = False, captured
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -93,6 +106,7 @@ class ImageEncoder(nn.Module):
             ),
             "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,
             "masks_are_learned": cfg.MODEL.MASK_ON,
+            "captured": CapturedPasses() if node.CUDA_GRAPHS and cfg.MODEL.DEVICE.startswith("cuda") else None,
         }
 
     def put_channels_last(self) -> None:
@@ -106,6 +120,9 @@ class ImageEncoder(nn.Module):
         self, images: ImageList, targets: RegionTargets | None = None
     ) -> tuple[ImageEncoding, RegionSupervision | None]:
         """Encodes a batch. With targets it also returns the region network's losses and matches."""
+        learns = self.training and torch.is_grad_enabled()
+        if self._captured is not None and learns and targets is None and not has_padding(images):
+            return self._from_tensors(*self._captured(_TensorsOf(self), images.tensor)), None
         return self.encode_maps(self.maps(images), valid_pixels(images), has_padding(images), targets)
 
     def encode_maps(
@@ -129,6 +146,17 @@ class ImageEncoder(nn.Module):
         encoding = ImageEncoding(global_tokens, global_valid, self.fusion(proposals), proposals)
         return encoding, None if targets is None else self.regions.losses(output, targets)
 
+    def _from_tensors(
+        self, global_tokens: Tensor, proposal_tokens: Tensor, global_valid: Tensor, *proposals: Tensor
+    ) -> ImageEncoding:
+        found = Proposals(
+            **dict(zip(_PROPOSAL_TENSORS, proposals, strict=True)),
+            masks_in_boxes=self.regions.criterion.masks_in_boxes,
+            boxes_around_masks=self.boxes_around_masks,
+            masks_are_learned=self.masks_are_learned,
+        )
+        return ImageEncoding(global_tokens, global_valid, proposal_tokens, found)
+
     def mean_global_token(self, images: ImageList) -> Tensor:
         """[B,d], `ImageEncoding.mean_global_token` without a pass through the region network."""
         return mean_of_valid(*self._global_tokens(self.maps(images), valid_pixels(images)))
@@ -142,3 +170,18 @@ class ImageEncoder(nn.Module):
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         maps = self.backbone(images.tensor.contiguous(memory_format=layout))
         return [maps[name] for name in sorted(maps, key=lambda name: shapes[name].stride)]
+
+
+class _TensorsOf(nn.Module):
+    """The tensors of an encoding as a tuple, for batches [B,3,H,W] without padding. Only tokens have gradients: without
+    targets nothing else is learned from."""
+
+    def __init__(self, encoder: ImageEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        batch = ImageList(images, [tuple(images.shape[-2:])] * len(images))
+        found, _ = self.encoder.encode_maps(self.encoder.maps(batch), valid_pixels(batch), has_padding=False)
+        proposals = (getattr(found.proposals, name).detach() for name in _PROPOSAL_TENSORS)
+        return found.global_tokens, found.proposal_tokens, found.global_valid, *proposals

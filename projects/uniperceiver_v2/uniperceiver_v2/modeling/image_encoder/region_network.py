@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ...ranks import mean_divisor, sum_over_ranks
-from ...transfer import send
 from ..layers import MLP, DeformableAttention, compile_modules
 from ..layers.compilation import Backend
 from .boxes import touched
@@ -249,7 +248,7 @@ class RegionNetwork(nn.Module):
                 otherwise = (
                     boxes
                     if nothing is None
-                    else send(torch.tensor(nothing, dtype=boxes.dtype), boxes.device).expand_as(boxes)
+                    else torch.stack([torch.full_like(boxes[..., 0], side) for side in nothing], -1)
                 )
                 boxes = boxes_of_masks(inside, extent, otherwise, self.conventions.last_pixel_counts)
         return (selected if with_losses else None), boxes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +69,11 @@ def multi_scale_deformable_attention(
     return _sample_by_grid(value_BSHD, spatial_shapes, locations_BQHLPX, attention_BQHLP)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _pixel_sizes(shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Width and height of a pixel in each scale, as shares of the map: [L,1,2].
 
-    They are kept because a copy to the GPU would wait for it in each layer.
+    They are kept, as a copy to the GPU would wait for it in each layer, and for good, as CUDA graphs read them.
     """
     with torch.inference_mode(False):  # kept inference tensors could not be used in training later
         return torch.tensor([(1 / w, 1 / h) for h, w in shapes], dtype=dtype, device=device)[:, None]

@@ -46,9 +46,9 @@ def triton_applies(value_BSHD: Tensor, locations_BQHLPX: Tensor, attention_BQHLP
     )
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def _scales(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
-    """[L,3] int32: height, width and first token of each scale. They are kept, as a copy to the GPU waits for it."""
+    """[L,3] int32: height, width and first token of each scale. Kept for the reasons of `_pixel_sizes`."""
     starts = [sum(h * w for h, w in spatial_shapes[:level]) for level in range(len(spatial_shapes))]
     rows = [(h, w, start) for (h, w), start in zip(spatial_shapes, starts)]
     return torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 3)

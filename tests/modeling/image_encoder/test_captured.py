@@ -1,0 +1,196 @@
+"""Passes as CUDA graphs, with recordings of the CPU in place of a GPU's; `tests/test_gpu.py` has real ones."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from torch import nn
+from torch.func import functional_call
+
+from uniperceiver_v2.config.checks import check_config
+from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.modeling.image_encoder import RegionTargets
+from uniperceiver_v2.modeling.image_encoder.captured import MOST, SEEN, CapturedPasses, gradients_of
+
+
+class Rewriting:
+    """A recording whose replays compute again and write into the same places, as a graph does."""
+
+    made = 0
+
+    def __init__(self, network, images):
+        type(self).made += 1
+        self.network, self.images = network, images.clone()
+        self.leaves = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.requires_grad}
+        self._run()
+        self.outputs = tuple(x.detach().clone() for x in self._alive)
+        self.output_gradients = [torch.zeros_like(x) if x.requires_grad else None for x in self._alive]
+        found = gradients_of(self._alive, self.leaves, self.output_gradients)
+        self.gradients = tuple(None if g is None else g.clone() for g in found)
+        self.forward, self.backward = (SimpleNamespace(replay=f) for f in (self._forward, self._backward))
+
+    def _run(self):
+        with torch.enable_grad():
+            self._alive = functional_call(self.network, self.leaves, self.images)
+
+    def _forward(self):
+        self._run()
+        for place, x in zip(self.outputs, self._alive, strict=True):
+            place.copy_(x.detach())
+
+    def _backward(self):
+        found = gradients_of(self._alive, self.leaves, self.output_gradients)
+        for place, g in zip(self.gradients, found, strict=True):
+            if place is not None:
+                place.copy_(g)
+
+
+class _Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return (images * self.factor,)
+
+
+@pytest.fixture
+def passes():
+    Rewriting.made = 0
+    return CapturedPasses(Rewriting)
+
+
+@pytest.fixture
+def encoder(tiny_config, passes):
+    encoder = build_model(tiny_config).image_encoder.train()
+    with torch.no_grad():
+        for p in encoder.parameters():  # zero-initialised layers would hide a gradient
+            p += 0.01 * torch.randn_like(p)
+    encoder._captured = passes
+    return encoder
+
+
+def batch(seed: int = 0, size: int = 64) -> ImageList:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageList(torch.randn(2, 3, size, size, generator=generator), [(size, size)] * 2)
+
+
+def loss(encoding) -> torch.Tensor:
+    return (encoding.proposal_tokens**2).mean() + (encoding.global_tokens[:, 0] ** 3).mean()
+
+
+def gradients(encoder, encoding) -> dict[str, torch.Tensor | None]:
+    encoder.zero_grad()
+    loss(encoding).backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in encoder.named_parameters()}
+
+
+def test_outputs_and_gradients_are_those_of_the_plain_pass(encoder, passes):
+    for step in range(SEEN + 2):
+        images = batch(step)
+        encoder._captured = None
+        plain, _ = encoder(images)
+        expected = gradients(encoder, plain)
+        encoder._captured = passes
+        encoding, supervision = encoder(images)
+        assert supervision is None
+        torch.testing.assert_close(vars(encoding.proposals), vars(plain.proposals))
+        torch.testing.assert_close(encoding.global_valid, plain.global_valid)
+        torch.testing.assert_close(encoding.mean_global_token(), plain.mean_global_token())
+        torch.testing.assert_close(gradients(encoder, encoding), expected)
+        assert any(g is None for g in expected.values())  # the one-to-many head has none, with and without
+    assert Rewriting.made == 1
+
+
+def test_gradients_add_up_over_passes(encoder, passes):
+    """As with SOLVER.ACCUMULATION_STEPS: a replay must not write over the gradient of the pass before."""
+    for _ in range(SEEN):
+        encoder(batch())
+    encoder.zero_grad()
+    for seed in (1, 2):
+        loss(encoder(batch(seed))[0]).backward()
+    found = [None if p.grad is None else p.grad.clone() for p in encoder.parameters()]
+    encoder._captured = None
+    encoder.zero_grad()
+    for seed in (1, 2):
+        loss(encoder(batch(seed))[0]).backward()
+    torch.testing.assert_close(found, [p.grad for p in encoder.parameters()])
+
+
+def test_a_pass_that_waits_for_its_gradients_is_not_written_over(encoder):
+    for _ in range(SEEN):
+        encoder(batch())
+    first, _ = encoder(batch(1))
+    before = first.proposal_tokens.detach().clone()
+    second, _ = encoder(batch(2))  # a plain pass
+    assert torch.equal(first.proposal_tokens, before)
+    (first.proposal_tokens.sum() + second.proposal_tokens.sum()).backward()
+    third, _ = encoder(batch(3))
+    assert third.proposal_tokens.data_ptr() == first.proposal_tokens.data_ptr()
+
+
+def test_a_pass_without_a_step_does_not_block_the_recording(encoder):
+    """A step that is skipped asks for no gradients."""
+    for _ in range(SEEN):
+        encoder(batch())
+    first = encoder(batch(1))[0].proposal_tokens
+    place = first.data_ptr()
+    del first
+    assert encoder(batch(2))[0].proposal_tokens.data_ptr() == place
+
+
+def test_only_training_passes_without_targets_and_padding_are_recorded(encoder):
+    objects = RegionTargets(
+        torch.full((2, 1, 4), 0.5),
+        torch.ones(2, 1, 64, 64, dtype=torch.bool),
+        torch.zeros(2, 1, dtype=torch.int64),
+        torch.ones(2, 1, dtype=torch.bool),
+    )
+    padded = ImageList(batch().tensor, [(64, 64), (64, 48)])
+    for _ in range(2 * SEEN):
+        encoder(batch(), objects)
+        encoder(padded)
+        with torch.no_grad():
+            encoder(batch())
+        encoder.eval()(batch())
+        encoder.train()
+    assert Rewriting.made == 0
+
+
+def test_rare_shapes_are_not_recorded_nor_too_many(passes):
+    network = _Scale()
+    for size in range(1, MOST + 4):
+        for times in range(SEEN):
+            assert Rewriting.made == min(size - 1, MOST), (size, times)
+            passes(network, torch.zeros(1, 3, size, size))
+    assert Rewriting.made == MOST
+
+
+def test_copies_have_no_recordings(encoder):
+    for _ in range(SEEN):
+        encoder(batch())
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert not other._captured._recordings
+        torch.testing.assert_close(other(batch(1))[0].proposal_tokens, encoder(batch(1))[0].proposal_tokens)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("COMPILE", ["backbone"]), ("ACTIVATION_CHECKPOINTING", ["decoder", "region_network"]), ("SHARDING", "full")],
+)
+def test_settings_that_exclude_graphs(tiny_config, key, value):
+    node = tiny_config.MODEL.UNIPERCEIVER_V2
+    node.CUDA_GRAPHS = True
+    check_config(tiny_config, training=True, datasets=False)
+    (tiny_config.SOLVER if key == "SHARDING" else node)[key] = value
+    with pytest.raises(UserError, match=f"CUDA_GRAPHS needs .*{key}"):
+        check_config(tiny_config, training=True, datasets=False)
+
+
+def test_a_cpu_records_nothing(tiny_config):
+    tiny_config.MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS = True
+    assert build_model(tiny_config).image_encoder._captured is None
