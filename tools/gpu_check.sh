@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, with CUDA graphs and
-# without, the Triton kernels, the fused step, and compiled encoders of text. Builds nothing. Needs the project's
+# without, the Triton kernels, the step, and compiled encoders of text. Builds nothing. Needs the project's
 # packages (`make setup`). A part that its time ends keeps the rows that it has.
 #
 #     tools/gpu_check.sh [FOLDER]
@@ -31,7 +31,7 @@ settings=(MODEL.UNIPERCEIVER_V2.COMPILE "['text_encoder','decoder']")
 # Into the cache, beside the tests.
 timeout 85 "${compiled[@]}" --repeats 1 -- "${settings[@]}" >"$folder/compilation.log" 2>&1 &
 part tests 85 "$python" -m pytest -q -p no:cacheprovider -n 7 --durations=6 --tb=short -rf tests/test_gpu.py tests/test_precision.py \
-    tests/modeling/layers/test_deformable_attention_triton.py tests/solver/test_fused_step.py -m "not slow" -k "not interpreted"
+    tests/modeling/layers/test_deformable_attention_triton.py -m "not slow" -k "not interpreted"
 wait # for the compilation, which must not share the CPU with what is timed
 part step 26 "$python" $bench/optimizer.py --device cuda --quick --json "$folder/step.json"
 part tiny 45 "$python" $bench/gpu_iterations.py --models tiny --precisions float32 --graphs --json "$folder/tiny.json"

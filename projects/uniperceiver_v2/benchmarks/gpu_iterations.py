@@ -5,7 +5,7 @@
 Two models train on digit_scenes: the tiny one as in its configuration, and a ResNet-50 model of the sizes of
 configs/joint/uniperceiver_v2_r50.yaml on scenes enlarged to 800 pixels, with random weights. Both train in float32 and
 under bf16 autocast. An iteration is the trainer's: forward, backward, TBGN's step and the scalars, without the data's
-time. With --graphs, the tasks that can use CUDA graphs are measured with them as well, and with the fused step.
+time. With --graphs, the tasks that can use CUDA graphs are measured with them as well.
 
 Times are medians of wall-clock times. "kernels" are kernels and copies, "busy" is their summed time over the
 iteration's, and "waits" are the host's synchronisations that PyTorch reports.
@@ -59,7 +59,7 @@ R50_SIZES = {
 }
 R50_BATCHES = {"scenes": 2, "scene_phrases": 2, "digits": 32, "scene_captions": 4, "scene_pairs": 8, "corpus": 64}
 GRAPHED = ("classification", "captioning", "retrieval")  # kinds of tasks
-WITH_GRAPHS = ("MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS", "True", "SOLVER.FUSED_STEP", "True")
+WITH_GRAPHS = ("MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS", "True")
 COLUMNS = ("model", "task", "precision", "graphs", "ms", "images a second", "kernels", "waits", "busy", "MiB")
 
 
@@ -204,12 +204,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", default=["tiny", "R50"])
     parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--graphs", action="store_true", help="the same again with CUDA graphs and the fused step")
+    parser.add_argument("--graphs", action="store_true", help="the same again with CUDA graphs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, whose work is small beside a GPU")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="settings, such as SOLVER.FUSED_STEP True")
+    parser.add_argument(
+        "options", nargs="*", metavar="KEY VALUE", help="settings, such as MODEL.UNIPERCEIVER_V2.CHANNELS_LAST True"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     on_gpu = args.device.startswith("cuda")

@@ -5,8 +5,7 @@
 There are rows for the parameters of the tiny model (configs/digit_scenes) and for 100 million parameters of BERT-base's
 shapes. Either all parameters have gradients, or only those that one task uses. For the unused parameters AdamW gets
 gradients of zero, so that it updates them, too. The bytes that must move are each parameter and its two moments, read
-and written, and its gradient. TaskBalancedAdamW reads the gradient twice, as it needs the norm first. On a GPU there
-are also rows for SOLVER.FUSED_STEP.
+and written, and its gradient. TaskBalancedAdamW reads the gradient twice, as it needs the norm first.
 """
 
 from __future__ import annotations
@@ -59,17 +58,16 @@ def groups_with_gradients(
     return groups
 
 
-def row(name: str, cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], device: str, fused: bool) -> harness.Row:
+def row(name: str, cfg: CfgNode, model: nn.Module, reached: tuple[str, ...], device: str) -> harness.Row:
     settings = {"lr": cfg.SOLVER.BASE_LR, "betas": tuple(cfg.SOLVER.BETAS), "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
     groups = groups_with_gradients(cfg, model, reached, False, device)
-    balanced = TaskBalancedAdamW(groups, **settings, tasks={"a": (0.5, 1.0)}, fused=fused)
+    balanced = TaskBalancedAdamW(groups, **settings, tasks={"a": (0.5, 1.0)})
     plain = torch.optim.AdamW(groups_with_gradients(cfg, model, reached, True, device), **settings, foreach=True)
     parameters = [p for group in balanced.param_groups for p in group["params"]]
     with_gradient = sum(p.nbytes for p in parameters if p.grad is not None)
     share = with_gradient / sum(p.nbytes for p in parameters)
     return harness.compare(
-        f"{'fused ' * fused}TBGN step, {name}, {len(parameters)} tensors"
-        + (f", {share:.0%} reached" if share < 1 else ""),
+        f"TBGN step, {name}, {len(parameters)} tensors" + (f", {share:.0%} reached" if share < 1 else ""),
         lambda: balanced.step(task="a"),
         plain.step,
         peer_name="AdamW(foreach=True)",
@@ -83,8 +81,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
     for name, build in (("tiny", lambda: build_model(cfg)), ("100M", large_model)):
         model = build()
         for reached in (("",), REACHED[name]):
-            for fused in (False, True) if args.device.startswith("cuda") else (False,):
-                yield row(name, cfg, model, reached, args.device, fused)
+            yield row(name, cfg, model, reached, args.device)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,6 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
     cfg.SOLVER.BETAS = [0.9, 0.999]
     cfg.SOLVER.EPS = 1e-8
-    # A GPU makes a step of TaskBalancedAdamW by one launch of a Triton kernel. Nothing changes on a CPU.
-    cfg.SOLVER.FUSED_STEP = False
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 1.0
     # A block of these parts learns so many times as fast as the next one. The last block has the part's rate.

@@ -37,7 +37,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.SOLVER.OPTIMIZER == "TaskBalancedAdamW":
         ratios = sampling_ratios(cfg)
         tasks = {name: (ratio, cfg.TASKS[name].GRADIENT_WEIGHT) for name, ratio in ratios.items()}
-        return TaskBalancedAdamW(groups, **settings, tasks=tasks, fused=cfg.SOLVER.FUSED_STEP)
+        return TaskBalancedAdamW(groups, **settings, tasks=tasks)
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **settings, foreach=True)
 
 

@@ -17,14 +17,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..shards import is_divided, local
-from .fused_step import GroupStep, fused_step, fused_step_applies
 
 _BLOCK_ELEMENTS = 2**18  # parameters updated at once on a CPU: 5 MiB with moments, gradient and denominator
 
@@ -116,8 +115,31 @@ def _pieces(tensors: tuple[Tensor | None, ...]) -> Iterable[tuple[Tensor | None,
     return zip(*([None] * count if t is None else t.view(-1).split(_BLOCK_ELEMENTS) for t in tensors))
 
 
+class _GroupStep(NamedTuple):
+    """The update of one group of parameters.
+
+    Attributes:
+        parameters, m, n: tensors at the same index belong together.
+        gradients: for each draw the gradients of the parameters, None for a gradient of zero.
+        beta1, beta2, decay, eps, step: m ← beta1·m + Σ_d a_d·g_d, n ← beta2·n + Σ_d b_d·g_d²,
+            θ ← decay·θ - step·m / (√n + eps).
+        factors: (a_d, b_d) of each draw.
+    """
+
+    parameters: list[Tensor]
+    m: list[Tensor]
+    n: list[Tensor]
+    gradients: list[list[Tensor | None]]
+    beta1: float
+    beta2: float
+    decay: float
+    eps: float
+    step: float
+    factors: list[tuple[float, float]]
+
+
 def _update_block(
-    group: GroupStep, parameters: list[Tensor], m: list[Tensor], n: list[Tensor], *gradients: list[Tensor | None]
+    group: _GroupStep, parameters: list[Tensor], m: list[Tensor], n: list[Tensor], *gradients: list[Tensor | None]
 ) -> None:
     """Updates a block of a group's tensors; ``gradients`` are of each draw."""
     torch._foreach_mul_(m, group.beta1)
@@ -167,8 +189,6 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             normalisation.
         norm_floor: a gradient with a smaller norm is scaled as if it had this norm. A gradient of zero then stays
             zero, and rounding errors are not magnified.
-        fused: whether a GPU updates all parameters by one launch of a Triton kernel, where this applies
-            (:func:`~uniperceiver_v2.solver.fused_step.fused_step_applies`).
 
     Attributes:
         last_gradient_norm: the norm of the last step's gradient before normalisation.
@@ -187,7 +207,6 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         *,
         tasks: Mapping[str, tuple[float, float]],
         norm_floor: float = 1e-12,
-        fused: bool = False,
     ):
         if lr < 0 or eps < 0 or weight_decay < 0:
             raise ValueError(f"lr, eps and weight_decay must not be negative: {lr}, {eps}, {weight_decay}")
@@ -201,7 +220,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         if not norm_floor > 0:
             raise ValueError(f"norm_floor must be above 0: {norm_floor}")
         self.tasks = dict(tasks)
-        self.norm_floor, self.fused = norm_floor, fused
+        self.norm_floor = norm_floor
         self.last_gradient_norm = 0.0
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "step": 0}
         super().__init__(params, defaults)
@@ -248,9 +267,6 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         trained = ((group, [p for p in group["params"] if p.requires_grad]) for group in self.param_groups)
         gradients = [draw.gradients for draw in draws]
         groups = [self._group_step(group, own, factors, gradients) for group, own in trained if own]
-        if self.fused and fused_step_applies(groups):
-            fused_step(groups)
-            return
         for group in groups:
             for block in _blocks(group.parameters, group.m, group.n, *group.gradients):
                 _update_block(group, *block)
@@ -261,14 +277,14 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         parameters: list[Tensor],
         factors: list[tuple[float, float]],
         of_draws: list[Mapping[Tensor, Tensor]],
-    ) -> GroupStep:
+    ) -> _GroupStep:
         """``factors`` are of each draw: its gradient's scale and s_k·G."""
         m, n = self._moments(parameters)
         group["step"] += 1
         beta1, beta2 = group["betas"]
         root_correction2 = math.sqrt(1 - beta2 ** group["step"])
         step_size = group["lr"] / (1 - beta1 ** group["step"])
-        return GroupStep(
+        return _GroupStep(
             parameters=[local(p) for p in parameters],
             m=m,
             n=n,
