@@ -15,6 +15,7 @@ import httpx  # noqa: E402  (gradio's)
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
+from uniperceiver_v2.web import server  # noqa: E402
 from uniperceiver_v2.web.index import Index  # noqa: E402
 from uniperceiver_v2.web.limits import Limits  # noqa: E402
 from uniperceiver_v2.web.page import UNEXPECTED, Page  # noqa: E402
@@ -56,9 +57,10 @@ def outside(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def serve(answers, tmp_path, monkeypatch):
-    """serve(index=None, examples=()): a running server's address."""
+    """serve(index=None, examples=()): a running server's address. The servers are in serve.running."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "")
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     running = []
@@ -67,6 +69,7 @@ def serve(answers, tmp_path, monkeypatch):
         running.append(launch(Page(answers, index, examples), uploads))
         return running[-1].local_url
 
+    start.running = running
     yield start
     for blocks in running:
         blocks.close(verbose=False)
@@ -237,6 +240,17 @@ def test_a_full_disk_of_uploads_is_said(serve, answers, files, tmp_path):
     assert httpx.post(url, files={"files": ("x.png", b"x" * 100)}).status_code == 200
     told = httpx.post(url, files={"files": ("y.png", b"y" * 100)})
     assert (told.status_code, told.text) == (507, "The server has no room for uploads at the moment.")
+
+
+def test_few_visitors_are_remembered(serve, files, tmp_path, monkeypatch):
+    """Gradio keeps what each visitor sees, so a page that runs for long would fill the memory. Found by the soak."""
+    monkeypatch.setattr(server, "SESSIONS", 2)
+    address = serve()
+    visitors = [client_of(address, tmp_path) for _ in range(4)]
+    for client in (*visitors, visitors[0]):  # one comes back who has been forgotten
+        client.predict(handle_file(files[0]), api_name="/caption")
+    assert len(serve.running[-1].state_holder.session_data) == 2
+    assert len(serve.running[-1]._queue.event_analytics) == 2
 
 
 def test_slow_questions_leave_the_page_alone_and_fill_a_queue(serve, answers, files, tmp_path):

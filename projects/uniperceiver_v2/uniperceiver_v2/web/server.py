@@ -22,6 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 ENVELOPE = 2**16  # bytes around an uploaded file
 QUESTION_BYTES = 2**20  # of any other request
+SESSIONS = 100  # visitors of whom gradio remembers what it shows: 0.2 MiB each, of 10,000 by itself
 # The page comes from this server alone, whatever a component would like to load.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
@@ -110,6 +111,7 @@ def launch(
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = str(SESSIONS)  # of the questions that it remembers
     limits = page.answers.limits
     blocks = page.blocks()
     blocks.launch(
@@ -120,6 +122,7 @@ def launch(
         quiet=True,
         max_file_size=limits.upload_bytes,
         app_kwargs={"middleware": [Middleware(Guard, limits=limits, folder=folder)]},
+        state_session_capacity=SESSIONS,
         enable_monitoring=False,
         run_history=False,
         ssr_mode=False,
