@@ -22,7 +22,7 @@ def area(b):
 def shared_area(a, b):
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def table(function, first, second):
