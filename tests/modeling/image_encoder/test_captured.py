@@ -14,7 +14,7 @@ from torch.func import functional_call
 from uniperceiver_v2.config.checks import check_config
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling.image_encoder import RegionTargets
-from uniperceiver_v2.modeling.image_encoder.captured import MOST, SEEN, CapturedPasses, gradients_of
+from uniperceiver_v2.modeling.image_encoder.captured import MOST, SEEN, CapturedPasses, gradients_of, unchanged_buffers
 
 
 class Rewriting:
@@ -26,10 +26,11 @@ class Rewriting:
         type(self).made += 1
         self.network, self.images = network, images.clone()
         self.leaves = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if p.requires_grad}
-        self._run()
-        self.outputs = tuple(x.detach().clone() for x in self._alive)
-        self.output_gradients = [torch.zeros_like(x) if x.requires_grad else None for x in self._alive]
-        found = gradients_of(self._alive, self.leaves, self.output_gradients)
+        with unchanged_buffers(network):
+            self._run()
+            self.outputs = tuple(x.detach().clone() for x in self._alive)
+            self.output_gradients = [torch.zeros_like(x) if x.requires_grad else None for x in self._alive]
+            found = gradients_of(self._alive, self.leaves, self.output_gradients)
         self.gradients = tuple(None if g is None else g.clone() for g in found)
         self.forward, self.backward = (SimpleNamespace(replay=f) for f in (self._forward, self._backward))
 
@@ -56,6 +57,15 @@ class _Scale(nn.Module):
 
     def forward(self, images):
         return (images * self.factor,)
+
+
+class _Tuple(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return (self.network(images),)
 
 
 @pytest.fixture
@@ -143,6 +153,44 @@ def test_a_pass_without_a_step_does_not_block_the_recording(encoder):
     assert encoder(batch(2))[0].proposal_tokens.data_ptr() == place
 
 
+def test_a_loss_of_one_output_leaves_the_others_without_gradient(encoder, passes):
+    """Parameters behind the other outputs get zeros where the plain pass gives them none."""
+    for _ in range(SEEN):
+        encoder(batch())
+    images, found = batch(1), []
+    for captured in (passes, None):
+        encoder._captured = captured
+        encoder.zero_grad()
+        encoder(images)[0].global_tokens.square().mean().backward()
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad for p in encoder.parameters()])
+    torch.testing.assert_close(*found)
+
+
+def test_shapes_and_precisions_have_recordings_of_their_own(encoder, passes):
+    for step in range(SEEN + 1):
+        for size, bf16 in ((64, False), (96, False), (64, True)):
+            images = batch(step, size)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                encoder._captured = passes
+                found, _ = encoder(images)
+                encoder._captured = None
+                plain, _ = encoder(images)
+            assert found.proposal_tokens.dtype == plain.proposal_tokens.dtype
+            torch.testing.assert_close(found.proposal_tokens, plain.proposal_tokens)
+            loss(found).backward()
+    assert Rewriting.made == len(passes._recordings) == 3
+
+
+def test_a_recording_leaves_running_statistics_alone(passes):
+    plain, captured = (nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
+    captured.load_state_dict(plain.state_dict())
+    as_tuple = [_Tuple(plain), _Tuple(captured)]
+    for _ in range(SEEN + 2):
+        images = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(passes(as_tuple[1], images), as_tuple[0](images))
+        torch.testing.assert_close(dict(captured.named_buffers()), dict(plain.named_buffers()))
+
+
 def test_only_training_passes_without_targets_and_padding_are_recorded(encoder):
     objects = RegionTargets(
         torch.full((2, 1, 4), 0.5),
@@ -168,6 +216,16 @@ def test_rare_shapes_are_not_recorded_nor_too_many(passes):
             assert Rewriting.made == min(size - 1, MOST), (size, times)
             passes(network, torch.zeros(1, 3, size, size))
     assert Rewriting.made == MOST
+
+
+def test_what_cannot_be_recorded_is_said():
+    def record(network, images):
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+
+    passes = CapturedPasses(record)
+    with pytest.raises(UserError, match=r"CUDA_GRAPHS: .*\(1, 3, 4, 4\).*not permitted when stream is capturing"):
+        for _ in range(SEEN):
+            passes(_Scale(), torch.zeros(1, 3, 4, 4))
 
 
 def test_copies_have_no_recordings(encoder):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+
+from ...errors import UserError
 
 WARM_UP = 3  # passes before a recording, in which libraries choose their kernels and kernels are compiled
 SEEN = 3  # a batch is recorded when its shape comes for the third time
@@ -47,7 +50,7 @@ class Recording:
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Other threads copy batches meanwhile, which the recording has to allow.
         recorded = {"pool": torch.cuda.graph_pool_handle(), "capture_error_mode": "thread_local"}
-        with torch.random.fork_rng([images.device]):
+        with unchanged_buffers(network), torch.random.fork_rng([images.device]):
             torch.cuda.synchronize(images.device)
             with torch.cuda.stream(torch.cuda.Stream(images.device)):
                 for _ in range(WARM_UP):
@@ -62,6 +65,17 @@ class Recording:
             with torch.cuda.graph(self.backward, **recorded):
                 self.gradients = gradients_of(outputs, leaves, self.output_gradients)
         self.outputs = tuple(x.detach() for x in outputs)
+
+
+@contextmanager
+def unchanged_buffers(network: nn.Module) -> Iterator[None]:
+    """Puts back what passes in this context write into buffers, such as running statistics."""
+    before = [x.clone() for x in network.buffers()]
+    try:
+        yield
+    finally:
+        for x, old in zip(network.buffers(), before, strict=True):
+            x.copy_(old)
 
 
 def gradients_of(
@@ -100,6 +114,9 @@ class CapturedPasses:
             network: makes a tuple of tensors of images. What it launches may depend on the shape of the images alone.
                 Each call has to have the same parameters.
             images: [B,3,H,W], on a GPU.
+
+        Raises:
+            UserError: the pass cannot be recorded.
         """
         kind = images.device.type
         key = (images.shape, images.dtype, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -107,7 +124,13 @@ class CapturedPasses:
         if key not in self._recordings:
             if self._seen[key] < SEEN or len(self._recordings) == MOST:
                 return network(images)
-            self._recordings[key] = self._record(network, images)
+            try:
+                self._recordings[key] = self._record(network, images)
+            except RuntimeError as error:  # no memory, or an operation that waits for the device
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"MODEL.UNIPERCEIVER_V2.CUDA_GRAPHS: batches of {tuple(images.shape)} cannot be recorded: {reason}"
+                ) from error
         if key in self._open and (before := self._open[key]()) is not None and before.is_open:
             return network(images)  # the gradients of the pass before still need what the graph would write over
         recording = self._recordings[key]
@@ -127,6 +150,7 @@ class _State:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, state: _State, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         ctx.state, ctx.like = state, parameters
         recording = state.recording
         recording.forward.replay()
@@ -136,11 +160,11 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         recording = ctx.state.recording
         for place, gradient in zip(recording.output_gradients, output_gradients, strict=True):
             if place is not None:
-                place.copy_(gradient)
+                place.zero_() if gradient is None else place.copy_(gradient)
         recording.backward.replay()
         ctx.state.is_open = False
         # The next replay writes over the recording's own.
