@@ -1,9 +1,11 @@
 """How programs end."""
 
 import errno
+import json
 import os
 
 import pytest
+from detectron2.utils.logger import setup_logger
 
 from uniperceiver_v2.errors import LONGEST_MESSAGE, UnreadableImage, UserError, exit_code, nearest
 
@@ -52,3 +54,19 @@ def test_a_message_that_quotes_a_long_value_keeps_its_beginning_and_its_end(kind
     message = str(kind(f"a.csv has no column {'x' * 20_000}; name one"))
     assert message.startswith("a.csv has no column x") and message.endswith("x; name one")
     assert "[... 18,030 characters ...]" in message and len(message) < LONGEST_MESSAGE + 50
+
+
+def test_a_name_that_is_no_text_can_be_logged_and_printed(tmp_path, capfd):
+    """The JSON of a data set may name a file by half a surrogate pair, which stopped every line of the log about it."""
+    name = json.loads('"\\ud800.png"')
+    logger = setup_logger(str(tmp_path), name="uniperceiver_v2.names")
+    logger.warning(str(UnreadableImage(f"/data/{name}: it is missing")))
+    assert exit_code(lambda: raised(UserError(f"{name} is wrong"))) == 1
+    out, err = capfd.readouterr()
+    for text in (out, (tmp_path / "log.txt").read_text(encoding="utf-8")):
+        assert "/data/\\ud800.png: it is missing" in text
+    assert err == "error: \\ud800.png is wrong\n"
+
+
+def raised(error: Exception) -> None:
+    raise error

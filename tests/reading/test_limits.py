@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from uniperceiver_v2.data.mappers.augmentations import LARGEST_RESIZED
 from uniperceiver_v2.errors import UnreadableImage, UserError
@@ -76,6 +76,7 @@ def test_a_flipped_bit_among_the_pixels_of_a_png_is_found(tmp_path):
 REFERENCES = {
     "16 bits": (lambda: Image.new("I;16", (3, 2), 0x8034), "PNG", (128, 128, 128)),
     "CMYK": (lambda: Image.new("CMYK", (3, 2), (0, 255, 255, 0)), "TIFF", (255, 0, 0)),
+    "CMYK as JPEG": (lambda: Image.new("CMYK", (3, 2), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
     "grey with alpha": (lambda: Image.new("LA", (3, 2), (100, 0)), "PNG", (100, 100, 100)),
     "colour with alpha": (lambda: Image.new("RGBA", (3, 2), (100, 50, 20, 0)), "PNG", (100, 50, 20)),
     "one bit": (lambda: Image.new("1", (3, 2), 1), "PNG", (255, 255, 255)),
@@ -90,6 +91,50 @@ def test_every_mode_has_the_pixels_that_one_sees(tmp_path, make, form, expected)
     pixels = read_image({"file_name": str(tmp_path / "a")}, "RGB")
     assert pixels.shape == (2, 3, 3) and (pixels == expected).all()
     assert (read_image({"file_name": str(tmp_path / "a")}, "BGR") == expected[::-1]).all()
+
+
+def tiff(order: str, bits: int, photometric: int, pixels: bytes, sample_format: int = 1) -> bytes:
+    """A grey TIFF of 2 x 1 pixels without compression; ``order`` is "<" or ">"."""
+    shorts = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 277: 1, 278: 1, 339: sample_format}
+    longs = {273: 8, 279: len(pixels)}  # where the pixels are, and how many bytes
+    entries = sorted({**dict.fromkeys(shorts, 3), **dict.fromkeys(longs, 4)}.items())
+    table = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, 1)
+        + (struct.pack(f"{order}HH", shorts[tag], 0) if kind == 3 else struct.pack(f"{order}I", longs[tag]))
+        for tag, kind in entries
+    )
+    pixels += b"\0" * (-len(pixels) % 2)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(pixels))
+    return header + pixels + struct.pack(f"{order}H", len(entries)) + table + b"\0" * 4
+
+
+TIFFS = {
+    "16 bits, the lower byte first": (tiff("<", 16, 1, b"\0\x40\xff\xff"), (64, 255)),
+    "16 bits, the upper byte first": (tiff(">", 16, 1, b"\x40\0\xff\xff"), (64, 255)),
+    "16 bits, zero is white": (tiff("<", 16, 0, b"\0\x40\xff\xff"), (191, 0)),
+    "12 bits": (tiff("<", 12, 1, b"\x40\x0f\xff"), (64, 255)),
+    "8 bits, zero is white": (tiff("<", 8, 0, b"\x40\xff"), (191, 0)),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), TIFFS.values(), ids=TIFFS.keys())
+def test_a_grey_tiff_has_the_greys_that_one_sees(tmp_path, content, expected):
+    (tmp_path / "a.tif").write_bytes(content)
+    assert read_image({"file_name": str(tmp_path / "a.tif")}, "RGB")[0, :, 0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize(("bits", "pixels"), [(8, b"\xfb\x05"), (16, b"\xfb\xff\x05\0")])
+def test_pixels_with_a_sign_are_refused(tmp_path, bits, pixels):
+    (tmp_path / "a.tif").write_bytes(tiff("<", bits, 1, pixels, sample_format=2))
+    with pytest.raises(UnreadableImage, match=r"a\.tif: its pixels have a sign"):
+        read_image({"file_name": str(tmp_path / "a.tif")}, "RGB")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot write AVIF")
+def test_a_format_beyond_the_list_is_refused(tmp_path):
+    Image.new("RGB", (30, 20), (200, 100, 0)).save(tmp_path / "a.avif")
+    with pytest.raises(UnreadableImage, match=r"a\.avif: cannot identify the image's format"):
+        read_image({"file_name": str(tmp_path / "a.avif")}, "RGB")
 
 
 def test_pixels_of_32_bits_are_refused(tmp_path):

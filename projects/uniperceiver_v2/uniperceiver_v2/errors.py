@@ -10,9 +10,11 @@ _LISTED = 20  # valid names in a message
 
 class Refusal(Exception):
     """Something from outside that is not used. Whatever its message quotes, it stays readable: of a long one the middle
-    is left out, as the file is named at its beginning, and what to do at its end."""
+    is left out, as the file is named at its beginning, and what to do at its end. Half a surrogate pair, as in a file's
+    name that is no UTF-8, becomes its escape: no terminal and no log could write it."""
 
     def __init__(self, message: str = ""):
+        message = message.encode("utf-8", "backslashreplace").decode()
         if len(message) > LONGEST_MESSAGE:
             left_out = f" [... {len(message) - LONGEST_MESSAGE:,} characters ...] "
             message = f"{message[: LONGEST_MESSAGE * 3 // 4]}{left_out}{message[-LONGEST_MESSAGE // 4 :]}"

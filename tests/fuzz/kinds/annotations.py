@@ -124,8 +124,9 @@ class Kind:
                     try:
                         mapper(record)
                     except UnreadableImage as error:  # the picture is left out, and training goes on
-                        # As an absolute path, whose middle is left out if it is long.
-                        assert os.path.abspath(record["file_name"])[:500] in str(error)
+                        # As an absolute path in UTF-8, whose middle is left out if it is long.
+                        path_in_utf8 = os.path.abspath(record["file_name"]).encode("utf-8", "backslashreplace").decode()
+                        assert path_in_utf8[:500] in str(error)
             build_evaluator(self._cfg, name, str(path.parent / "out"))
 
     def is_named(self, path: Path, message: str) -> bool:

@@ -17,6 +17,8 @@ from .disk import open_file, patiently, read_file
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 _PNG_SIGNATURE = 8  # bytes before the first chunk of a PNG
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of the last two
 # Pixels of an image before it is decoded. Decoding takes up to fourteen bytes for each.
 LARGEST_PICTURE = 2**26
 
@@ -126,28 +128,36 @@ def pixels_of(image: Image.Image, image_format: str) -> np.ndarray:
     """The pixels of an opened image, rotated as EXIF says: uint8 [H, W, 3]. Of an animation, its present frame.
 
     Raises:
-        ValueError: its pixels have 32 bits.
+        ValueError: its pixels have 32 bits or a sign.
         OSError, SyntaxError, ...: Pillow's errors for damaged content.
     """
     upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-    return detection_utils.convert_PIL_to_numpy(_of_8_bits(upright, image.format), image_format)
+    return detection_utils.convert_PIL_to_numpy(_of_8_bits(upright, image), image_format)
 
 
-def _of_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """An image whose channels have 8 bits. Of 16 bits the upper ones are kept, as Pillow does with colours; of greys it
-    would make everything above 255 white.
+def _of_8_bits(upright: Image.Image, source: Image.Image) -> Image.Image:
+    """An image whose channels have 8 bits. Of more bits the upper ones are kept, as Pillow does with colours; of greys
+    it would make everything above 255 white.
+
+    Args:
+        source: the image as it was opened, with the tags of a TIFF.
 
     Raises:
-        ValueError: the pixels are numbers of 32 bits, of which nobody knows which is white.
+        ValueError: the pixels are numbers of 32 bits or have a sign, so that nobody knows which is white.
     """
+    tags = getattr(source, "tag_v2", {})
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ValueError("its pixels have a sign; save it without, so that it is known what is white")
     # PNG has 16 bits at most, which older versions of Pillow read as 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and source.format == "PNG"):
+        bits = tags[_BITS][0] if _BITS in tags else 16
+        grey = (np.asarray(upright) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+    if upright.mode in ("I", "F"):
         raise ValueError(
             "its pixels are numbers of 32 bits; save it with 8 or 16 bits, so that it is known what is white"
         )
-    return image
+    return upright
 
 
 def read_size(path: str) -> tuple[int, int]:
