@@ -214,21 +214,29 @@ def test_a_kind_stands_for_the_first_task_of_that_kind(tiny_config):
     assert texts == {"classification": ("the digit two",), "more_digits": ("another two",)}
 
 
-@pytest.mark.parametrize("task", ["scenes", "digits", "captions"])
+@pytest.mark.parametrize("task", ["scenes", "phrases", "digits", "captions"])
 def test_a_result_does_not_depend_on_the_neighbours_in_the_batch(tiny_model, task):
     with torch.no_grad():
         for parameter in tiny_model.parameters():  # at the start, much does not depend on the image yet
             parameter.add_(torch.randn_like(parameter) * 0.05)
     sizes = ((64, 64), (40, 60), (64, 64), (72, 96), (40, 60))
     batch = [
-        {"task": task, "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8), "candidates": ("one", "two")}
+        {
+            "task": task,
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8),
+            "candidates": ("one", "two"),
+            "phrases": ("one",),
+        }
         for size in sizes
     ]
     for item, found in zip(batch, tiny_model(batch), strict=True):
         (alone,) = tiny_model([item])
-        if task == "scenes":
+        if task in ("scenes", "phrases"):
             assert found["instances"].image_size == alone["instances"].image_size
-            torch.testing.assert_close(found["instances"].scores, alone["instances"].scores, atol=1e-4, rtol=0)
+            assert torch.equal(found["instances"].pred_masks, alone["instances"].pred_masks)
+            for name in ("scores", "pred_boxes"):
+                both = (getattr(x["instances"], name) for x in (found, alone))
+                torch.testing.assert_close(*(getattr(x, "tensor", x) for x in both), atol=1e-4, rtol=0)
         elif task == "digits":
             torch.testing.assert_close(found["scores"], alone["scores"], atol=1e-4, rtol=0)
         else:

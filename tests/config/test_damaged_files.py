@@ -69,6 +69,7 @@ VALUES = {
     "DATASETS.CUSTOM.a.FORMAT": ("[1]", "{}"),
     "TASKS.NAMES": ("[1]", "[[1]]", "{}"),
     "TASKS.scenes.EVALUATES": ("[[2]]",),
+    "TASKS.digits.LABEL_SMOOTHING": ("1.5", "-0.1", ".nan"),
     "MODEL.DEVICE": ("nonsense", '""'),
     "MODEL.PIXEL_MEAN": ("[1, 2]", "[a, b, c]"),
     "INPUT.FORMAT": ("XYZ",),
@@ -85,7 +86,8 @@ VALUES = {
 def test_a_bad_value_is_named_by_its_key_before_anything_is_built(tmp_path, key, value):
     path = tmp_path / "run.yaml"
     *parents, last = key.split(".")
-    kind = "    KIND: detection\n" if key.startswith("TASKS.scenes") else ""
+    kinds = {"TASKS.scenes": "detection", "TASKS.digits": "classification"}
+    kind = f"    KIND: {kinds['.'.join(parents)]}\n" if ".".join(parents) in kinds else ""
     rows = [f"_BASE_: {TINY_CONFIG}"] + [f"{'  ' * depth}{name}:" for depth, name in enumerate(parents)]
     path.write_text("\n".join(rows) + f"\n{kind}{'  ' * len(parents)}{last}: {'null' if value is None else value}\n")
     with pytest.raises(UserError) as caught:

@@ -179,7 +179,7 @@ def test_own_coco_data_is_trained_on_and_tested(own_coco, scenes_config):
     assert sum(len(b) for b in build_test_loader(scenes_config, "own")) == 40
 
 
-def test_categories_without_training_images_are_named(own_coco, scenes_config):
+def test_categories_without_training_images_are_named(own_coco, tmp_path, scenes_config):
     def drop_two_and_nine(content):
         for annotation in content["annotations"]:
             if annotation["category_id"] in (3, 10):
@@ -188,7 +188,7 @@ def test_categories_without_training_images_are_named(own_coco, scenes_config):
     own_coco(drop_two_and_nine)
     scenes_config.TASKS.scenes.DATASETS = ["own"]
     message = message_of(build_task_train_loader, scenes_config, "scenes")
-    assert "two, nine" in message and "own" in message
+    assert "two, nine" in message and " of own: " in message and str(tmp_path / "own.json") in message
     # Another dataset of the task may have them.
     scenes_config.TASKS.scenes.DATASETS = ["own", "tiny_digit_scenes_train"]
     build_task_train_loader(scenes_config, "scenes")
