@@ -41,7 +41,7 @@ class Damaged(NamedTuple):
     Attributes:
         name: of the file.
         content: its bytes.
-        changed: whether only bytes were damaged, so that whatever is read has to be what was saved.
+        only_bytes: whether only bytes were damaged, so that whatever is read has to be what was saved.
     """
 
     name: str
