@@ -175,6 +175,20 @@ def test_what_an_interrupted_write_leaves_is_removed_and_the_earlier_checkpoint_
         assert sorted(path.name for path in written.glob("*model*")) == ["model_0000007", "model_final"]
 
 
+def test_a_run_killed_before_its_final_checkpoint_gets_it(toy_trainer, cfg, processes, tmp_path):
+    """The last iteration has a periodic checkpoint too. The run is killed after that one was written. A process that
+    wrote a file before left a part of it."""
+    own = settings(cfg, tmp_path / "run", "parts", "full", False, "SOLVER.CHECKPOINT_PERIOD", 10)
+    run(processes, tmp_path, 2, lambda: train(toy_trainer, own))
+    (tmp_path / "run" / "model_final").rename(tmp_path / "expected")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_0000019")
+    (tmp_path / "run" / ".model_0000009.pth.77.tmp").touch()
+    run(processes, tmp_path, 2, lambda: train(toy_trainer, own))
+    same(content(tmp_path / "run" / "model_final"), content(tmp_path / "expected"))
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final"
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 def test_killed_and_stopped_runs_end_as_undisturbed_ones(toy_trainer, cfg, processes, tmp_path, monkeypatch):
     """The first process is killed while a checkpoint is being written, or before it gets its name. Another run gets a
     signal."""

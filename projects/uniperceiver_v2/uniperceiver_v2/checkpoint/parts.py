@@ -154,6 +154,9 @@ def tidy_up(folder: str) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     for written in glob.glob(os.path.join(glob.escape(folder), f".*{_WRITTEN}")):
         shutil.rmtree(written, ignore_errors=True)
+    for file in glob.glob(os.path.join(glob.escape(folder), ".*.pth.*.tmp")):  # a run in parts writes no such name
+        with contextlib.suppress(OSError):
+            os.unlink(file)
 
 
 def remove_checkpoint(path: str) -> None:

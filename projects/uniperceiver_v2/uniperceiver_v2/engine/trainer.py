@@ -144,6 +144,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             self._trainer.open_loaders(self.start_iter, self.max_iter)
             for name in self.cfg.DATASETS.TEST:
                 self.build_test_loader(self.cfg, name)  # finds bad test data before training, not after days of it
+            self._save_final_if_it_lacks()
             super().train()
             self.checkpointer.wait()
         except StoppedEarly:
@@ -154,6 +155,13 @@ class UniPerceiverTrainer(DefaultTrainer):
             self._trainer.close_loaders()
             self._graceful_stop.uninstall()
         return self.last_results
+
+    def _save_final_if_it_lacks(self) -> None:
+        """Write the final checkpoint of a run that died after the periodic one of its last iteration."""
+        if self.start_iter == self.max_iter > 0:
+            last = os.path.basename(self.checkpointer.get_checkpoint_file()) if comm.is_main_process() else ""
+            if comm.all_gather(last.removesuffix(".pth"))[0] != "model_final":
+                self.checkpointer.save("model_final", iteration=self.iter)
 
     def _check_that_ranks_agree(self) -> None:
         starts = comm.all_gather(self.start_iter)
