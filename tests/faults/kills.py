@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,7 @@ class Course:
             SystemExit: it ended with an error.
         """
         self._phase[0] = STARTING
-        child = os.fork()
-        if child == 0:
-            self._arguments.opts += ["SOLVER.CHECKPOINTS_IN_BACKGROUND", str(in_background)]
-            self._be_the_run(seconds, in_writing)
+        child = fork(lambda: self._be_the_run(in_background, seconds, in_writing), Path(f"{self.folder}.log"))
         _, status, usage = os.wait4(child, 0)
         code, taken = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
         if code in (-signal.SIGPROF, -signal.SIGALRM):
@@ -98,25 +96,16 @@ class Course:
             raise SystemExit(f"error: a run ended with {code}; {self.folder}.log tells why")
         return None, taken
 
-    def _be_the_run(self, seconds: float | None, in_writing: float | None) -> None:
+    def _be_the_run(self, in_background: bool, seconds: float | None, in_writing: float | None) -> None:
         """In the forked process. Both timers' signals end a process as SIGKILL does: nothing catches them."""
-        code = 1
-        try:
-            log = os.open(f"{self.folder}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(log, stream)
-            train_net.write_page = lambda folder: None  # it comes after all that is compared
-            self._mark(TaskTrainer, "run_step", TRAINING)
-            self._mark(UniPerceiverTrainer, "evaluate", EVALUATING)
-            self._mark(AtomicCheckpointer, "_write", WRITING, in_writing)
-            if seconds is not None:
-                signal.setitimer(signal.ITIMER_PROF, seconds)
-            train_net.main(self._arguments)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+        self._arguments.opts += ["SOLVER.CHECKPOINTS_IN_BACKGROUND", str(in_background)]
+        train_net.write_page = lambda folder: None  # it comes after all that is compared
+        self._mark(TaskTrainer, "run_step", TRAINING)
+        self._mark(UniPerceiverTrainer, "evaluate", EVALUATING)
+        self._mark(AtomicCheckpointer, "_write", WRITING, in_writing)
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+        train_net.main(self._arguments)
 
     def _mark(self, owner: type, name: str, phase: int, alarm: float | None = None) -> None:
         """Tell the parent's process when a method runs, and set the alarm then."""
@@ -134,8 +123,35 @@ class Course:
 
         setattr(owner, name, marked)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        return [reproducible(json.loads(line)) for line in (self.folder / "metrics.json").read_text().splitlines()]
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Those of a run that depend on nothing but what it has computed."""
+    return [reproducible(json.loads(line)) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def fork(work: Callable[[], int | None], log: Path) -> int:
+    """The pid of a process that does the work, writes what it says to a file, and ends with the work's code."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        code = work() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def prepared(output: Path) -> Path:
+    """The settings of the runs, after their data is there and what they import is imported."""
+    prepare(Path(os.environ["DETECTRON2_DATASETS"]) / "digit_scenes", train_scenes=24, test_scenes=6)
+    config = write_config(output)
+    UniPerceiverTrainer.build_model(load_config(str(config)))
+    return config
 
 
 def campaign(kills: int, output: Path, seed: int) -> list[dict[str, Any]]:
@@ -144,9 +160,7 @@ def campaign(kills: int, output: Path, seed: int) -> list[dict[str, Any]]:
     Raises:
         SystemExit: a run ended with an error, or in other bytes.
     """
-    prepare(Path(os.environ["DETECTRON2_DATASETS"]) / "digit_scenes", train_scenes=24, test_scenes=6)
-    config = write_config(output)
-    UniPerceiverTrainer.build_model(load_config(str(config)))  # imports what a run needs
+    config = prepared(output)
     log = output / "courses.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     spared = Course(config, output / "spared")
@@ -161,7 +175,7 @@ def campaign(kills: int, output: Path, seed: int) -> list[dict[str, Any]]:
             phases[phase] += 1
         if unequal := differences(course.folder, spared.folder):
             raise SystemExit(f"error: course {len(rows)} ended with another {', '.join(unequal[:5])}")
-        if course.metrics() != spared.metrics():
+        if metrics(course.folder) != metrics(spared.folder):
             raise SystemExit(f"error: course {len(rows)} ended with other metrics")
         rows.append({"seed": seed, "kills": dict(phases), "seconds": round(time.monotonic() - began, 1)})
         with open(log, "a") as file:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
 
+from uniperceiver_v2.checkpoint.parts import read_parts
+
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = REPOSITORY / "projects" / "uniperceiver_v2" / "train_net.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # of runs
 
 SMALL = {
     "_BASE_": str(REPOSITORY / "configs" / "digit_scenes" / "uniperceiver_v2_tiny.yaml"),
@@ -39,19 +46,46 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def command(config: Path, output: Path, *options: str, ranks: int = 1, restarts: int = 0) -> list[str]:
+def command(
+    config: Path, output: Path, *options: str, ranks: int = 1, restarts: int = 0, program: Path = PROGRAM
+) -> list[str]:
     """The command line of a run. For several ranks it is torchrun's."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         launcher += [f"--max_restarts={restarts}", "--monitor-interval=0.1"]
-    program = [str(PROGRAM), "--config-file", str(config), *options]
-    return [*launcher, *program, "OUTPUT_DIR", str(output)]
+    return [*launcher, str(program), "--config-file", str(config), *options, "OUTPUT_DIR", str(output)]
+
+
+def start(arguments: list[str], folder: Path, **variables: str) -> subprocess.Popen:
+    """Start a run, whose output goes to output.txt in the folder."""
+    log = open(folder / "output.txt", "ab")  # noqa: SIM115  (the process writes to it)
+    environment = {**ENVIRONMENT, **variables}
+    return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+
+
+def finish(arguments: list[str], folder: Path, **variables: str) -> None:
+    process = start(arguments, folder, **variables)
+    assert process.wait() == 0, (folder / "output.txt").read_text()[-4000:]
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, "the run was over too soon"
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
+
+
+def content(output: Path, name: str) -> dict:
+    """A checkpoint of a run, whether it is a file or a directory of parts."""
+    parts = output / name
+    return read_parts(str(parts)) if parts.is_dir() else torch.load(output / f"{name}.pth", weights_only=True)
 
 
 def state(output: Path) -> dict[str, torch.Tensor]:
     """All final weights and moments of a run."""
-    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    checkpoint = content(output, "model_final")
     moments = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
     return {
         **checkpoint["model"],

@@ -12,44 +12,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from small_run import command, differences, state, workers_of, write_config
+from .small_run import command, differences, finish, start, state, wait_for, workers_of
 
-sys.path.pop(0)
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 KILLS = 50  # make test-kills: 1,000
-
-
-def start(arguments: list[str], folder: Path) -> subprocess.Popen:
-    log = open(folder / "output.txt", "ab")  # noqa: SIM115  (the process writes to it)
-    return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=folder)
-
-
-def finish(arguments: list[str], folder: Path) -> None:
-    process = start(arguments, folder)
-    assert process.wait() == 0, (folder / "output.txt").read_text()[-4000:]
-
-
-def wait_for(what, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, "the run was over too soon"
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.005)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data(prepare_digit_scenes, tmp_path_factory) -> None:
-    """A small digit_scenes, so that loading takes little time."""
-    root = tmp_path_factory.mktemp("datasets")
-    prepare_digit_scenes(root / "digit_scenes", train_scenes=24, test_scenes=6)
-    ENVIRONMENT["DETECTRON2_DATASETS"] = str(root)
-
-
-@pytest.fixture
-def config(tmp_path) -> Path:
-    return write_config(tmp_path)
+KILLS_IN_PARTS = 30
 
 
 @pytest.mark.slow
@@ -94,11 +60,12 @@ def test_two_machines_start_a_run_anew_together(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_killed_at_many_random_moments_end_in_the_bytes_of_one_that_was_not(tmp_path):
-    arguments = [str(Path(__file__).with_name("kills.py")), "--kills", str(KILLS), "--output", str(tmp_path)]
-    campaign = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    print(campaign.stdout)
-    assert campaign.returncode == 0, campaign.stderr[-4000:]
+@pytest.mark.parametrize(("campaign", "kills"), [("kills.py", KILLS), ("kills_in_parts.py", KILLS_IN_PARTS)])
+def test_runs_killed_at_many_random_moments_lose_nothing(tmp_path, campaign, kills):
+    arguments = [str(Path(__file__).with_name(campaign)), "--kills", str(kills), "--output", str(tmp_path)]
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stderr[-4000:]
 
 
 @pytest.mark.slow
