@@ -2,8 +2,8 @@
 
     python projects/uniperceiver_v2/benchmarks/scaling.py [--model swin_large] [--efficiency 0.4] [--launch-us 30]
 
-Counted: operations (joint_operations.py), launches and memory (joint_memory.py), and bytes of gradients, for each task
-with the shipped batch. Stated: the rates below. Of an iteration, the device computes, or waits for launches, whichever
+Counted: operations (joint_operations.py), launches (joint_memory.py) and bytes of gradients, for each task with the
+shipped batch. Stated: the rates below. Of an iteration, the device computes, or waits for launches, whichever
 takes longer; the optimizer goes once over its numbers; and gradients travel by a ring while the backward pass goes on,
 so that only what takes longer than it is seen. A mean over tasks weighs them by their sampling ratios.
 
