@@ -89,7 +89,7 @@ test: setup $(WEB) $(EXPORT)
 test-slow: setup $(EXPORT) $(DOCS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults --ignore tests/web/browser $(ARGS)
 
-# The long campaign of kills and full disks, some ten minutes on two quiet cores.
+# The long campaign of kills, processes that stop, and disks that fail or are full, some half an hour on two cores.
 test-faults: setup
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -s -n 0 -m slow tests/faults $(ARGS)
 

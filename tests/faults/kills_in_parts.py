@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,6 @@ OPTIONS = {
 CHECKPOINTS = [f"model_{last:07d}" for last in range(PERIOD - 1, ITERATIONS, PERIOD)] + ["model_final"]
 RANKS = (1, 2, 3)
 AIMED = 3 / 4  # of the kills strike after a checkpoint's writing has begun
-LONGEST_WRITING = 1.0  # seconds, a little more than it takes
 
 
 class Moment(NamedTuple):
@@ -47,6 +46,13 @@ class Moment(NamedTuple):
 
     seconds: float
     writings: int = 0
+
+
+class Durations(NamedTuple):
+    """Seconds of the run that nobody killed, and of its longest writing of a checkpoint."""
+
+    run: float
+    writing: float
 
 
 class Killed(NamedTuple):
@@ -61,7 +67,8 @@ class Course:
         self.folder = folder
         self._arguments = ["train_net.py", "--config-file", str(config), "--resume", *options]
         self._arguments += ["OUTPUT_DIR", str(folder)]
-        self._writes = mmap.mmap(-1, 2)  # of the first process: how often it has begun to write, and whether it writes
+        # Of the first process: how often it has begun to write, whether it writes, the seconds of its longest writing.
+        self._writes = RawArray("d", 3)
 
     def part(self, ranks: int, moment: Moment | None = None) -> Killed | None:
         """Start or resume the run. Returns None if it lived to the end.
@@ -69,7 +76,7 @@ class Course:
         Raises:
             SystemExit: a process ended with an error.
         """
-        self._writes[:] = bytes(2)
+        self._writes[:] = (0, 0, 0)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -93,9 +100,9 @@ class Course:
         write = AtomicCheckpointer._write_checkpoint
 
         def marked(*args: Any) -> None:
-            self._writes[0], self._writes[1] = self._writes[0] + 1, True
+            began, self._writes[0], self._writes[1] = time.monotonic(), self._writes[0] + 1, True
             write(*args)
-            self._writes[1] = False
+            self._writes[1:] = (False, max(self._writes[2], time.monotonic() - began))
 
         AtomicCheckpointer._write_checkpoint = marked
 
@@ -119,6 +126,11 @@ class Course:
         for pid in alive:
             os.waitpid(pid, 0)
         return Killed(in_writing)
+
+    @property
+    def longest_writing(self) -> float:
+        """Seconds, of the part before."""
+        return self._writes[2]
 
     def last(self) -> int:
         """The iteration of the last checkpoint, after it was read. -1 before the first one."""
@@ -152,13 +164,13 @@ def campaign(kills: int, output: Path, seed: int) -> list[dict[str, Any]]:
     shutil.rmtree(spared.folder, ignore_errors=True)
     began = time.monotonic()
     spared.part(2)
-    whole = time.monotonic() - began
+    usual = Durations(time.monotonic() - began, spared.longest_writing)
     rows: list[dict[str, Any]] = []
     while sum(len(row["killed"]) for row in rows) < kills:
         chance, same = random.Random(f"{seed}/{len(rows)}"), len(rows) % 2 == 0
         course = Course(config, output / "killed")
         shutil.rmtree(course.folder, ignore_errors=True)
-        rows.append(_to_the_end(course, chance, same, whole))
+        rows.append(_to_the_end(course, chance, same, usual))
         unequal = differences(course.folder, spared.folder) if same else []
         if unequal or (same and metrics(course.folder) != metrics(spared.folder)):
             raise SystemExit(f"error: run {len(rows)} ended with other metrics or another {', '.join(unequal[:5])}")
@@ -166,11 +178,11 @@ def campaign(kills: int, output: Path, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _to_the_end(course: Course, chance: random.Random, same: bool, whole: float) -> dict[str, Any]:
+def _to_the_end(course: Course, chance: random.Random, same: bool, usual: Durations) -> dict[str, Any]:
     """Kill and resume until a part lives to the end. Returns the numbers of processes and the kills."""
     row: dict[str, Any] = {"ranks": [2], "killed": []}
     last = -1
-    while killed := course.part(row["ranks"][-1], _moment(chance, whole)):
+    while killed := course.part(row["ranks"][-1], _moment(chance, usual)):
         row["killed"].append("writing" if killed.in_writing else "elsewhere")
         before, last = last, course.last()
         if last < before:
@@ -180,10 +192,10 @@ def _to_the_end(course: Course, chance: random.Random, same: bool, whole: float)
     return row
 
 
-def _moment(chance: random.Random, whole: float) -> Moment:
+def _moment(chance: random.Random, usual: Durations) -> Moment:
     if chance.random() < AIMED:
-        return Moment(chance.uniform(0, LONGEST_WRITING), chance.choice((1, 1, 2)))
-    return Moment(chance.uniform(0, whole))
+        return Moment(chance.uniform(0, 1.2 * usual.writing), chance.choice((1, 1, 2)))
+    return Moment(chance.uniform(0, usual.run))
 
 
 def main() -> None:
