@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -319,6 +320,19 @@ def test_matches_do_not_depend_on_how_many_masks_are_compared_at_once(monkeypatc
     assert found[0].shape[1] == LAYERS * 5
     assert torch.equal(found[1], found[0])
     assert torch.equal(found[2], found[0])
+
+
+def test_matching_computes_in_float32_under_autocast(monkeypatch):
+    """In bf16 a cost has three digits, and near misses would take an object's place from one step to the next."""
+    criterion, predictions, targets = make_criterion(), make_predictions(), make_targets()
+    pixels, costs = torch.randn(BATCH, DIM, 4, 4), []
+    assign = criterion_module.assign
+    monkeypatch.setattr(criterion_module, "assign", lambda table, counts: costs.append(table) or assign(table, counts))
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            one_to_one(criterion, predictions, pixels, targets)
+    assert costs[1].dtype == np.float32 and (costs[0] == costs[1]).all()
 
 
 def test_blocks_for_the_caches_of_a_cpu_are_made_on_a_cpu_alone(monkeypatch):
