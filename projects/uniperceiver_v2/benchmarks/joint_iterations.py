@@ -7,9 +7,9 @@ that of experiments/joint_miniature.py with 1,000 classes, one image (or text) a
 the configuration scales them, and all candidates are there: 80 categories, 1,000 classes, the configured sample of
 words. An iteration is forward, backward and TBGN's step in float32, the first of its process.
 
-"TFLOP" are PyTorch's counts of products and convolutions as they are executed, what activation checkpointing computes
-again included. "peak" is the process's: weights, gradients, moments, activations and libraries. Time is processor time
-on a CPU, wall-clock time on a GPU.
+"TFLOP" are PyTorch's counts of products and convolutions, what activation checkpointing computes again included. They
+are counted on the meta device, as counting keeps what checkpointing would give back. "peak" is the process's: weights,
+gradients, moments, activations and libraries. Time is processor time on a CPU, wall-clock time on a GPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import joint_memory
 import stand_ins
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from memory import clock, peak, start_of_peak
@@ -31,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniperceiver_v2.data import build_task_train_loader
 from uniperceiver_v2.files import REPOSITORY
+from uniperceiver_v2.measured import measured
 from uniperceiver_v2.solver import build_optimizer
 
 TASKS = ("coco", "imagenet", "coco_captions", "coco_pairs", "texts")  # one of each kind
@@ -56,10 +59,9 @@ def measure(model_name: str, task: str, folder: Path, device: str) -> dict[str, 
     batch = next(iter(build_task_train_loader(cfg, task)))
     start_of_peak(device)
     start = clock(device)
-    with FlopCounterMode(display=False) as counter:
-        with EventStorage():
-            losses = model(batch)
-        sum(losses.values()).backward()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
     optimizer.step(task=task)
     seconds = clock(device) - start
     found = {name: round(value.item(), 3) for name, value in losses.items()}
@@ -67,8 +69,16 @@ def measure(model_name: str, task: str, folder: Path, device: str) -> dict[str, 
         raise FloatingPointError(f"{task}: {found}")
     size = " × ".join(map(str, batch[0]["image"].shape[-2:])) if "image" in batch[0] else ""
     reached = sum(p.numel() for p in model.parameters() if p.grad is not None)
-    flop = counter.get_total_flops()
-    return {"image": size, "reached": reached, "flop": flop, "seconds": seconds, "bytes": peak(device)} | found
+    found |= {"image": size, "reached": reached, "seconds": seconds, "bytes": peak(device)}
+    return found | {"flop": operations(cfg, batch)}
+
+
+def operations(cfg: CfgNode, batch: list[dict]) -> int:
+    """Of a forward and a backward pass."""
+    model = joint_memory.build(cfg)
+    with joint_memory.counted(1), FlopCounterMode(display=False) as counter, EventStorage(), measured():
+        joint_memory.train(model, batch)
+    return counter.get_total_flops()
 
 
 def main() -> None:
