@@ -29,6 +29,7 @@ from uniperceiver_v2.reading import read_frames, read_image
 # The number of images that a whole dataset has.
 WHOLE = {
     **{"coco_2017_train": 118_287, "coco_2017_val": 5_000, "lvis_v1_train": 100_170, "lvis_v1_val": 19_809},
+    **{"coco_2017_captions_train": 118_287, "coco_2017_captions_val": 5_000},
     **{"imagenet_train": 1_281_167, "imagenet_val": 50_000},
     **{f"coco_2014_captions_karpathy_{s}": n for s, n in (("train", 113_287), ("val", 5_000), ("test", 5_000))},
     **{f"coco_2014_retrieval_karpathy_{split}": 5_000 for split in ("val", "test")},

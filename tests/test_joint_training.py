@@ -22,6 +22,7 @@ from .evaluation import official
 CONFIGS = [
     *("joint/uniperceiver_v2_r50", "joint/uniperceiver_v2_swin_base", "joint/uniperceiver_v2_swin_large"),
     *("joint/uniperceiver_v2_r50_mask_dino", "joint/uniperceiver_v2_swin_large_mask_dino", "lvis/uniperceiver_v2_r50"),
+    "joint/uniperceiver_v2_r50_coco",
 ]
 BACKBONES = {
     "r50": {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 24]},
@@ -90,9 +91,8 @@ def test_training_a_checkpoint_resuming_and_every_figure(path, run, tmp_path, mo
         assert any(f"{task}/total_loss" in row for row in rows), f"{task} was never trained"
     assert not any("skipped_steps" in key for row in rows for key in row)
 
-    tested = load_config(
-        str(REPOSITORY / "configs/joint/uniperceiver_v2_r50_table6.yaml"), training=False
-    ).DATASETS.TEST
+    table6 = str(REPOSITORY / "configs/joint/uniperceiver_v2_r50_table6.yaml")
+    tested = dict.fromkeys([*load_config(table6, training=False).DATASETS.TEST, *load_config(config).DATASETS.TEST])
     run(config, "--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(output),
         "DATASETS.TEST", str(tuple(tested)))  # fmt: skip
     results = json.loads((output / "results.json").read_text())

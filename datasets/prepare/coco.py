@@ -17,7 +17,7 @@ ARCHIVES = (
 
 def prepare(folders, options) -> str:
     unpack_all(ARCHIVES, folders)
-    return "COCO 2017 is there; check it with: python datasets/check.py coco_2017_train coco_2017_val"
+    return "COCO 2017 is there; check it with: python datasets/check.py coco_2017_train coco_2017_captions_train"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from .datasets.test_shards import pairs_of, write_shard
 
 def write_all(root: Path) -> None:
     """The trees of all datasets that ``configs/joint`` and ``configs/lvis`` name. No id of a test set is trained on."""
-    miniatures.write_coco(root, [1, 2, 3, 21, 22])
-    miniatures.write_coco(root, [4, 5], "val2017")
+    write_coco_2017(root)
     miniatures.write_lvis(root, [1, 2, 3, 6])
     miniatures.write_lvis(root, [7, 8], "val")
     miniatures.write_karpathy_coco(root, {"train": [1, 2, 3], "restval": [4, 24], "val": [21], "test": [22, 23]})
@@ -25,3 +24,10 @@ def write_all(root: Path) -> None:
     for name in ("bookcorpus", "wikipedia"):
         (root / name).mkdir()
         (root / name / "00000.txt").write_text("".join(f"a text with the number {n}\n" for n in range(9)))
+
+
+def write_coco_2017(root: Path) -> None:
+    """COCO alone, as Detectron2 expects it. Karpathy's splits test on some of its training images."""
+    for ids, split in (([1, 2, 3, 21, 22], "train2017"), ([4, 5], "val2017")):
+        miniatures.write_coco(root, ids, split)
+        miniatures.write_coco_captions(root, ids, split)

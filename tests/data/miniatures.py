@@ -68,6 +68,17 @@ def write_coco(root: Path, ids: Sequence[int], split: str = "train2017") -> Path
     return write_json(root / "coco/annotations" / f"instances_{split}.json", content)
 
 
+def write_coco_captions(root: Path, ids: Sequence[int], split: str = "train2017") -> Path:
+    """``coco/annotations/captions_<split>.json`` of the images that :func:`write_coco` writes, five captions each."""
+    images = [{"id": i, "file_name": coco_name(i, split), "width": WIDTH, "height": HEIGHT, "license": 1} for i in ids]
+    pairs = [(i, number) for i in ids for number in range(5)]
+    annotations = [
+        {"id": n, "image_id": i, "caption": f"A red boat number {number}."} for n, (i, number) in enumerate(pairs, 1)
+    ]
+    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+    return write_json(root / "coco/annotations" / f"captions_{split}.json", content)
+
+
 def coco_categories() -> list[dict]:
     from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 

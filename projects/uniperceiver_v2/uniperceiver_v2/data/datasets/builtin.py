@@ -137,6 +137,22 @@ def register_imagenet(root: str) -> None:
         )
 
 
+def register_coco_captions(root: str) -> None:
+    """Register COCO's captions in its own split, which lie beside Detectron2's files. datasets/README.md shows them.
+
+    Args:
+        root: the folder of all datasets.
+    """
+    coco = os.path.join(root, "coco")
+    for split in ("train", "val"):
+        register_captions(
+            f"coco_2017_captions_{split}",
+            os.path.join(coco, "annotations", f"captions_{split}2017.json"),
+            os.path.join(coco, f"{split}2017"),
+            prepare_command=_prepared_by("coco.py"),
+        )
+
+
 def register_karpathy(root: str) -> None:
     """Register COCO's captions and Flickr30k in Karpathy's splits. datasets/README.md shows the files.
 
@@ -311,6 +327,7 @@ def register_all(root: str) -> None:
     """
     register_digit_scenes(os.path.join(root, "digit_scenes"))
     register_imagenet(os.path.join(root, "imagenet"))
+    register_coco_captions(root)
     register_karpathy(root)
     register_web_pairs(root)
     register_corpora(root)
