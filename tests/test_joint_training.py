@@ -109,7 +109,7 @@ def check_figures(name: str, results: dict, folder) -> None:
         written = folder / f"{metadata.evaluator_type}_instances_results.json"
         assert {r["image_id"] for r in official.read(written)} == {r["image_id"] for r in load_dataset(name)}
         for kind in ("bbox", "segm"):
-            official.same(results[kind], figures(metadata.json_file, written, kind))
+            assert official.differences(results[kind], figures(metadata.json_file, written, kind)) == {}
     elif metadata.evaluator_type == "coco_caption":
         captions = official.read(folder / "coco_captions_results.json")
         assert [c["image_id"] for c in captions] == sorted(r["image_id"] for r in load_dataset(name))
@@ -119,6 +119,11 @@ def check_figures(name: str, results: dict, folder) -> None:
         for way, expected in official.retrieval_figures(folder / "predictions.json").items():
             assert results[way].keys() == expected.keys()
     elif metadata.evaluator_type == "imagenet":
-        official.same(results["classification"], official.classification_figures(folder / "predictions.json"))
+        assert (
+            official.differences(
+                results["classification"], official.classification_figures(folder / "predictions.json")
+            )
+            == {}
+        )
     else:
-        official.same(results["grounding"], official.refcoco_figures(folder / "predictions.json"))
+        assert official.differences(results["grounding"], official.refcoco_figures(folder / "predictions.json")) == {}

@@ -4,7 +4,7 @@ from .datasets import builtin  # noqa: F401  (registers the datasets)
 from .datasets.builtin import register_digit_scenes
 from .datasets.captioned import captioned_images
 from .datasets.custom import register_custom_datasets
-from .datasets.formats import register_captions, register_image_folder, register_text_lines
+from .datasets.formats import register_captions, register_image_folder, register_proposals, register_text_lines
 from .datasets.phrases import register_phrases
 from .datasets.questions import register_questions
 from .datasets.records import load_dataset, same_images
@@ -33,6 +33,7 @@ __all__ = [
     "register_image_text_shards",
     "register_panoptic",
     "register_phrases",
+    "register_proposals",
     "register_questions",
     "register_text_lines",
     "register_text_shards",

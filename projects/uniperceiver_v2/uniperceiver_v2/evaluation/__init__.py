@@ -7,6 +7,7 @@ from .classification import ClassificationEvaluator
 from .digit_scenes import TRUTH_METRICS, SceneCaptionEvaluator, SceneRetrievalEvaluator, mention_spans
 from .grounding import GroundingEvaluator
 from .language_modelling import LanguageModellingEvaluator
+from .proposals import ProposalEvaluator
 from .question_answering import QuestionAnsweringEvaluator
 from .region_captions import RegionCaptionEvaluator
 from .retrieval import RetrievalEvaluator
@@ -21,6 +22,7 @@ __all__ = [
     "GroundingEvaluator",
     "LanguageModellingEvaluator",
     "PanopticEvaluator",
+    "ProposalEvaluator",
     "QuestionAnsweringEvaluator",
     "RegionCaptionEvaluator",
     "RetrievalEvaluator",

@@ -22,6 +22,7 @@ from ..data.samples import DetectionSample
 from ..errors import UserError
 from ..evaluation.lvis_numpy import repair_lvis
 from ..evaluation.own_ids import OwnIdsEvaluator
+from ..evaluation.proposals import LIMITS, ProposalEvaluator
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
@@ -380,8 +381,8 @@ DETECTION = TaskKind(
     task=DetectionTask,
     training_data=_training_data,
     test_data=_test_data,
-    evaluators={"coco": _coco_evaluator, "lvis": _lvis_evaluator},
-    columns=dict.fromkeys(("AP", "AP50", "AP75", "APr", "APc", "APf"), 1),
+    evaluators={"coco": _coco_evaluator, "lvis": _lvis_evaluator, "coco_proposals": ProposalEvaluator},
+    columns=dict.fromkeys(("AP", "AP50", "AP75", "APr", "APc", "APf", *(f"AR@{limit}" for limit in LIMITS)), 1),
     titles={"bbox": "boxes", "segm": "masks"},
     draw=_draw,
     picture=_picture,

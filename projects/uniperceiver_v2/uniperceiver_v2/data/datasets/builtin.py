@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_lvis_json
 
 from .flickr30k_entities import register_flickr30k_entities
-from .formats import register_captions, register_image_folder, register_text_lines
+from .formats import register_captions, register_image_folder, register_proposals, register_text_lines
 from .phrases import register_phrases
 from .questions import register_questions
 from .records import register_dataset
@@ -137,8 +137,9 @@ def register_imagenet(root: str) -> None:
         )
 
 
-def register_coco_captions(root: str) -> None:
-    """Register COCO's captions in its own split, which lie beside Detectron2's files. datasets/README.md shows them.
+def register_coco_2017(root: str) -> None:
+    """Register what Detectron2 does not register of COCO 2017: captions in COCO's own split, and class-agnostic
+    proposals. datasets/README.md shows the files.
 
     Args:
         root: the folder of all datasets.
@@ -151,6 +152,12 @@ def register_coco_captions(root: str) -> None:
             os.path.join(coco, f"{split}2017"),
             prepare_command=_prepared_by("coco.py"),
         )
+    register_proposals(
+        "coco_2017_proposals_val",
+        os.path.join(coco, "annotations", "instances_val2017.json"),
+        os.path.join(coco, "val2017"),
+        prepare_command=_prepared_by("coco.py"),
+    )
 
 
 def register_karpathy(root: str) -> None:
@@ -327,7 +334,7 @@ def register_all(root: str) -> None:
     """
     register_digit_scenes(os.path.join(root, "digit_scenes"))
     register_imagenet(os.path.join(root, "imagenet"))
-    register_coco_captions(root)
+    register_coco_2017(root)
     register_karpathy(root)
     register_web_pairs(root)
     register_corpora(root)

@@ -1,4 +1,4 @@
-"""Dataset formats that Detectron2 lacks: folders of classes, captions, lines of text."""
+"""Dataset formats that Detectron2 lacks: folders of classes, captions, objects without classes, lines of text."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from ...errors import UserError
 from ...reading import id_order, picture_endings
@@ -201,6 +202,26 @@ def load_karpathy_json(json_file: str, image_root: str, split: str) -> Records:
         for image in read_json(json_file)["images"]
         if image["split"] in splits
     ]
+
+
+def register_proposals(name: str, json_file: str, image_root: str, **metadata: Any) -> None:
+    """Register the objects of all categories as one, "object", to evaluate class-agnostic proposals.
+
+    Args:
+        name: for ``DatasetCatalog``.
+        json_file: a file in COCO's instances format.
+        image_root: the folder of the images.
+        metadata: further metadata.
+    """
+
+    def load() -> Records:
+        records = load_coco_json(json_file, image_root)
+        for record in records:
+            record["annotations"] = [{**annotation, "category_id": 0} for annotation in record["annotations"]]
+        return records
+
+    known = {"thing_classes": ["object"], "evaluator_type": "coco_proposals"}
+    register_dataset(name, load, json_file=json_file, image_root=image_root, **known, **metadata)
 
 
 def read_json(path: str) -> Any:
