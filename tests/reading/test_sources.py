@@ -1,6 +1,7 @@
 """Every registered dataset without its files: one message with the path, from whatever opens it."""
 
 import os
+import re
 
 import pytest
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from uniperceiver_v2.data.datasets import builtin
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import build_evaluator
+from uniperceiver_v2.files import REPOSITORY
 
 
 @pytest.fixture
@@ -27,6 +29,16 @@ def nowhere(tmp_path, monkeypatch):
     after = {name: MetadataCatalog.get(name).get("evaluator_type") for name in DatasetCatalog.list()}
     assert before.keys() <= after.keys() and {name: after[name] for name in before} == before
     return root
+
+
+@pytest.fixture
+def ours(nowhere) -> set[str]:
+    """The datasets that this project registers, and those of Detectron2 that it prepares."""
+    with pytest.MonkeyPatch.context() as patch:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            patch.setattr(catalog, "data", {})
+        builtin.register_all(nowhere)
+        return {*DatasetCatalog.list(), "coco_2017_train", "coco_2017_val", "lvis_v1_train", "lvis_v1_val"}
 
 
 def builtin_names() -> list[str]:
@@ -47,7 +59,7 @@ def message_of(call, *arguments) -> str:
     return str(caught.value)
 
 
-def test_every_reader_says_which_path_is_missing_and_what_makes_it(nowhere, tiny_config):
+def test_every_reader_says_which_path_is_missing_and_what_makes_it(nowhere, ours, tiny_config):
     for task in tiny_config.TASKS.NAMES:
         tiny_config.TASKS[task].DATASETS = ["digit_scenes_train"]
     names = DatasetCatalog.list()
@@ -56,6 +68,9 @@ def test_every_reader_says_which_path_is_missing_and_what_makes_it(nowhere, tiny
         loaded = message_of(load_dataset, name)
         assert f"'{name}'" in loaded and nowhere in loaded, loaded
         assert "datasets/README.md" in loaded or "prepare_digit_scenes.py --output" in loaded, loaded
+        if name in ours:
+            (program,) = re.findall(r"prepare it with: python (\S+\.py)", loaded)
+            assert (REPOSITORY / program).is_file(), program
         tested = message_of(build_test_loader, tiny_config, name)
         unfit = "cannot be evaluated" in tested or "TASKS.question_answering.DATASETS is empty" in tested
         assert f"'{name}'" in tested and (nowhere in tested or unfit), tested

@@ -262,3 +262,28 @@ def test_ade20k(prepare, registered, downloads):
     status, told = prepare("ade20k")
     assert status == 0, told
     assert [len(load_dataset(f"ade20k_{split}")) for split in ("train", "val")] == [1, 1]
+
+
+def test_kinetics_is_checked_and_clips_that_are_missing_are_listed(prepare, registered):
+    folder = registered / "kinetics400"
+    status, told = prepare("kinetics")
+    assert status == 1
+    for split in ("train", "val"):
+        assert f"{folder / 'annotations' / split}.csv is not there; expected {split}.csv of https://github.com/" in told
+    (folder / "annotations").mkdir(parents=True)
+    rows = ("archery,abc,4,14", "archery,gone,0,10", "juggling,-xyz,0,10")
+    for split in ("train", "val"):
+        lines = ["label,youtube_id,time_start,time_end,split", *(f"{row},{split}" for row in rows)]
+        (folder / f"annotations/{split}.csv").write_text("\n".join(lines))
+    status, told = prepare("kinetics")
+    assert status == 1 and f"tar -xzf part_0.tar.gz -C {folder / 'val'}" in told
+    for split in ("train", "val"):
+        (folder / split / "-xyz_000000_000010").mkdir(parents=True)
+        (folder / split / "abc_000004_000014.mp4").write_bytes(b"a video")
+    status, told = prepare("kinetics")
+    assert status == 0 and "val has 2 of 3 clips" in told
+    assert (folder / "annotations/missing_val.txt").read_text() == "gone_000000_000010\n"
+    assert [r["image_id"] for r in load_dataset("kinetics400_val")] == ["abc_000004_000014", "-xyz_000000_000010"]
+    (folder / "annotations/val.csv").write_text("label,youtube_id\narchery,abc\n")
+    status, told = prepare("kinetics")
+    assert status == 1 and f"{folder / 'annotations/val.csv'}: " in told and "time_start" in told

@@ -277,7 +277,7 @@ def register_kinetics(root: str) -> None:
     folder = os.path.join(root, "kinetics400")
     for split in ("train", "val"):
         files = os.path.join(folder, "annotations", f"{split}.csv"), os.path.join(folder, split)
-        register_clips(f"kinetics400_{split}", *files)
+        register_clips(f"kinetics400_{split}", *files, prepare_command=_prepared_by("kinetics.py"))
 
 
 def register_vqa(root: str) -> None:
