@@ -1,9 +1,10 @@
 """Reads whole datasets and says what is wrong with them, file by file.
 
-    python datasets/check.py NAME... [--workers N]
+    python datasets/check.py [NAME...] [--workers N]
 
-Names are those of the catalog, such as coco_2017_train. It reads the annotations as training does, then every image,
-every pair of a shard and every text, in parallel. The exit status is 1 if anything is wrong.
+Names are those of the catalog, such as coco_2017_train. Without a name it checks all datasets that the paper's joint
+training learns from and evaluates. It reads the annotations as training does, then every image,
+every frame of a video, every pair of a shard and every text, in parallel. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from uniperceiver_v2 import model_zoo
 from uniperceiver_v2.data import load_dataset
 from uniperceiver_v2.data.datasets.segments import read_segments
 from uniperceiver_v2.data.datasets.shards import InShards, ShardRecords
 from uniperceiver_v2.data.datasets.texts import tidy
 from uniperceiver_v2.errors import UnreadableImage, UserError
-from uniperceiver_v2.reading import read_frames, read_image
+from uniperceiver_v2.reading import check_frames, read_image
 
 # The number of images that a whole dataset has.
 WHOLE = {
@@ -39,6 +41,11 @@ WHOLE = {
     **{"refcocog_umd_train": 21_899, "refcocog_umd_val": 1_300, "refcocog_umd_test": 2_600},
     **{"coco_panoptic_train": 118_287, "coco_panoptic_val": 5_000, "ade20k_train": 20_210, "ade20k_val": 2_000},
     **{"flickr30k_entities_train": 29_783, "flickr30k_entities_val": 1_000, "flickr30k_entities_test": 1_000},
+    **{"vqa_v2_train": 82_783, "vqa_v2_val": 40_504},
+    **{
+        f"visual_genome_region_captions_{split}": count
+        for split, count in (("train", 77_398), ("val", 5_000), ("test", 5_000))
+    },
 }
 _CHUNK = 32  # records that a process takes at a time
 
@@ -47,12 +54,12 @@ _records: Sequence[dict] = ()  # of the dataset that is being checked; forked pr
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", metavar="NAME", help="registered datasets")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="registered datasets (default: the paper's)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
     options = parser.parse_args()
     setup_logger(name="uniperceiver_v2")
     wrong = 0
-    for name in options.names:
+    for name in options.names or datasets_of_the_paper():
         try:
             records = load_dataset(name)
         except UserError as error:
@@ -66,6 +73,13 @@ def main() -> int:
         wrong += count
         print(f"{name}: {len(records):,} read, {f'{count:,} problems' if count else 'nothing is wrong'}")
     return 1 if wrong else 0
+
+
+def datasets_of_the_paper() -> list[str]:
+    """The datasets of the joint training, then those of its evaluation."""
+    cfg = model_zoo.get_config("joint/uniperceiver_v2_r50.yaml")
+    trained = [name for task in cfg.TASKS.NAMES for name in cfg.TASKS[task].DATASETS]
+    return list(dict.fromkeys((*trained, *cfg.DATASETS.TEST)))
 
 
 def problems_of_files(name: str, records: Sequence[dict]) -> Iterator[str]:
@@ -110,7 +124,7 @@ def _problem_of(index: int) -> str | None:
         if "text" in record:
             return None if tidy(record["text"]) else f"{record['text_id']}: the text is empty"
         if "video" in record:
-            read_frames(record["video"], 1, "RGB")
+            check_frames(record["video"])
             return None
         read_image(record, "RGB")
         if "segments_file" in record:

@@ -2,7 +2,10 @@
 
 import importlib
 import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from uniperceiver_v2.data import register_captions
@@ -93,3 +96,44 @@ def test_a_dataset_that_cannot_be_loaded_is_named_with_its_command_and_the_next_
     assert lines[0].startswith("error: ") and str(root / "lvis/lvis_v1_val.json") in lines[0]
     assert "python datasets/prepare/lvis_v1.py" in lines[0] and "did you mean 'imagenet_val'" in lines[1]
     assert lines[2] == "imagenet_val: 1 read, nothing is wrong"
+
+
+def test_without_a_name_the_papers_datasets_are_checked(root, check):
+    miniatures.write_coco(root, [1, 2])
+    status, lines = check(whole={})
+    assert status == 1
+    said = "\n".join(lines)
+    assert "coco_2017_train: 2 read, nothing is wrong" in said
+    for name in ("imagenet_train", "cc12m_train", "wikipedia_train", "flickr30k_retrieval_karpathy_test"):
+        assert f"error: dataset '{name}' is missing" in said
+
+
+def write_video(path: Path, frames: int) -> Path:
+    """A video in which each frame is by itself and none is the last one's copy, so that a part of it can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_suffix(".avi")
+    video = cv2.VideoWriter(str(made), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for frame in np.random.default_rng(0).integers(0, 256, (frames, 48, 64, 3), dtype=np.uint8):
+        video.write(frame)
+    video.release()
+    return made.rename(path)
+
+
+def test_every_frame_of_every_video_is_read(root, check):
+    folder = root / "kinetics400"
+    names = ("whole", "short", "damaged", "frames")
+    rows = ["label,youtube_id,time_start,time_end,split", *(f"archery,{name},0,10,train" for name in names)]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations/train.csv").write_text("\n".join(rows))
+    _, short, damaged = (write_video(folder / f"train/{name}_000000_000010.mp4", 20) for name in names[:3])
+    short.write_bytes(short.read_bytes()[: short.stat().st_size // 2])
+    damaged.write_bytes(b"no video")
+    for time in range(4):
+        miniatures.write_image(folder / f"train/frames_000000_000010/{time:05d}.png", time)
+    last = folder / "train/frames_000000_000010/00003.png"
+    last.write_bytes(last.read_bytes()[:100])
+    status, lines = check("kinetics400_train", whole={})
+    assert status == 1 and len(lines) == 4, lines
+    assert lines[0].startswith(f"{short} ends early: ") and lines[0].endswith("of 20 frames can be read")
+    assert lines[1] == f"{damaged} cannot be read as a video"
+    assert str(last) in lines[2] and lines[3] == "kinetics400_train: 4 read, 3 problems"

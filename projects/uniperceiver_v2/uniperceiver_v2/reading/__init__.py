@@ -12,7 +12,7 @@ from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_
 from .remote import find_remote, is_remote, open_copy, remote_stamp
 from .sources import explained, remedy_of, require_source, source_of
 from .tars import members_of
-from .videos import read_frames
+from .videos import check_frames, read_frames
 from .weights import CHECKSUM, read_tensors, require_finite, require_undamaged, tensors_checksum
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "READ_ERRORS",
     "Id",
     "check_annotations",
+    "check_frames",
     "check_instances",
     "check_json_of",
     "decode_image",
