@@ -253,8 +253,11 @@ def test_detection_and_captions_of_coco_are_one_command():
     import uniperceiver_v2  # noqa: F401  (registers datasets and model)
 
     document = (REPOSITORY / "docs/reproduction.md").read_text()
-    options = re.search(r"""TASKS\.NAMES "(\[.*?\])" DATASETS\.TEST "(\(.*?\))"\n""", document).groups()
-    path = str(REPOSITORY / "configs/joint/uniperceiver_v2_r50.yaml")
-    cfg = load_config(path, ["TASKS.NAMES", options[0], "DATASETS.TEST", options[1]], world_size=8)
+    (path,) = re.findall(
+        r"^python \S+/train_net\.py --config-file (\S+_coco\.yaml) --num-gpus 8$", document, re.MULTILINE
+    )
+    cfg = load_config(str(REPOSITORY / path), world_size=8)
     assert sampling_ratios(cfg) == {"coco": pytest.approx(0.75), "coco_captions": pytest.approx(0.25)}
     assert [evaluating_task(cfg, name).name for name in cfg.DATASETS.TEST] == cfg.TASKS.NAMES
+    # The number of iterations of detection is that of the joint training.
+    assert round(0.75 * cfg.SOLVER.MAX_ITER) == 50_000
