@@ -31,9 +31,8 @@ class ProposalEvaluator(GatheringEvaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO(json_file)
         check_instances(json_file, self._truth.dataset)
-        self._category = min(
-            self._truth.getCatIds()
-        )  # pycocotools leaves out proposals of a category that is not there
+        # pycocotools leaves out proposals of a category that is not there.
+        self._category = min(self._truth.getCatIds())
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
