@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from uniperceiver_v2.errors import UnreadableImage, UserError
+from uniperceiver_v2.errors import LONGEST_MESSAGE, UnreadableImage, UserError
 
 MOST_MEMORY = 2 * 2**30  # bytes that a case may take, with all that is imported
 MOST_SECONDS = 10  # of the processor
 MOST_WAITING = 120  # seconds in which a case neither runs nor is ready to, as it waits without end
-LONGEST_MESSAGE = 4000  # characters
+MOST_CHARACTERS = LONGEST_MESSAGE + 100  # with the note of what was left out
 
 _STOPPED = 77  # exit code of a process that has taken too much memory for further cases
 
@@ -170,7 +170,7 @@ def _outcome(kind: Kind, case: Damaged, folder: Path) -> Outcome:
         message = str(error)
         if not kind.is_named(path, message):
             return Outcome(FINDING, f"a refusal that does not name the file: {message:.300}")
-        if len(message) > LONGEST_MESSAGE:
+        if len(message) > MOST_CHARACTERS:
             return Outcome(FINDING, f"a refusal of {len(message)} characters: {message:.300}")
         return Outcome(REFUSED)
     except SilentDamage as error:
