@@ -19,7 +19,7 @@ from uniperceiver_v2.reading.images import LARGEST_PICTURE
 from uniperceiver_v2.reading.tars import LARGEST_EXTENDED
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
-ROW = re.compile(r"^\| .+ \| ([\d,]+)(?: \w+)? \| `([\w.]+)\.([A-Z_]+)` \|$", re.MULTILINE)
+ROW = re.compile(r"^\| .+ \| ([\d,]+)(?: \w+)? \| `([a-z_.]+)\.([A-Z_]+)` \|$", re.MULTILINE)
 
 
 def test_the_document_has_the_constants_of_the_code():
