@@ -190,13 +190,19 @@ def _moment(chance: random.Random, whole: float) -> dict[str, Any]:
     return {"in_background": chance.random() < 0.5, "seconds": chance.uniform(1e-3, whole)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=1000)
+def asked(document: str, kills: int, output: str) -> argparse.Namespace:
+    """The arguments of a campaign, with these defaults. Makes its folder."""
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default="output/kills")
+    parser.add_argument("--output", type=Path, default=output)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def main() -> None:
+    args = asked(__doc__, kills=1000, output="output/kills")
     torch.set_num_threads(1)
     try:
         rows = campaign(args.kills, args.output.resolve(), args.seed)

@@ -9,7 +9,6 @@ that nobody killed. The others go on with another number of processes each time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -23,7 +22,7 @@ from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kills import AtomicCheckpointer, differences, fork, metrics, prepared, train_net
+from kills import AtomicCheckpointer, asked, differences, fork, metrics, prepared, train_net
 from small_run import SMALL, content
 
 ITERATIONS, PERIOD = 12, 3
@@ -55,10 +54,6 @@ class Durations(NamedTuple):
     writing: float
 
 
-class Killed(NamedTuple):
-    in_writing: bool
-
-
 class Course:
     """A run in ``folder``, in processes that may be killed."""
 
@@ -70,8 +65,8 @@ class Course:
         # Of the first process: how often it has begun to write, whether it writes, the seconds of its longest writing.
         self._writes = RawArray("d", 3)
 
-    def part(self, ranks: int, moment: Moment | None = None) -> Killed | None:
-        """Start or resume the run. Returns None if it lived to the end.
+    def part(self, ranks: int, moment: Moment | None = None) -> str | None:
+        """Start or resume the run. Returns where it was killed, "writing" or "elsewhere"; None if it lived to the end.
 
         Raises:
             SystemExit: a process ended with an error.
@@ -106,7 +101,7 @@ class Course:
 
         AtomicCheckpointer._write_checkpoint = marked
 
-    def _watch(self, alive: dict[int, Path], moment: Moment | None) -> Killed | None:
+    def _watch(self, alive: dict[int, Path], moment: Moment | None) -> str | None:
         due = time.monotonic() + moment.seconds if moment and not moment.writings else None
         while alive:
             if moment and due is None and self._writes[0] >= moment.writings:
@@ -119,13 +114,13 @@ class Course:
             time.sleep(0.0005)
         return None
 
-    def _kill(self, alive: Mapping[int, Path]) -> Killed:
+    def _kill(self, alive: Mapping[int, Path]) -> str:
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
         in_writing = bool(self._writes[1])
         for pid in alive:
             os.waitpid(pid, 0)
-        return Killed(in_writing)
+        return "writing" if in_writing else "elsewhere"
 
     @property
     def longest_writing(self) -> float:
@@ -183,7 +178,7 @@ def _to_the_end(course: Course, chance: random.Random, same: bool, usual: Durati
     row: dict[str, Any] = {"ranks": [2], "killed": []}
     last = -1
     while killed := course.part(row["ranks"][-1], _moment(chance, usual)):
-        row["killed"].append("writing" if killed.in_writing else "elsewhere")
+        row["killed"].append(killed)
         before, last = last, course.last()
         if last < before:
             raise SystemExit(f"error: the last checkpoint is that of iteration {last}, and was that of {before}")
@@ -199,12 +194,7 @@ def _moment(chance: random.Random, usual: Durations) -> Moment:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default="output/kills_in_parts")
-    args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    args = asked(__doc__, kills=40, output="output/kills_in_parts")
     try:
         rows = campaign(args.kills, args.output.resolve(), args.seed)
     finally:

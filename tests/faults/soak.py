@@ -312,7 +312,8 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # which a shell lets its background ignore, and all that it starts
+        signal.signal(number, signal.default_int_handler)
     log = output / "rows.jsonl"
     rows = [Row(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
     part = max((row.part for row in rows), default=-1) + 1
