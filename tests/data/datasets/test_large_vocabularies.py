@@ -65,6 +65,14 @@ def test_classes_that_cannot_be_told_apart_are_named(root, lines, words):
     assert str(path) in str(caught.value) and all(word in str(caught.value) for word in words)
 
 
+def test_a_list_without_classes_is_named(root):
+    path = miniatures.write_imagenet(root, SYNSETS)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="names no class") as caught:
+        load_dataset("imagenet_val")
+    assert str(path) in str(caught.value)
+
+
 @fewer_categories
 def test_lvis_names_have_no_underscores_and_its_evaluator_sees_the_files_own(root):
     miniatures.write_lvis(root, [7, 9])

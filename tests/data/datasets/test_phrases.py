@@ -357,6 +357,30 @@ def test_a_region_that_cannot_be_used_is_named(root, change, words):
     assert words in message and path in message
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "cut short"),
+        ([{"image_id": 2}], "KeyError: 'height'"),
+        ([{"image_id": 2, "url": "a/b", "width": 60, "height": "40"}], "image 2 has height '40' and width 60"),
+        ([], "region_id 40 is of image 2, which is not among the images of"),
+    ],
+)
+def test_damaged_data_of_the_images_is_named(root, content, words):
+    write_genome(root)
+    path = write(root / "visual_genome/image_data.json", content)
+    message = message_of("visual_genome_regions_train")
+    assert words in message and path in message
+
+
+def test_a_damaged_split_is_named(root):
+    write_genome(root)
+    path = write(root / "visual_genome/densecap_splits.json", {"test": [7]})
+    with pytest.raises(UserError, match="none of those in") as caught:
+        load_dataset("visual_genome_region_captions_test")
+    assert path in str(caught.value)
+
+
 # Flickr30k Entities.
 
 XML = """<annotation>

@@ -90,6 +90,19 @@ def test_wrong_files_are_named(vqa):
         load_questions("vqa_v2_val")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "cut short"), ('{"questions": [{}]}', "question_id"), ('{"questions": []}', "no questions")],
+)
+def test_of_two_files_the_damaged_one_is_named(vqa, tmp_path, content, words):
+    vqa()
+    questions = tmp_path / "vqa/v2_OpenEnded_mscoco_train2014_questions.json"
+    questions.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_questions("vqa_v2_train")
+    assert str(questions) in str(caught.value) and "annotations.json" not in str(caught.value)
+
+
 def test_a_question_without_answers_is_named(vqa):
     vqa(annotations=[{**ANNOTATIONS[0], "answers": []}], questions=ANNOTATIONS[:1])
     with pytest.raises(UserError, match="'vqa_v2_train': nobody has answered question 9001"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from mutations import damaged_bytes
-from PIL import Image
+from PIL import Image, features
 from running import Damaged, SilentDamage
 
 from uniperceiver_v2.data.mappers.images import ClassificationMapper
@@ -47,6 +47,7 @@ class Kind:
             ("a.bmp", encoded(colour, "BMP")),
             ("a.jpg", EPS),
             *(("a.png", encoded(colour, other)) for other in ("PPM", "ICO", "PCX", "TGA", "PDF", "JPEG2000")),
+            *(("a.avif", encoded(colour, "AVIF")) for supported in (features.check("avif"),) if supported),
         ]
         self._pixels = {}
         for name, content in self._good:

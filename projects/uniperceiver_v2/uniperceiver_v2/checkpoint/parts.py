@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import sync_folder, write_atomically, write_json
-from ..reading import read_json, read_tensors
+from ..reading import Unpickler, read_json, read_tensors
 from ..shards import is_divided
 from .writing import map_tensors
 
@@ -301,7 +301,7 @@ def _reader(path: str, files: Mapping[str, list[int]]) -> Any:
     return reader
 
 
-class _TensorsUnpickler(pickle.Unpickler):
+class _TensorsUnpickler(Unpickler):
     """Makes what describes tensors and their places in files, and nothing else."""
 
     _KNOWN = {
@@ -319,5 +319,5 @@ class _TensorsUnpickler(pickle.Unpickler):
             return PurePosixPath  # the directory's name when it was written, which nobody needs
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_type or name in self._KNOWN.get(module, ()):
-            return super().find_class(module, name)
+            return super(Unpickler, self).find_class(module, name)
         raise pickle.UnpicklingError(f"{_METADATA} holds {module}.{name}, which describes no tensor")

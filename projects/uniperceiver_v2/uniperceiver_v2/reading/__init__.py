@@ -9,8 +9,10 @@ from .disk import LARGEST_FILE, patiently, read_file
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_reduced, read_size
+from .instances import require_size
+from .pickles import Unpickler
 from .remote import find_remote, is_remote, open_copy, remote_stamp
-from .sources import explained, remedy_of, require_source, source_of
+from .sources import explained, remedy_of, require_source, source_of, while_reading
 from .tars import members_of
 from .videos import check_frames, read_frames
 from .weights import CHECKSUM, read_tensors, require_finite, require_undamaged, tensors_checksum
@@ -20,6 +22,7 @@ __all__ = [
     "LARGEST_FILE",
     "READ_ERRORS",
     "Id",
+    "Unpickler",
     "check_annotations",
     "check_frames",
     "check_instances",
@@ -51,9 +54,11 @@ __all__ = [
     "remedy_of",
     "remote_stamp",
     "require_finite",
+    "require_size",
     "require_source",
     "require_undamaged",
     "sorted_ids",
     "source_of",
     "tensors_checksum",
+    "while_reading",
 ]

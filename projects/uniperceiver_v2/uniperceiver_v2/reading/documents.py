@@ -15,6 +15,7 @@ import yaml
 
 from ..errors import UserError
 from .disk import read_file
+from .extent import require_bounded
 
 LARGEST_YAML = 2**20  # characters
 DEEPEST_YAML = 50  # levels of lists and sections
@@ -60,7 +61,7 @@ def read_yaml(path: str, what: str = "a YAML file") -> dict:
         if len(text) > LARGEST_YAML:
             raise ValueError(f"it has more than {LARGEST_YAML} characters")
         content = yaml.load(text, _BoundedLoader)
-        _measured(content, {})
+        require_bounded(content, MOST_VALUES, DEEPEST_YAML)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, AttributeError, KeyError) as error:
         raise _unusable(path, what, error) from error
     if not isinstance(content, dict):
@@ -86,27 +87,6 @@ class _BoundedLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:
             raise ValueError(f"it stands for more than {MOST_VALUES} values")
-
-
-def _measured(value: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """(number of values, depth) of a value as if each alias was written out. ``known`` has those of values so far.
-
-    Raises:
-        ValueError: one of them is too large.
-    """
-    if not isinstance(value, dict | list | tuple | set):
-        return 1, 0
-    if id(value) not in known:
-        known[id(value)] = (0, DEEPEST_YAML)  # for a value that contains itself
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        sizes = [_measured(part, known) for part in parts]
-        known[id(value)] = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
-    size, depth = known[id(value)]
-    if size > MOST_VALUES:
-        raise ValueError(f"it stands for more than {MOST_VALUES} values")
-    if depth > DEEPEST_YAML:
-        raise ValueError(f"it is nested deeper than {DEEPEST_YAML} levels")
-    return size, depth
 
 
 def read_xml(path: str) -> ElementTree.Element:

@@ -1,6 +1,7 @@
 """Describes in words what is wrong with an annotation of an instance."""
 
 import math
+import reprlib
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.structures import BoxMode
 
+from ..errors import UserError
 from .run_lengths import fit
 
 LARGEST_SIDE = 2**17  # pixels, of an image
@@ -32,9 +34,24 @@ def longest_outline(height: Any, width: Any) -> Any:
 def problem_of_size(instance: Instance) -> str | None:
     """What is wrong with the image's size. None if it is right or unknown."""
     for side in (instance.height, instance.width):
-        if side is not None and not (_is_number(side) and 1 <= side <= LARGEST_SIDE):
+        if side is not None and not _is_side(side):
             return f"its image has height {_short(instance.height)} and width {_short(instance.width)}"
     return None
+
+
+def require_size(image: dict, what: str) -> None:
+    """Check the "height" and "width" of an image in a file of annotations.
+
+    Raises:
+        UserError: one of them is no side of an image; the message begins with ``what`` image it is.
+        KeyError: one of them is missing.
+    """
+    if not (_is_side(image["height"]) and _is_side(image["width"])):
+        raise UserError(f"{what} has height {_short(image['height'])} and width {_short(image['width'])}")
+
+
+def _is_side(value: object) -> bool:
+    return _is_number(value) and 1 <= value <= LARGEST_SIDE
 
 
 def problem_of(instance: Instance, categories: Collection[int] | None, strict: bool) -> str | None:
@@ -143,5 +160,5 @@ def _far_outside(height: float, width: float) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # which takes no time for a value of any depth
     return text if len(text) <= 80 else f"{text[:77]}..."

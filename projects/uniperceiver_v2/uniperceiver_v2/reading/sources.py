@@ -25,6 +25,20 @@ _PATHS = (
 
 
 @contextlib.contextmanager
+def while_reading(path: str) -> Iterator[None]:
+    """A context whose errors are about one file of a dataset that has several. :func:`explained` names this file in
+    place of the dataset's first one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not hasattr(error, "while_reading"):
+            error.while_reading = os.path.abspath(path)  # type: ignore[attr-defined]
+        raise
+
+
+@contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """A context that turns errors about the files of dataset ``name`` into a :class:`UserError`.
 
@@ -32,14 +46,16 @@ def explained(name: str) -> Iterator[None]:
     "prepare_command"; or the form of its files, if its metadata has it as "expected_form"; or the place where the
     expected files are described.
     """
-    source, remedy = source_of(name), remedy_of(name)
+    remedy = remedy_of(name)
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
+        source = _read_at(error, name)
         path = os.path.abspath(error.filename or source)
         named = f", which {source} names" if path != source and os.path.isfile(source) else ""
         raise UserError(f"dataset '{name}' is missing: looked for {path}{named}{remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        source = _read_at(error, name)
         raise UserError(f"{source} of dataset '{name}' is cut short or damaged ({error}){remedy}") from error
     except (
         ArithmeticError,
@@ -53,7 +69,13 @@ def explained(name: str) -> Iterator[None]:
         ValueError,
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        source = _read_at(error, name)
         raise UserError(f"{source} of dataset '{name}' cannot be used ({reason}){remedy}") from error
+
+
+def _read_at(error: Exception, name: str) -> str:
+    """The file of dataset ``name`` that was read when there was an error."""
+    return getattr(error, "while_reading", None) or source_of(name)
 
 
 def source_of(name: str) -> str:

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from .extent import require_bounded
+from .pickles import DEEPEST, MOST_VALUES
 
 CHECKSUM = "checksum"  # of a safetensors file's metadata
 _AT_A_TIME = 2**22  # bytes that are checked at once
@@ -43,6 +45,10 @@ def read_tensors(path: str, *, mapped: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a checkpoint: {_one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dict")
+    try:
+        require_bounded(loaded, MOST_VALUES, DEEPEST)
+    except ValueError as error:
+        raise UserError(f"{path} is not a checkpoint: {error}") from error
     return loaded
 
 

@@ -4,9 +4,9 @@ import logging
 import os
 import re
 from typing import Any
-from xml.etree import ElementTree
 
 from ...errors import UserError
+from ...reading import read_text, read_xml
 from .phrases import add_box, register_grounding
 from .records import Records
 
@@ -49,8 +49,7 @@ def load_flickr30k_entities(root: str, image_root: str, split: str) -> Records:
     Raises:
         UserError: a file is not in its format.
     """
-    with open(os.path.join(root, f"{split}.txt"), encoding="utf-8") as file:
-        ids = file.read().split()
+    ids = read_text(os.path.join(root, f"{split}.txt")).split()
     records, empty = [], 0
     for image_id in ids:
         path = os.path.join(root, "Annotations", f"{image_id}.xml")
@@ -83,13 +82,8 @@ def _read_annotations(path: str) -> tuple[tuple[int, int], list[tuple[str, list[
 
     Corners are counted from 1 in the file, and from 0 here.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    tree, boxes = read_xml(path), []
     try:
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            raise ValueError("it declares entities, which might fill the memory")
-        tree = ElementTree.fromstring(content)
-        boxes = []
         for item in tree.iter("object"):
             corners = item.find("bndbox")
             if corners is None:  # <nobndbox> or <scene>
@@ -97,7 +91,7 @@ def _read_annotations(path: str) -> tuple[tuple[int, int], list[tuple[str, list[
             x0, y0, x1, y1 = (int(corners.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax"))
             boxes += [(name.text or "", [x0 - 1, y0 - 1, x1 - x0, y1 - y0]) for name in item.iter("name")]
         return (int(tree.findtext("size/width", "")), int(tree.findtext("size/height", ""))), boxes
-    except (ElementTree.ParseError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{os.path.abspath(path)} is not in the format of Flickr30k Entities: {error}") from error
 
 
@@ -107,10 +101,8 @@ def _read_sentences(path: str) -> list[tuple[str, str]]:
     Raises:
         UserError: a phrase begins that has no end, or no entity.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().splitlines()
     phrases = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         found = _PHRASE.findall(line)
         if len(found) != line.count(_OPENING):
             raise UserError(

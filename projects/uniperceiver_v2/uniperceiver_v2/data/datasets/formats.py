@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...errors import UserError
-from ...reading import id_order, picture_endings
+from ...reading import id_order, picture_endings, while_reading
 from .records import Records, register_dataset
 
 
@@ -35,10 +36,10 @@ def register_image_folder(
     """
 
     def load() -> Records:
-        return load_image_folder(root, _classes(), dataset_name=name)
-
-    def _classes() -> Sequence[str] | Mapping[str, str] | None:
-        return class_names if names_file is None else _read_class_names(names_file)
+        if names_file is None:
+            return load_image_folder(root, class_names, dataset_name=name)
+        with while_reading(names_file):  # which names the folders
+            return load_image_folder(root, _read_class_names(names_file), dataset_name=name)
 
     known = {} if class_names is None else {"thing_classes": list(_by_folder(class_names).values())}
     register_dataset(name, load, source=root, evaluator_type="imagenet", **known, **metadata)
@@ -93,6 +94,8 @@ def _read_class_names(path: str) -> dict[str, str]:
     """
     with open(path, encoding="utf-8") as file:
         lines = [line.split(maxsplit=1) for line in file if line.strip()]
+    if not lines:
+        raise UserError(f"{os.path.abspath(path)} names no class")
     listed = {
         folder: [name.strip() for name in names.split(",")] for folder, *rest in lines for names in (rest or [""])
     }
@@ -226,8 +229,8 @@ def register_proposals(name: str, json_file: str, image_root: str, **metadata: A
 
 def read_json(path: str) -> Any:
     """The content of a JSON of a registered dataset. Its errors are those of ``json``, which
-    :func:`~uniperceiver_v2.reading.sources.explained` gives the dataset's remedy."""
-    with open(path, encoding="utf-8") as file:
+    :func:`~uniperceiver_v2.reading.sources.explained` gives this file and the dataset's remedy."""
+    with while_reading(path), open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
@@ -238,7 +241,7 @@ def string(value: object, what: str) -> str:
         UserError: it is none; the message begins with ``what`` it is.
     """
     if not isinstance(value, str):
-        raise UserError(f"{what} is {value!r}, not a string")
+        raise UserError(f"{what} is {reprlib.repr(value)}, not a string")
     return value
 
 

@@ -13,7 +13,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
-from ...reading import id_order, source_of
+from ...reading import id_order, source_of, while_reading
 from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
@@ -111,7 +111,7 @@ def load_phrase_json(json_file: str, image_root: str, instances_json: str | None
         records = objects_by_image(instances_json, image_root)
     for entry in sorted(content["annotations"], key=lambda entry: id_order(entry["id"])):
         what = f"{json_file}: annotation {entry['id']}"
-        record = record_of(records, entry["image_id"], what)
+        record = record_of(records, entry["image_id"], what, instances_json or json_file)
         phrase = string(entry["phrase"], f"{what}: its phrase")
         if instances_json is None:
             objects = [add_box(record, box, what) for box in entry["bboxes"]]
@@ -137,18 +137,19 @@ def _records_of_images(images: Iterable[dict], image_root: str) -> dict[Any, dic
 
 def objects_by_image(instances_json: str, image_root: str) -> dict[Any, dict]:
     """By image id, records of COCO's instances format that have no phrases yet; annotations keep their "id"."""
-    records = load_coco_json(instances_json, image_root, extra_annotation_keys=["id"])
+    with while_reading(instances_json):
+        records = load_coco_json(instances_json, image_root, extra_annotation_keys=["id"])
     return {record["image_id"]: {**record, "phrases": []} for record in records}
 
 
-def record_of(records: dict[Any, dict], image_id: Any, what: str) -> dict:
+def record_of(records: dict[Any, dict], image_id: Any, what: str, images_file: str) -> dict:
     """The record of an image.
 
     Raises:
-        UserError: there is none; the message begins with ``what`` asked for it.
+        UserError: there is none; the message begins with ``what`` asked for it, and has the file of the images.
     """
     if image_id not in records:
-        raise UserError(f"{what} is of image {image_id}, which is not among the images")
+        raise UserError(f"{what} is of image {image_id}, which is not among the images of {images_file}")
     return records[image_id]
 
 

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ...errors import UserError
-from ...reading import id_order
+from ...reading import id_order, while_reading
 from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
@@ -48,25 +48,31 @@ def load_vqa_json(questions_json: str, annotations_json: str, image_root: str, i
     Raises:
         UserError: a question has no annotation, or a question or an answer is no string.
     """
-    annotations = {entry["question_id"]: entry for entry in read_json(annotations_json)["annotations"]}
-    records: dict[Any, dict] = {}
-    for entry in sorted(read_json(questions_json)["questions"], key=lambda entry: id_order(entry["question_id"])):
-        number, image_id = entry["question_id"], entry["image_id"]
-        if number not in annotations:
-            raise UserError(f"{questions_json}: question {number} has no annotation in {annotations_json}")
-        given = annotations[number]
-        what = f"{annotations_json}: an answer to question {number}"
-        question = {
-            "question_id": number,
-            "question": tidy(string(entry["question"], f"{questions_json}: question {number}")),
-            "question_type": given["question_type"],
-            "answer_type": given["answer_type"],
-            "answers": [string(answer["answer"], what) for answer in given["answers"]],
+    with while_reading(annotations_json):
+        annotations = {
+            entry["question_id"]: _annotation(entry, annotations_json)
+            for entry in read_json(annotations_json)["annotations"]
         }
-        file_name = os.path.join(image_root, image_name.format(image_id))
-        record = records.setdefault(image_id, {"file_name": file_name, "image_id": image_id, "questions": []})
-        record["questions"].append(question)
-    return [records[image_id] for image_id in sorted(records, key=id_order)]
+    records: dict[Any, dict] = {}
+    with while_reading(questions_json):
+        for entry in sorted(read_json(questions_json)["questions"], key=lambda entry: id_order(entry["question_id"])):
+            number, image_id = entry["question_id"], entry["image_id"]
+            if number not in annotations:
+                raise UserError(f"{questions_json}: question {number} has no annotation in {annotations_json}")
+            text = tidy(string(entry["question"], f"{questions_json}: question {number}"))
+            file_name = os.path.join(image_root, image_name.format(image_id))
+            record = records.setdefault(image_id, {"file_name": file_name, "image_id": image_id, "questions": []})
+            record["questions"].append({"question_id": number, "question": text, **annotations[number]})
+        if not records:
+            raise UserError(f"{questions_json} has no questions")
+        return [records[image_id] for image_id in sorted(records, key=id_order)]
+
+
+def _annotation(entry: dict, annotations_json: str) -> dict:
+    """What a question's annotation adds to it."""
+    what = f"{annotations_json}: an answer to question {entry['question_id']}"
+    answers = [string(answer["answer"], what) for answer in entry["answers"]]
+    return {"question_type": entry["question_type"], "answer_type": entry["answer_type"], "answers": answers}
 
 
 def load_questions(name: str) -> Records:

@@ -1,10 +1,11 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in refer's files (Kazemzadeh et al., 2014; Yu et al., 2016; Mao et al., 2016)."""
 
 import os
-import pickle
+import reprlib
 from typing import Any
 
 from ...errors import UserError
+from ...reading import Unpickler, while_reading
 from .formats import string
 from .phrases import objects_by_image, place_of, record_of, register_grounding
 from .records import Records
@@ -46,13 +47,14 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
     """
     chosen = _references_of(refs_file, split)
     records = objects_by_image(instances_json, image_root)
-    for reference in chosen:
-        what = f"{refs_file}: ref_id {reference['ref_id']}"
-        record = record_of(records, reference["image_id"], what)
-        place = place_of(record, reference["ann_id"], what, instances_json)
-        for sentence in reference["sentences"]:
-            phrase = string(sentence["sent"], f"{what}: its sentence {sentence.get('sent_id')}")
-            record["phrases"].append({"phrase": phrase, "objects": [place]})
+    with while_reading(refs_file):
+        for reference in chosen:
+            what = f"{refs_file}: ref_id {reference['ref_id']}"
+            record = record_of(records, reference["image_id"], what, instances_json)
+            place = place_of(record, reference["ann_id"], what, instances_json)
+            for sentence in reference["sentences"]:
+                phrase = string(sentence["sent"], f"{what}: its sentence {sentence.get('sent_id')}")
+                record["phrases"].append({"phrase": phrase, "objects": [place]})
     return [record for record in records.values() if record["phrases"]]
 
 
@@ -74,18 +76,13 @@ def _list_of(refs_file: str) -> list:
 
 def _checked(entry: Any, number: int, refs_file: str) -> dict:
     if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
-        raise UserError(f"{refs_file}: reference number {number} is no dict with {', '.join(sorted(_KEYS))}: {entry!r}")
+        raise UserError(
+            f"{refs_file}: reference number {number} is no dict with {', '.join(sorted(_KEYS))}: {reprlib.repr(entry)}"
+        )
     sentences = entry["sentences"]
     if not isinstance(sentences, list) or not all(isinstance(s, dict) and "sent" in s for s in sentences):
         raise UserError(f'{refs_file}: ref_id {entry["ref_id"]}: "sentences" are not dicts with a "sent"')
     return entry
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """A pickle names what it calls, and whoever wrote it chooses. Of plain data it names nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which might run code")
 
 
 def load_plain_pickle(path: str) -> Any:
@@ -98,7 +95,7 @@ def load_plain_pickle(path: str) -> Any:
     """
     with open(path, "rb") as file:
         try:
-            return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+            return Unpickler(file, encoding="utf-8", errors="replace").load()
         except Exception as error:  # a damaged pickle ends in whatever its first wrong byte leads to
             reason = str(error) or type(error).__name__
             raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ...errors import UserError
-from ...reading import id_order, read_image, read_lines, read_size
+from ...reading import id_order, read_image, read_lines, read_size, require_size
 from .formats import read_json, string
 from .records import Records, load_joined, register_dataset
 
@@ -75,7 +75,7 @@ def _load_panoptic(name: str, panoptic_json: str, segments_root: str, image_root
     names = [
         string(category["name"], f"{panoptic_json}: the name of category {category['id']}") for category in categories
     ]
-    _name_categories(name, names, [not category["isthing"] for category in categories], list(place))
+    _name_categories(name, panoptic_json, names, [not category["isthing"] for category in categories], list(place))
     images = {image["id"]: image for image in content["images"]}
     records = []
     for annotation in sorted(content["annotations"], key=lambda annotation: id_order(annotation["image_id"])):
@@ -89,6 +89,7 @@ def _load_panoptic(name: str, panoptic_json: str, segments_root: str, image_root
                     f'{segment["category_id"]}, which is not among "categories"'
                 )
         image = images[image_id]
+        require_size(image, f"{panoptic_json}: image {image_id}")
         records.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
@@ -108,7 +109,7 @@ def _load_panoptic(name: str, panoptic_json: str, segments_root: str, image_root
 def _load_class_maps(name: str, maps_root: str, image_root: str, names_file: str) -> Records:
     rows = [line.split("\t") for line in read_lines(names_file) if line.strip()][1:]
     names = [row[-1].split(",")[0].strip() for row in rows]
-    _name_categories(name, names, [True] * len(names), list(range(1, len(names) + 1)))
+    _name_categories(name, names_file, names, [True] * len(names), list(range(1, len(names) + 1)))
     records = []
     for file_name in sorted(entry for entry in os.listdir(maps_root) if entry.endswith(".png")):
         path, stem = os.path.join(maps_root, file_name), os.path.splitext(file_name)[0]
@@ -125,10 +126,10 @@ def _load_class_maps(name: str, maps_root: str, image_root: str, names_file: str
     return records
 
 
-def _name_categories(name: str, names: Sequence[str], is_stuff: Sequence[bool], ids: Sequence[int]) -> None:
+def _name_categories(name: str, file: str, names: Sequence[str], is_stuff: Sequence[bool], ids: Sequence[int]) -> None:
     if len(set(names)) < len(names):
         twice = next(x for x in names if names.count(x) > 1)
-        raise UserError(f"dataset '{name}' has two categories called '{twice}', so the model could not tell them apart")
+        raise UserError(f"{file} has two categories called '{twice}', so the model could not tell them apart")
     MetadataCatalog.get(name).set(thing_classes=list(names), is_stuff=list(is_stuff), category_ids=list(ids))
 
 

@@ -4,6 +4,8 @@ import logging
 import os
 from typing import Any
 
+from ...errors import UserError
+from ...reading import require_size, while_reading
 from .formats import read_json, string
 from .phrases import add_box, record_of
 from .records import Records, register_dataset
@@ -35,8 +37,13 @@ def register_region_descriptions(
         records = load_region_descriptions(regions_json, image_data_json, image_root)
         if split is None:
             return records
-        chosen = set(read_json(split[0])[split[1]])
-        return [record for record in records if record["image_id"] in chosen]
+        file, part = split
+        with while_reading(file):
+            chosen = set(read_json(file)[part])
+        kept = [record for record in records if record["image_id"] in chosen]
+        if not kept:
+            raise UserError(f"{file}: its images of '{part}' are none of those in {regions_json}")
+        return kept
 
     register_dataset(
         name, load, json_file=regions_json, image_root=image_root, evaluator_type=evaluator_type, **metadata
@@ -79,22 +86,24 @@ def load_region_captions(regions_json: str, image_data_json: str, image_root: st
         for region in image["regions"]:
             what = f"{regions_json}: region_id {region['region_id']}"
             caption = string(region["phrase"], f"{what}: its phrase")
-            record_of(records, image["id"], what)["captions"].append(caption)
+            record_of(records, image["id"], what, image_data_json)["captions"].append(caption)
     return [record for record in records.values() if record["captions"]]
 
 
 def _images(image_data_json: str, image_root: str) -> dict[int, dict]:
     """Records of the images by id, without their regions, and with the ids at COCO and Flickr that are known."""
-    return {
-        image["image_id"]: {
-            "file_name": os.path.join(image_root, *image["url"].split("/")[-2:]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["image_id"],
-            "photos": [f"{site}:{image[f'{site}_id']}" for site in ("coco", "flickr") if image.get(f"{site}_id")],
-        }
-        for image in sorted(read_json(image_data_json), key=lambda image: image["image_id"])
-    }
+    records = {}
+    with while_reading(image_data_json):
+        for image in sorted(read_json(image_data_json), key=lambda image: image["image_id"]):
+            require_size(image, f"{image_data_json}: image {image['image_id']}")
+            records[image["image_id"]] = {
+                "file_name": os.path.join(image_root, *image["url"].split("/")[-2:]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["image_id"],
+                "photos": [f"{site}:{image[f'{site}_id']}" for site in ("coco", "flickr") if image.get(f"{site}_id")],
+            }
+    return records
 
 
 def load_region_descriptions(regions_json: str, image_data_json: str, image_root: str) -> Records:
@@ -119,7 +128,7 @@ def load_region_descriptions(regions_json: str, image_data_json: str, image_root
     for image in read_json(regions_json):
         for region in image["regions"]:
             what = f"{regions_json}: region_id {region['region_id']}"
-            record = record_of(records, image["id"], what)
+            record = record_of(records, image["id"], what, image_data_json)
             phrase = string(region["phrase"], f"{what}: its phrase")
             x0, y0 = max(region["x"], 0), max(region["y"], 0)
             x1 = min(region["x"] + region["width"], record["width"])
