@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -40,18 +41,21 @@ def checkpoint_with_small_masks() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def original_proposals(state: dict[str, Tensor], cfg) -> list[dict]:
-    """The 300 proposals of each image, best first, by the plain network and in COCO's results format."""
+    """The 300 proposals of each image, best first, by the plain network and in COCO's results format. The network takes
+    the padding to multiples of 32 as a part of the image."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
     results = []
     for sample in (sample for batch in build_test_loader(cfg, NAME) for sample in batch):
-        image = ((sample["image"] - mean) / std)[None]
+        height, width = sample["image"].shape[-2:]
+        image = F.pad(((sample["image"] - mean) / std)[None], (0, -width % 32, 0, -height % 32))
         found = plain.region_network(state, plain.resnet(state, image), 300, "mask2box")
         scores, order = found["classes"][0].amax(-1).sigmoid().sort(descending=True)
         encoded = tuple(image.shape[-2:])
-        masks = paste_masks(found["masks"][0, order], encoded, encoded, SIZE)
+        masks = paste_masks(found["masks"][0, order], (height, width), encoded, SIZE)
         corners = found["boxes"][0, order] @ torch.tensor(
             [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
         )
+        corners = corners * torch.tensor([encoded[1] / width, encoded[0] / height] * 2)
         x0, y0, x1, y1 = (corners.clamp(0, 1) * torch.tensor([SIZE[1], SIZE[0]] * 2)).T
         boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), 1).tolist()
         for box, mask, score in zip(boxes, masks.numpy(), scores.tolist(), strict=True):
@@ -103,15 +107,16 @@ def official_recall(json_file: Path, proposals: list[dict], kind: str) -> dict[s
 
 
 @pytest.mark.slow
-def test_a_checkpoint_and_one_command_give_the_recall_of_the_original(tmp_path, monkeypatch):
+@pytest.mark.parametrize("side", [192, 200], ids=["without padding", "with padding"])
+def test_a_checkpoint_and_one_command_give_the_recall_of_the_original(tmp_path, monkeypatch, side):
     miniatures.register_only(tmp_path, monkeypatch)
     json_file = miniatures.write_coco(tmp_path, [1, 2, 3], "val2017")
     state = checkpoint_with_small_masks()
     torch.save({"model": state}, tmp_path / "published.pth")
-    # Sides of 192 and 256 pixels need no padding, and have more than 300 tokens.
+    # Sides of 192 and 256 pixels need no padding, those of 200 and 267 do. Both have more than 300 tokens.
     settings = ["MODEL.UNIPERCEIVER_V2.PRETRAINED", f"['{tmp_path / 'published.pth'}']"]
     settings += ["OUTPUT_DIR", str(tmp_path / "out")]
-    settings += ["INPUT.MIN_SIZE_TEST", "192", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
+    settings += ["INPUT.MIN_SIZE_TEST", str(side), "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
     expected = original_proposals(state, load_config(CONFIG, settings, training=False))
     write_objects_near(expected, json_file)
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", CONFIG, "--eval-only", *settings])

@@ -1,12 +1,14 @@
 """The whole region network: scales, query selection, padding, denoising."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from uniperceiver_v2.modeling.image_encoder import RegionTargets
+from uniperceiver_v2.modeling.image_encoder.conventions import Conventions
 from uniperceiver_v2.modeling.image_encoder.criterion import RegionCriterion
 from uniperceiver_v2.modeling.image_encoder.deformable_encoder import DeformableEncoder
 from uniperceiver_v2.modeling.image_encoder.feature_maps import FeatureProjection, PixelEmbedding
@@ -14,7 +16,7 @@ from uniperceiver_v2.modeling.image_encoder.matcher import MatchCosts
 from uniperceiver_v2.modeling.image_encoder.query_selection import QuerySelection
 from uniperceiver_v2.modeling.image_encoder.region_decoder import RegionDecoder
 from uniperceiver_v2.modeling.image_encoder.region_network import RegionNetwork
-from uniperceiver_v2.modeling.image_encoder.structures import FeatureMaps, Matches
+from uniperceiver_v2.modeling.image_encoder.structures import FeatureMaps, Matches, image_extent, on_padded_map
 from uniperceiver_v2.modeling.layers import map_position_encoding
 
 from .windows import inside
@@ -243,6 +245,29 @@ def test_without_targets_the_proposals_are_the_same_and_what_losses_alone_read_i
     assert complete.dense is not None
     assert (len(without.hidden), len(complete.hidden)) == (1, 2)
     assert (len(without.predictions.mask_embeddings), len(complete.predictions.mask_embeddings)) == (1, 2)
+
+
+def test_padding_may_count_as_image():
+    """An image in padding has the losses and the proposals of the larger image that it then is."""
+    network = make_network(conventions=Conventions(padding_is_image=True))
+    maps, valid = make_maps()
+    extent, targets = image_extent(valid), make_targets()
+    larger = replace(targets, boxes=on_padded_map(targets.boxes, extent))
+    found = []
+    for pixels, its, padding in (
+        (valid, replace(targets, extent=extent), True),
+        (torch.ones_like(valid), larger, False),
+    ):
+        torch.manual_seed(0)
+        output = network(maps, pixels, its, padding)
+        found.append((network.losses(output, its).losses, output.proposals()))
+    (losses, proposals), (its_losses, its_proposals) = found
+    assert losses.keys() == its_losses.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, its_losses[name])
+    torch.testing.assert_close(proposals.masks, its_proposals.masks)
+    torch.testing.assert_close(on_padded_map(proposals.boxes, extent), its_proposals.boxes)
+    assert not torch.allclose(proposals.boxes[1], its_proposals.boxes[1])
 
 
 def test_denoising_queries_do_not_leak():

@@ -24,6 +24,8 @@ class Conventions:
             heads normalise them once more. The corrections that the next layer starts from come from the states
             themselves (DINO).
         last_pixel_counts: whether a mask's box ends behind its last pixel, not at it.
+        padding_is_image: whether padding counts as a part of the image, as grey pixels would. Boxes are then learned
+            and predicted in 0..1 of the padded map.
         box_of_no_pixel: (cx, cy, w, h) of a mask without a pixel; None for the box that its token predicts.
     """
 
@@ -33,6 +35,7 @@ class Conventions:
     tokens_are_contents: bool = False
     decoder_normalises: bool = False
     last_pixel_counts: bool = True
+    padding_is_image: bool = False
     box_of_no_pixel: tuple[float, float, float, float] | None = None
 
 
@@ -42,6 +45,7 @@ _MASK_DINO = {
     "border": 0.01,
     "tokens_are_contents": True,
     "decoder_normalises": True,
+    "padding_is_image": True,
 }
 # By the value of REGION.CONVENTIONS. Mask DINO has two ways to make a box of a mask: INITIALIZE_BOX_TYPE "bitmask" and
 # "mask2box".

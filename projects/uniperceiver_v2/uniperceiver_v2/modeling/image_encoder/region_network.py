@@ -25,6 +25,7 @@ from .structures import (
     average_over_masks,
     boxes_of_masks,
     image_extent,
+    on_image,
     on_padded_map,
 )
 
@@ -44,6 +45,7 @@ class RegionOutput:
         denoising: the denoising queries; None without targets.
         extent: [B,2], see `structures.image_extent`.
         masks_in_boxes: see `Proposals`.
+        padding_is_image: see `Conventions`. Boxes are then those of the padded map.
     """
 
     hidden: Tensor
@@ -55,6 +57,7 @@ class RegionOutput:
     denoising: DenoisingQueries | None
     extent: Tensor
     masks_in_boxes: bool
+    padding_is_image: bool
 
     @property
     def num_denoising(self) -> int:
@@ -64,6 +67,7 @@ class RegionOutput:
         """The proposals: the last layer's predictions for the ordinary queries."""
         ordinary = slice(self.num_denoising, None)
         boxes = self.predictions.boxes[-1][:, ordinary]
+        boxes = on_image(boxes, self.extent) if self.padding_is_image else boxes
         masks = mask_logits(self.predictions.mask_embeddings[-1][:, ordinary], self.pixel_embeddings)
         windows = boxes if self.masks_in_boxes else whole_map(boxes)
         return Proposals(
@@ -188,6 +192,10 @@ class RegionNetwork(nn.Module):
                 that only losses need: the dense predictions, and all decoder layers except the last.
             has_padding: False if `valid` is all True.
         """
+        own_extent = image_extent(valid)
+        if self.conventions.padding_is_image:
+            valid, has_padding = torch.ones_like(valid), False
+            targets = None if targets is None else targets.of_padded_map()
         features = self.project(maps[self.first_scale :], valid, has_padding)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
@@ -217,8 +225,9 @@ class RegionNetwork(nn.Module):
             finest=maps[0],
             dense=dense,
             denoising=denoising,
-            extent=extent,
+            extent=own_extent,
             masks_in_boxes=self.criterion.masks_in_boxes,
+            padding_is_image=self.conventions.padding_is_image,
         )
 
     def _judge(self, states: Tensor) -> Tensor:
@@ -255,6 +264,7 @@ class RegionNetwork(nn.Module):
 
     def losses(self, output: RegionOutput, targets: RegionTargets) -> RegionSupervision:
         """The losses by name, each summed over the encoder, its selection, the decoder's layers and denoising."""
+        targets = targets.of_padded_map() if output.padding_is_image else targets
         ordinary = output.predictions.queries(slice(output.num_denoising, None)).after(output.selected)
         layers, pixels = len(ordinary.objectness), output.pixel_embeddings
         matches, quality, dense = self.criterion.match(ordinary, pixels, targets, output.dense)

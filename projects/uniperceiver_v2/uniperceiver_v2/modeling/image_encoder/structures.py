@@ -117,6 +117,10 @@ class RegionTargets:
         if not self.counts:
             self.counts = self.valid.sum(1).tolist()
 
+    def of_padded_map(self) -> RegionTargets:
+        """The same targets, if padding counts as a part of the image."""
+        return replace(self, boxes=on_padded_map(self.boxes, self.extent), extent=None)
+
     @classmethod
     def from_instances(cls, instances: list, images: ImageList) -> RegionTargets:
         """Makes targets from the Detectron2 `Instances` of a batch (gt_boxes, gt_classes, and gt_masks as BitMasks).
@@ -218,6 +222,11 @@ def on_padded_map(boxes: Tensor, extent: Tensor | None) -> Tensor:
     if extent is None:
         return boxes
     return boxes * extent.repeat(1, 2).view(boxes.shape[0], *[1] * (boxes.dim() - 2), 4)
+
+
+def on_image(boxes: Tensor, extent: Tensor) -> Tensor:
+    """Boxes [B,...,4] in 0..1 of each image's own size, from those in 0..1 of the padded map. See `on_padded_map`."""
+    return on_padded_map(boxes, 1 / extent)
 
 
 def boxes_of_masks(inside: Tensor, extent: Tensor, otherwise: Tensor, last_pixel_counts: bool = True) -> Tensor:
