@@ -302,6 +302,7 @@ def test_plain_data_is_read(tmp_path):
         ({"ann_id": 7}, "ref_id 0 means annotation 7"),
         ({"image_id": 8}, "ref_id 0 is of image 8"),
         ({"sentences": [{"raw": "x"}]}, 'ref_id 0: "sentences"'),
+        ({"sentences": []}, "no reference of split 'testA' has a sentence"),
         ({"sentences": [{"sent": 3, "sent_id": 5}]}, "ref_id 0: its sentence 5 is 3"),
     ],
 )
@@ -309,6 +310,15 @@ def test_a_reference_that_cannot_be_used_is_named(root, change, words):
     path = write_refer(root, [{**references()[0], **change}])
     message = message_of("refcoco_unc_testA")
     assert words in message and str(path) in message
+
+
+def test_lists_without_end_are_refused(root):
+    """The reader's own error is one sentence, and looking for a better one does not end in another error."""
+    write_refer(root, references())
+    path = write(root / "refer/refcoco/instances.json", "[" * 100_000)
+    with pytest.raises(UserError) as caught:
+        load_dataset("refcoco_unc_testA")
+    assert path in str(caught.value)
 
 
 def test_what_is_no_list_of_references(root):

@@ -98,7 +98,7 @@ def check_json_of(name: str) -> None:
             return
         for strict in (False, True):
             check_instances(json_file, content, strict=strict)
-    except (AttributeError, LookupError, OSError, TypeError, ValueError):
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
         pass  # the JSON has another format, or there is none
 
 

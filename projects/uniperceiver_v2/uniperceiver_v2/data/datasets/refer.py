@@ -55,7 +55,10 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
             for sentence in reference["sentences"]:
                 phrase = string(sentence["sent"], f"{what}: its sentence {sentence.get('sent_id')}")
                 record["phrases"].append({"phrase": phrase, "objects": [place]})
-    return [record for record in records.values() if record["phrases"]]
+    described = [record for record in records.values() if record["phrases"]]
+    if not described:
+        raise UserError(f"{refs_file}: no reference of split '{split}' has a sentence")
+    return described
 
 
 def _references_of(refs_file: str, split: str) -> list[dict]:
