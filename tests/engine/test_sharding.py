@@ -141,6 +141,33 @@ def test_divided_models_are_evaluated_and_written_as_whole_ones(toy_trainer, cfg
 
 
 @needs_support
+@pytest.mark.parametrize(("how", "form"), [("none", "file"), ("full", "file"), ("full", "parts")])
+def test_early_stopping_writes_the_final_checkpoint_of_all_processes(
+    toy_trainer, cfg, processes, tmp_path, how, form
+):
+    """The processes that have only a part of the model help the first one, which alone knows the metric."""
+
+    class Worsening(toy_trainer):
+        def evaluate(self):
+            self.last_results = {"toy_lines_test": {"lines": {"error": float(self.iter)}}}
+            return self.last_results if comm.is_main_process() else {}
+
+    best = ("TEST.BEST_METRIC", "toy_lines_test/lines/error", "TEST.BEST_MODE", "min", "TEST.EVAL_PERIOD", 3)
+    own = settings(cfg, tmp_path / "run", how, *best, "SOLVER.EARLY_STOPPING", 1, "SOLVER.CHECKPOINT_FORMAT", form)
+    written = tmp_path / "run" / ("model_final" if form == "parts" else "model_final.pth")
+
+    def work() -> None:
+        assert go_on(Worsening, own).iter == 5
+        moment = written.stat().st_mtime_ns
+        assert go_on(Worsening, own).iter == 5  # resumed after its end, it keeps its last checkpoint
+        assert written.stat().st_mtime_ns == moment
+
+    run(processes, tmp_path, 2, work)
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == written.name
+    assert len(final(tmp_path / "run")) >= 4
+
+
+@needs_support
 def test_values_that_depend_on_weights_are_not_kept_longer_than_the_weights(
     toy_trainer, cfg, processes, tmp_path, monkeypatch
 ):

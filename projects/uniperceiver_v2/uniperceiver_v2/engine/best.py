@@ -46,7 +46,7 @@ class BestCheckpoint(HookBase):
     Register this hook on all ranks, after ``MetricsFile``.
 
     Args:
-        checkpointer: writes on the main process only.
+        checkpointer: saves on all processes, of which those that do not write help to gather what is divided.
         metrics_path: the file of metrics.
         metric: its name in that file, such as "boats_test/bbox/AP".
         mode: "max" if larger values are better, "min" if smaller ones are.
@@ -176,12 +176,15 @@ class BestCheckpoint(HookBase):
                 iteration,
                 "not finite" if self._best is None else f"{self._best[0]:.4g}, of iteration {self._best[1]}",
             )
-            final = self._checkpointer.file_name("model_final")
-            # A run that is resumed after its end has this checkpoint, unless it was interrupted just here.
-            if not (resumed and os.path.basename(self._checkpointer.get_checkpoint_file()) == final):
-                self._checkpointer.save("model_final", iteration=iteration)
+        # A run that is resumed after its end has this checkpoint, unless it was interrupted just here.
+        if not comm.all_gather(resumed and comm.is_main_process() and self._is_final())[0]:
+            self._checkpointer.save("model_final", iteration=iteration)  # of which each process may have a part
         comm.synchronize()
         raise StoppedEarly
+
+    def _is_final(self) -> bool:
+        """Whether the last checkpoint is the one that an ended run writes."""
+        return os.path.basename(self._checkpointer.get_checkpoint_file()) == self._checkpointer.file_name("model_final")
 
 
 class KeptCheckpoints(HookBase):
