@@ -31,6 +31,7 @@ from uniperceiver_v2.engine import (
     add_process_arguments,
     load_pretrained_parts,
     run_in_processes,
+    whole_model,
     world_size,
 )
 from uniperceiver_v2.errors import UserError
@@ -53,7 +54,8 @@ def main(args: Namespace) -> None:
     trainer = UniPerceiverTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
-    with trainer.averaged_weights():
+    # All processes enter: the first one draws with the whole model.
+    with trainer.averaged_weights(), whole_model(trainer.model):
         report(cfg, trainer.model, results)
 
 

@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import types
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils import comm
 
+import train_net
 from uniperceiver_v2.checkpoint.parts import read_parts
 from uniperceiver_v2.config.checks import check_config
 from uniperceiver_v2.engine import UniPerceiverTrainer, sharding
@@ -165,6 +167,18 @@ def test_early_stopping_writes_the_final_checkpoint_of_all_processes(
     run(processes, tmp_path, 2, work)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == written.name
     assert len(final(tmp_path / "run")) >= 4
+
+
+@needs_support
+def test_a_divided_run_ends_with_its_report(real_cfg, processes, tmp_path, monkeypatch):
+    """The first process alone draws, with the whole model."""
+    cfg = settings(real_cfg, tmp_path / "run", "full", "SOLVER.MAX_ITER", 1, "SOLVER.WARMUP_ITERS", 0)
+    cfg.DATASETS.TEST, cfg.TASKS.NAMES = ("small_digit_scenes_test",), ["scenes"]
+    monkeypatch.setattr(train_net, "configuration", lambda args: cfg)
+    arguments = Namespace(config_file="", eval_only=False, resume=False)
+    run(processes, tmp_path, 2, lambda: train_net.main(arguments))
+    assert list((tmp_path / "run" / "visualization").rglob("*.png")) and (tmp_path / "run" / "results.json").exists()
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @needs_support
