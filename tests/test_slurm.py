@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "tools" / "slurm.sh"
 COMMANDS = {
     "srun": 'shift; exec "$@"',
     "scontrol": 'echo "$@" > requeued',
-    "training": 'trap "exit $CODE" USR1; echo "$@" > started; while $WAITS; do sleep 0.02; done; exit $CODE',
+    "training": 'trap "exit $CODE" USR1; echo "$@" "cores $SRUN_CPUS_PER_TASK" > started; while $WAITS; do sleep 0.02; done; exit $CODE',
 }
 
 
@@ -31,6 +31,7 @@ def test_only_a_run_that_its_time_limit_has_stopped_is_queued_again(tmp_path, si
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "PYTHON": str(tmp_path / "training"),
         "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "12",
         "CODE": str(code),
         "WAITS": "true" if signalled else "false",
     }
@@ -40,5 +41,5 @@ def test_only_a_run_that_its_time_limit_has_stopped_is_queued_again(tmp_path, si
     if signalled:
         run.send_signal(signal.SIGUSR1)
     assert run.wait(timeout=30) == code
-    assert "--resume --config-file c.yaml OUTPUT_DIR out" in (tmp_path / "started").read_text()
+    assert "--resume --config-file c.yaml OUTPUT_DIR out cores 12" in (tmp_path / "started").read_text()
     assert (tmp_path / "requeued").exists() == requeued

@@ -23,6 +23,9 @@ pass_on() {
 }
 trap pass_on USR1
 
+# From Slurm 22.05 on, srun does not take this number from sbatch, and would give each process one core.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
 # The processes find each other by srun's variables. At the first start there is no checkpoint, and --resume begins anew.
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" projects/uniperceiver_v2/train_net.py --resume "$@" &
 run=$!
