@@ -58,5 +58,6 @@ def fail(path: str, number: int) -> IO[bytes]:
 
 
 if __name__ == "__main__":
+    disk.WAITS = (0.1, 0.2, 0.4)
     disk.PathManager = SimpleNamespace(open=open_or_fail)
     sys.exit(train_net.run())

@@ -31,4 +31,4 @@ def test_an_error_that_does_not_pass_ends_the_run_by_the_files_name(config, data
     process = start([*command(config, tmp_path / "out", program=PROGRAM), *OPTIONS], tmp_path, **variables)
     assert process.wait() == 1
     last = (tmp_path / "output.txt").read_text().splitlines()[-1]
-    assert last.startswith(f"error: {broken} cannot be read: Input/output error (errno 5, EIO), 4 times in a row")
+    assert last.startswith(f"error: {broken} cannot be read: Input/output error (errno 5, EIO), 4 times in 1 seconds")

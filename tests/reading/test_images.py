@@ -13,6 +13,7 @@ from uniperceiver_v2.data.loading.train import TrainingBatches
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.reading import disk, read_image, read_reduced, read_size
+from uniperceiver_v2.reading.disk import WAITS
 from uniperceiver_v2.visualization import scene_picture
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 9\n%%EndComments\nshowpage\n%%EOF\n"
@@ -179,9 +180,20 @@ def test_errors_of_a_library_for_remote_files_pass_as_well(batches, broken_disk,
     assert f"{type(error).__name__}: {error}, 4 times" in str(samples[0])
 
 
+def test_a_file_server_may_be_away_for_a_minute(batches, broken_disk, monkeypatch, caplog):
+    expected, waits = batches[0], []
+    broken = broken_disk(errno.ETIMEDOUT, times=len(WAITS))
+    monkeypatch.setattr(disk, "WAITS", WAITS)
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert batches[0] == expected and broken.times == 0
+    assert 60 < sum(waits) < 70 and max(waits) == 10
+    assert "cannot be read" in caplog.text and "trying again in 10 s" in caplog.text
+
+
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
-def test_an_error_of_the_file_itself_replaces_its_image_at_once(batches, broken_disk, number):
+def test_an_error_of_the_file_itself_replaces_its_image_at_once(batches, broken_disk, monkeypatch, number):
     broken = broken_disk(number, times=1)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
     samples, unreadable = batches[0]
     assert len(samples) == 4 and len(unreadable) == 1 and ".png" in unreadable[0]
     assert broken.times == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import time
@@ -14,7 +15,11 @@ from ..errors import UserError
 
 Result = TypeVar("Result")
 
-WAITS = (0.1, 0.5, 2.0)  # seconds before each retry
+logger = logging.getLogger(__name__)
+
+# Seconds before each retry: 0.1, 0.2, ... 6.4, 10, 10, ..., a minute in all, as a file server that takes over from another
+# one is away for 30 to 60 seconds.
+WAITS = tuple(min(0.1 * 2**number, 10.0) for number in range(12))
 LARGEST_FILE = 2**30  # bytes; larger files are refused
 
 # Permanent errors of a path or a file: it does not exist, may not be read, is a folder, ... All other errors, such as
@@ -37,7 +42,7 @@ _OF_THE_FILE = frozenset(
 
 
 def patiently(read: Callable[[], Result], path: str) -> Result:
-    """Call ``read()``, and retry after a short wait if the system reports an error that may be temporary.
+    """Call ``read()``, and retry for a minute if the system reports an error that may be temporary.
 
     Args:
         read: a function that reads from ``path``.
@@ -54,6 +59,8 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
         except OSError as error:
             if not _may_pass(error):
                 raise
+            if wait > 1:
+                logger.warning("%s cannot be read (%s): trying again in %.0f s", path, error, wait)
         time.sleep(wait)
     try:
         return read()
@@ -66,7 +73,7 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
             reason = f"{os.strerror(error.errno)} (errno {error.errno}, {name})"
         raise UserError(
             f"{os.path.abspath(path)} cannot be read: {reason}, "
-            f"{len(WAITS) + 1} times in a row; the disk, the network or the machine is at fault, not the file. "
+            f"{len(WAITS) + 1} times in {sum(WAITS):.0f} seconds; the disk, the network or the machine is at fault, not the file. "
             "--resume goes on once it is mended"
         ) from error
 
