@@ -27,7 +27,7 @@ from ...files import write_atomically
 from ...reading import LARGEST_FILE, find_remote, is_remote, members_of, open_copy, patiently, remote_stamp
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
-from .shard_index import Entry, indexed
+from .shard_index import VARIABLE, Entry, indexed
 from .texts import tidy
 
 logger = logging.getLogger(__name__)
@@ -323,5 +323,8 @@ def _open(path: str, stamp: Stamp) -> IO[bytes]:
     file = open(path, "rb", buffering=0)  # noqa: SIM115
     if _stamp(os.fstat(file.fileno())) != stamp:
         file.close()
-        raise UserError(f"{path} was changed while it was in use; --resume goes on with what it is now")
+        raise UserError(
+            f"{path} was changed while it was in use; --resume goes on with what it is now. An index in {VARIABLE} has to "
+            "be made anew before, by datasets/index_shards.py"
+        )
     return file
