@@ -93,6 +93,18 @@ def test_batches_go_on_after_a_worker_is_killed_while_it_is_waited_for(logged, t
     assert len([message for message in logged() if "SIGSEGV" in message]) == 1
 
 
+def test_sigbus_is_told_with_both_of_its_causes(logged, tmp_path):
+    def kill_itself_once(record: dict) -> dict:
+        if not (tmp_path / "victim").exists():
+            (tmp_path / "victim").touch()
+            os.kill(os.getpid(), signal.SIGBUS)
+        return record
+
+    list(itertools.islice(loader(kill_itself_once, 1), 2))
+    (message,) = [message for message in logged() if "SIGBUS" in message]
+    assert "/dev/shm" in message and "index of shards" in message
+
+
 def test_workers_that_die_each_time_end_the_run_with_advice(logged):
     def leave(record: dict) -> dict:
         if record["number"] == 7:
