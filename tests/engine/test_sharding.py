@@ -6,6 +6,7 @@ import signal
 import sys
 import types
 from argparse import Namespace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -144,9 +145,7 @@ def test_divided_models_are_evaluated_and_written_as_whole_ones(toy_trainer, cfg
 
 @needs_support
 @pytest.mark.parametrize(("how", "form"), [("none", "file"), ("full", "file"), ("full", "parts")])
-def test_early_stopping_writes_the_final_checkpoint_of_all_processes(
-    toy_trainer, cfg, processes, tmp_path, how, form
-):
+def test_early_stopping_writes_the_final_checkpoint_of_all_processes(toy_trainer, cfg, processes, tmp_path, how, form):
     """The processes that have only a part of the model help the first one, which alone knows the metric."""
 
     class Worsening(toy_trainer):
@@ -216,6 +215,20 @@ def test_values_that_depend_on_weights_are_not_kept_longer_than_the_weights(
         assert len(none.made) == len(full.made) == 20 + 4  # an evaluation of three images makes it once
 
     run(processes, tmp_path, 2, work)
+
+
+@needs_support
+def test_the_groups_of_machines_have_the_time_limit_of_the_run(toy_trainer, cfg, processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(comm, "get_local_size", lambda: 2)
+
+    def work() -> None:
+        own = settings(cfg, tmp_path / "run", "hybrid", "PROCESSES.TIMEOUT", 77)
+        mesh = toy_trainer(own).model.shared.weight.device_mesh
+        for group in mesh.get_all_groups():
+            assert group.size() == 2
+            assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=77)
+
+    run(processes, tmp_path, 4, work)
 
 
 @needs_support

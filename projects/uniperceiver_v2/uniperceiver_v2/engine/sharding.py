@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import UserError
 from ..shards import divided_like, whole
 
 
-def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False) -> bool:
+def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False, timeout: timedelta | None = None) -> bool:
     """Divide the parameters of a model, which all ranks have, among them. A single rank keeps the model as it is.
 
     Parameters without a dimension, such as τ, stay whole: there is nothing to divide.
@@ -28,6 +31,8 @@ def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False) -> boo
     Args:
         how: "none", "full" (over all ranks), or "hybrid" (over the ranks of each machine, the same on all machines).
         in_bfloat16: whether gradients travel and are added as bfloat16.
+        timeout: how long a rank waits for the others of its machine, and of the same part. None for PyTorch's limit.
+            All ranks together have the limit of their own group.
 
     Returns:
         whether the model is divided now.
@@ -40,17 +45,24 @@ def shard_model(model: nn.Module, how: str, *, in_bfloat16: bool = False) -> boo
     fully_shard, policy = _fully_shard()
     device = next(model.parameters()).device.type
     on_machine = comm.get_local_size() if how == "hybrid" else comm.get_world_size()
-    shape = (comm.get_world_size() // on_machine, on_machine)
-    mesh = torch.distributed.device_mesh.init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
     fully_shard(
         model,
-        mesh=mesh if shape[0] > 1 else mesh["shard"],
+        mesh=_mesh(device, on_machine, timeout),
         reshard_after_forward=False,
         mp_policy=policy(reduce_dtype=torch.bfloat16 if in_bfloat16 else None),
         ignored_params={p for p in model.parameters() if p.ndim == 0},
     )
     model.register_forward_pre_hook(lambda *_: _count_as_changed(model) if model.training else None)
     return True
+
+
+def _mesh(device: str, on_machine: int, timeout: timedelta | None) -> DeviceMesh:
+    """All ranks in a row, or with several machines a row for each. ``init_device_mesh`` takes no time limit."""
+    if on_machine == comm.get_world_size():
+        return DeviceMesh.from_group(dist.group.WORLD, device)
+    ranks = torch.arange(comm.get_world_size()).view(-1, on_machine)
+    replicate, shard = (dist.new_subgroups_by_enumeration(x.tolist(), timeout)[0] for x in (ranks.T, ranks))
+    return DeviceMesh.from_group([replicate, shard], device, ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def _count_as_changed(model: nn.Module) -> None:

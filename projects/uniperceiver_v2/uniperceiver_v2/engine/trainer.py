@@ -66,11 +66,12 @@ class UniPerceiverTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's constructor would build a single loader. Its other methods work with the parts built here.
         super(DefaultTrainer, self).__init__()
-        ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS, timedelta(seconds=cfg.PROCESSES.TIMEOUT))
+        timeout = timedelta(seconds=cfg.PROCESSES.TIMEOUT)
+        ranks.set_task_groups(cfg.SOLVER.TASK_GROUPS, timeout)
         model = self.build_model(cfg)
         broadcast_state(model)
         in_bfloat16 = cfg.SOLVER.REDUCE_IN_BFLOAT16
-        self._is_sharded = shard_model(model, cfg.SOLVER.SHARDING, in_bfloat16=in_bfloat16)
+        self._is_sharded = shard_model(model, cfg.SOLVER.SHARDING, in_bfloat16=in_bfloat16, timeout=timeout)
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
@@ -97,7 +98,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             averaging=self.averaging,
             weights_may_differ=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_DIFFER,
             in_background=cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND,
-            parts=PartsWriter(timedelta(seconds=cfg.PROCESSES.TIMEOUT)) if in_parts else None,
+            parts=PartsWriter(timeout) if in_parts else None,
             weights_may_be_nan=cfg.MODEL.UNIPERCEIVER_V2.WEIGHTS_MAY_BE_NAN,
             trainer=weakref.proxy(self),
         )
