@@ -1,5 +1,6 @@
 """The best checkpoint by a metric, early stopping, and the number of checkpoints that are kept."""
 
+import glob
 import json
 import logging
 import math
@@ -233,6 +234,16 @@ def test_a_metric_that_the_only_evaluation_does_not_give_is_told_at_the_end(scri
     assert results["toy_lines_test"]["lines"]["error"] == 2.0
     assert any("no evaluation gives 'toy_lines_test/lines/eror'; did you mean" in m for m in caplog.messages)
     assert not (Path(cfg.OUTPUT_DIR) / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_the_folder_is_looked_at_only_after_a_checkpoint_was_written(scripted, monkeypatch, in_background):
+    cfg, trainer_class = scripted
+    cfg.SOLVER.CHECKPOINTS_KEPT, cfg.SOLVER.CHECKPOINTS_IN_BACKGROUND = 2, in_background
+    looks, usual = [], glob.glob
+    monkeypatch.setattr("glob.glob", lambda path: looks.append(path) or usual(path))
+    train(cfg, trainer_class)
+    assert len([path for path in looks if path.endswith("model_*")]) <= 8  # of 60 iterations
 
 
 def test_at_most_so_many_checkpoints_are_kept_over_interruptions(scripted):

@@ -48,6 +48,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
         weights_may_be_nan: whether weights that are NaN or infinite are loaded.
         parts: writes checkpoints as directories (:mod:`uniperceiver_v2.checkpoint.parts`) instead of files. All
             processes have to save then. Both are read without it.
+
+    Attributes:
+        times_written: how many last checkpoints this process has completed.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._averaging = averaging
         self._weights_may_differ = weights_may_differ
         self._writer = BackgroundWriter() if in_background else None
+        self.times_written = 0
         self._told: str | None = None  # in first_process_decides: the first process's last checkpoint
         self._weights_may_be_nan = weights_may_be_nan
         self._parts = parts
@@ -147,6 +151,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Write the name of the checkpoint that ``--resume`` uses."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         self._write(path, lambda file: file.write(last_filename_basename.encode()))
+        self.times_written += 1
 
     def _write(self, path: str, write: Callable[[IO[bytes]], Any]) -> None:
         try:

@@ -203,8 +203,15 @@ class KeptCheckpoints(HookBase):
     def __init__(self, checkpointer: AtomicCheckpointer, count: int):
         self._checkpointer = checkpointer
         self._count = count
+        self._seen = -1  # a run that was killed may have left one too many
 
     def after_step(self) -> None:
+        written = self._checkpointer.times_written
+        if written != self._seen:  # a look at the folder asks a file server for each checkpoint
+            self._seen = written
+            self._remove_oldest()
+
+    def _remove_oldest(self) -> None:
         folder = self._checkpointer.save_dir
         found: dict[int, list[str]] = {}
         for path in glob.glob(os.path.join(glob.escape(folder), "model_*")):
