@@ -225,3 +225,78 @@ def write_imagenet(
     path = root / "imagenet/LOC_synset_mapping.txt"
     path.write_text("".join(f"{folder} {line}\n" for folder, line in names.items()))
     return path
+
+
+ENTITIES_XML = """<annotation><filename>77.jpg</filename><size><width>60</width><height>40</height></size>
+<object><name>1</name><name>2</name><bndbox><xmin>1</xmin><ymin>3</ymin><xmax>21</xmax><ymax>33</ymax></bndbox></object>
+<object><name>5</name><scene>1</scene><nobndbox>0</nobndbox></object></annotation>"""
+ENTITIES_TEXT = "[/EN#1/people Two young guys] with [/EN#2/bodyparts/people hair] see [/EN#0/notvisual each other] .\n"
+
+
+def write_flickr30k_entities(root: Path, split: str, image_id: int) -> Path:
+    """``flickr30k/entities`` with a split of one image."""
+    folder = root / "flickr30k/entities"
+    write_text(folder / f"Annotations/{image_id}.xml", ENTITIES_XML)
+    write_text(folder / f"Sentences/{image_id}.txt", ENTITIES_TEXT)
+    return write_text(folder / f"{split}.txt", f"{image_id}\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_vqa(root: Path) -> Path:
+    """A question of ``vqa`` with its ten answers, about an image of COCO's train2014."""
+    ids = {"image_id": 1, "question_id": 1001}
+    answers = [{"answer": "two", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
+    what = {"question_type": "how many", "answer_type": "number", "multiple_choice_answer": "two"}
+    questions = {"questions": [{**ids, "question": "How many boats?"}]}
+    annotations = {"annotations": [{**ids, **what, "answers": answers}]}
+    write_json(root / "vqa/v2_mscoco_train2014_annotations.json", annotations)
+    return write_json(root / "vqa/v2_OpenEnded_mscoco_train2014_questions.json", questions)
+
+
+def write_panoptic(root: Path, split: str = "train2017") -> Path:
+    """``coco/annotations/panoptic_<split>.json`` with one image, one person and one tree, and their PNG."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[5:25, 5:25, 0], pixels[30:, :, 0] = 9, 10
+    _save(root / f"coco/panoptic_{split}/000000000139.png", pixels)
+    _save(root / f"coco/{split}/000000000139.jpg", pixels)
+    categories = [
+        {"id": 1, "name": "person", "supercategory": "person", "isthing": 1},
+        {"id": 184, "name": "tree-merged", "supercategory": "plant", "isthing": 0},
+    ]
+    box = {"area": 400, "bbox": [5, 5, 20, 20], "iscrowd": 0}
+    segments = [{"id": 9, "category_id": 1, **box}, {"id": 10, "category_id": 184, **box}]
+    image = {"id": 139, "file_name": "000000000139.jpg", "height": HEIGHT, "width": WIDTH}
+    annotation = {"image_id": 139, "file_name": "000000000139.png", "segments_info": segments}
+    content = {"images": [image], "annotations": [annotation], "categories": categories}
+    return write_json(root / f"coco/annotations/panoptic_{split}.json", content)
+
+
+def write_ade20k(root: Path, folder: str = "training") -> Path:
+    """``ADEChallengeData2016`` with one image of two classes, and the names of the classes."""
+    name = f"ADE_{folder.removesuffix('ing').replace('validation', 'val')}_00000001"
+    classes = np.ones((HEIGHT, WIDTH), np.uint8)
+    classes[:20] = 2
+    tree = root / "ADEChallengeData2016"
+    _save(tree / f"annotations/{folder}/{name}.png", classes)
+    write_image(tree / f"images/{folder}/{name}.jpg")
+    return write_text(tree / "objectInfo150.txt", ADE20K_NAMES)
+
+
+ADE20K_NAMES = "Idx\tRatio\tTrain\tVal\tName\n1\t0.1576\t11664\t1172\twall\n2\t0.1072\t6046\t612\tbuilding, edifice\n"
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_kinetics(root: Path) -> Path:
+    """``kinetics400`` with one clip, a folder of frames."""
+    write_image(root / "kinetics400/train/a_000004_000014/0.png")
+    rows = "label,youtube_id,time_start,time_end,split\njuggling,a,4,14,train\n"
+    return write_text(root / "kinetics400/annotations/train.csv", rows)

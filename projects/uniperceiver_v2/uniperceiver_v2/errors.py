@@ -16,8 +16,7 @@ class Refusal(Exception):
     def __init__(self, message: str = ""):
         message = message.encode("utf-8", "backslashreplace").decode()
         if len(message) > LONGEST_MESSAGE:
-            left_out = f" [... {len(message) - LONGEST_MESSAGE:,} characters ...] "
-            message = f"{message[: LONGEST_MESSAGE * 3 // 4]}{left_out}{message[-LONGEST_MESSAGE // 4 :]}"
+            message = f"{message[: LONGEST_MESSAGE * 3 // 4]} [... shortened ...] {message[-LONGEST_MESSAGE // 4 :]}"
         super().__init__(message)
 
 

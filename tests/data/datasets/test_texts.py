@@ -102,7 +102,10 @@ def test_empty_captions_and_images_without_one_are_left_out_and_counted(own, tok
 def test_images_without_any_caption_are_refused(own, tokenizer):
     path = own({1: [""], 2: []})
     message = message_of(load_captions, "own", tokenizer)
-    assert message == f"{path} of dataset 'own': none of its 2 images has a caption"
+    assert (
+        message
+        == f"{path} of dataset 'own': none of its 2 images has a caption; datasets/README.md shows the expected files"
+    )
 
 
 def test_captions_longer_than_the_encoder_are_counted_in_one_line(own, tokenizer, logged):

@@ -17,6 +17,11 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+
+class DiskFault(UserError):
+    """A file cannot be read, and its content is not the reason."""
+
+
 # Seconds before each retry: 0.1, 0.2, ... 6.4, 10, 10, ..., a minute in all, as a file server that takes over from another
 # one is away for 30 to 60 seconds.
 WAITS = tuple(min(0.1 * 2**number, 10.0) for number in range(12))
@@ -50,7 +55,7 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
 
     Raises:
         OSError: the error is permanent, for example a missing file.
-        UserError: the error did not go away. The run has to end then. If it left the sample out instead, the training
+        DiskFault: the error did not go away. The run has to end then. If it left the sample out instead, the training
             data would differ from run to run.
     """
     for wait in WAITS:
@@ -71,7 +76,7 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
         if error.errno is not None:
             name = errno.errorcode.get(error.errno, "unknown")
             reason = f"{os.strerror(error.errno)} (errno {error.errno}, {name})"
-        raise UserError(
+        raise DiskFault(
             f"{os.path.abspath(path)} cannot be read: {reason}, "
             f"{len(WAITS) + 1} times in {sum(WAITS):.0f} seconds; the disk, the network or the machine is at fault, not the file. "
             "--resume goes on once it is mended"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from detectron2.data import MetadataCatalog
 
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
+from .disk import DiskFault
 from .remote import is_remote
 
 # Keys of metadata with a path of the dataset's files: ours first, then those of Detectron2's own datasets.
@@ -22,6 +23,7 @@ _PATHS = (
     "image_root",
     "image_dir",
 )
+_PROGRAM = "python datasets/"  # the beginning of a command that makes files of a dataset
 
 
 @contextlib.contextmanager
@@ -44,15 +46,24 @@ def explained(name: str) -> Iterator[None]:
 
     Its message has the path and a remedy: the command that prepares the dataset, if its metadata has one as
     "prepare_command"; or the form of its files, if its metadata has it as "expected_form"; or the place where the
-    expected files are described.
+    expected files are described. A UserError of a reader gets the remedy as well, unless it names a program of
+    ``datasets``, or the disk is at fault.
     """
     remedy = remedy_of(name)
     try:
         yield
+    except DiskFault:
+        raise
+    except UserError as error:
+        if remedy in str(error) or _PROGRAM in str(error):
+            raise
+        raise UserError(f"{error}{remedy}") from error
+    except UnreadableImage as error:
+        raise UserError(f"an image of dataset '{name}' cannot be read: {error}{remedy}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        source = _read_at(error, name)
-        path = os.path.abspath(error.filename or source)
-        named = f", which {source} names" if path != source and os.path.isfile(source) else ""
+        source = getattr(error, "while_reading", None)
+        path = os.path.abspath(error.filename or source or source_of(name))
+        named = f", which {source} names" if source and path != source and os.path.isfile(source) else ""
         raise UserError(f"dataset '{name}' is missing: looked for {path}{named}{remedy}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         source = _read_at(error, name)

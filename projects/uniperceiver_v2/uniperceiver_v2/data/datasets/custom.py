@@ -19,7 +19,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError, nearest
-from .folders import YOLO_LINE, read_voc, read_yolo
+from .folders import read_voc, read_yolo
 from .formats import load_caption_json, load_image_folder, load_text_lines
 from .objects import Objects, read_objects_json
 from .parts import PARTS, part_of
@@ -69,6 +69,8 @@ _COCO_FORM = (
     '[{"image_id", "category_id", "bbox": [x, y, width, height], "segmentation"}]'
 )
 
+_YOLO_LINE = "<class> <x> <y> <width> <height>, or <class> <x1> <y1> <x2> <y2> <x3> <y3> ..., in shares of the image"
+
 FORMATS: dict[str, Format] = {
     "coco": Format(
         title="objects in COCO's format",
@@ -86,7 +88,7 @@ FORMATS: dict[str, Format] = {
     ),
     "yolo": Format(
         title="objects in YOLO's format",
-        form=f'a YAML with "names" and the folders of the splits, and a text for each image with lines {YOLO_LINE}',
+        form=f'a YAML with "names" and the folders of the splits, and a text for each image with lines {_YOLO_LINE}',
         paths=("YAML",),
         options={"SPLIT": "train"},
         read=lambda name, node: read_yolo(node["YAML"], node["SPLIT"]),

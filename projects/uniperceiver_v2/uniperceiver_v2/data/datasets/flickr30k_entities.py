@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ...errors import UserError
-from ...reading import read_text, read_xml
+from ...reading import read_text, read_xml, while_reading
 from .phrases import add_box, register_grounding
 from .records import Records
 
@@ -26,10 +26,16 @@ def register_flickr30k_entities(name: str, root: str, image_root: str, split: st
         root, image_root, split: see :func:`load_flickr30k_entities`.
         metadata: more of it.
     """
+    split_list = os.path.join(root, f"{split}.txt")
+
+    def load() -> Records:
+        with while_reading(split_list):  # which names the other files
+            return load_flickr30k_entities(root, image_root, split)
+
     register_grounding(
         name,
-        lambda: load_flickr30k_entities(root, image_root, split),
-        source=os.path.join(root, f"{split}.txt"),
+        load,
+        source=split_list,
         image_root=image_root,
         **metadata,
     )

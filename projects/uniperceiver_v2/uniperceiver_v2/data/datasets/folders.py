@@ -10,11 +10,9 @@ from xml.etree import ElementTree
 from detectron2.structures import BoxMode
 
 from ...errors import UserError, nearest
-from ...reading import picture_endings, read_lines, read_xml, read_yaml
+from ...reading import picture_endings, read_lines, read_xml, read_yaml, while_reading
 from .objects import Objects, box_around, named, readable_size
 from .records import Records
-
-YOLO_LINE = "<class> <x> <y> <width> <height>, or <class> <x1> <y1> <x2> <y2> <x3> <y3> ..., in shares of the image"
 
 
 def read_yolo(yaml_file: str, split: str) -> Objects:
@@ -40,7 +38,8 @@ def read_yolo(yaml_file: str, split: str) -> Objects:
         raise UserError(f"{path} has no split '{split}'{nearest(split, (k for k in content if k != 'names'))}")
     root = Path(path).parent / str(content.get("path") or ".")
     sources = content[split] if isinstance(content[split], list) else [content[split]]
-    images = [found for source in sources for found in _yolo_images(_source(root, str(source)))]
+    with while_reading(yaml_file):  # which names the folders
+        images = [found for source in sources for found in _yolo_images(_source(root, str(source)))]
     with_keypoints = "kpt_shape" in content  # they follow the box
     records, labelled = [], 0
     for image, image_id in images:
@@ -110,11 +109,11 @@ def _yolo_objects(text: Path, index_of: Mapping[int, int], height: int, width: i
         try:
             category, *values = (float(word) for word in line.split())
         except ValueError as error:
-            raise UserError(f"{where}, is not {YOLO_LINE}") from error
+            raise UserError(f"{where}, is no object") from error
         values = values[:4] if with_keypoints else values
         is_polygon = len(values) >= 6 and len(values) % 2 == 0
         if not (len(values) == 4 or is_polygon) or not all(map(math.isfinite, (category, *values))):
-            raise UserError(f"{where}, is not {YOLO_LINE}")
+            raise UserError(f"{where}, is no object")
         if category not in index_of:
             raise UserError(f"{where}, has the class {category:g}, which is none of the {len(index_of)} names")
         annotation = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": index_of[int(category)], "iscrowd": 0}

@@ -13,7 +13,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
-from ...reading import id_order, source_of, while_reading
+from ...reading import id_order, remedy_of, source_of, while_reading
 from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
@@ -39,7 +39,9 @@ def load_phrases(name: str) -> Records:
         if kept:
             records.append({**record, "phrases": kept})
     if not records:
-        raise UserError(f"{source_of(name)} of dataset '{name}': none of its {len(loaded)} images has a phrase")
+        raise UserError(
+            f"{source_of(name)} of dataset '{name}': none of its {len(loaded)} images has a phrase{remedy_of(name)}"
+        )
     if empty:
         logger.warning("dataset '%s': %d phrases are empty and left out", name, empty)
     if len(records) < len(loaded):

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ...errors import UserError
-from ...reading import id_order, while_reading
+from ...reading import id_order, remedy_of, while_reading
 from .formats import read_json, string
 from .records import Records, load_dataset, register_dataset
 from .texts import tidy
@@ -87,5 +87,7 @@ def load_questions(name: str) -> Records:
             raise UserError(f"dataset '{name}': image {record.get('file_name')} has no list of \"questions\"")
         for question in record["questions"]:
             if not question["answers"]:
-                raise UserError(f"dataset '{name}': nobody has answered question {question['question_id']}")
+                raise UserError(
+                    f"dataset '{name}': nobody has answered question {question['question_id']}{remedy_of(name)}"
+                )
     return records

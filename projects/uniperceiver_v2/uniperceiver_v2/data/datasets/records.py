@@ -9,7 +9,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import UserError, nearest
-from ...reading import check_annotations, check_json_of, explained, source_of
+from ...reading import check_annotations, check_json_of, explained, remedy_of, source_of
 from .once_a_node import parsed_once
 
 Records = list[dict]
@@ -33,7 +33,8 @@ def load_dataset(name: str, most_bad: float = 0.0) -> Records:
     try:
         records = load_checked(name, lambda: parsed_once(name, lambda: DatasetCatalog.get(name)))
     except UserError:
-        check_json_of(name)  # raises a better message if an annotation is at fault
+        with explained(name):
+            check_json_of(name)  # raises a better message if an annotation is at fault
         raise
     with explained(name):
         check_annotations(name, records, most_bad)
@@ -66,9 +67,9 @@ def load_checked(name: str, load: Callable[[], Records]) -> Records:
     """Call ``load()``. Errors about the files of dataset ``name`` become a :class:`UserError`."""
     with explained(name):
         records = load()
-    if not records:
-        raise UserError(f"dataset '{name}' is empty: {source_of(name)}")
-    return records
+        if not records:
+            raise UserError(f"dataset '{name}' is empty: {source_of(name)}")
+        return records
 
 
 def load_detection_training(
@@ -94,14 +95,16 @@ def load_detection_training(
             raise UserError(
                 f"dataset '{names[0]}': image {record['file_name']} has an annotation without segmentation; "
                 "every object needs a polygon or RLE, as boxes and masks are learned together; MODEL.MASK_ON False "
-                "learns boxes alone"
+                f"learns boxes alone{_remedies_of(names)}"
             )
         seen.update(a["category_id"] for a in annotations)
         if annotations or not filter_empty:
             kept.append(record)
     _check_all_present(names, seen)
     if not kept:
-        raise UserError(f"no image of {', '.join(names)} has an object to learn: {_sources_of(names)}")
+        raise UserError(
+            f"no image of {', '.join(names)} has an object to learn: {_sources_of(names)}{_remedies_of(names)}"
+        )
     return kept
 
 
@@ -171,7 +174,7 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
         listed = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
         message = (
             f"no training image shows these categories of {', '.join(names)}: {listed}; "
-            f"remove them from {_sources_of(names)}, or add images"
+            f"remove them from {_sources_of(names)}, or add images{_remedies_of(names)}"
         )
         # Files of users often have such categories: a program's list of all names, a heading of the others.
         if not all(MetadataCatalog.get(name).get("own_format") for name in names):
@@ -181,6 +184,11 @@ def _check_all_present(names: Sequence[str], seen: set[int]) -> None:
 
 def _sources_of(names: Sequence[str]) -> str:
     return ", ".join(map(source_of, names))
+
+
+def _remedies_of(names: Sequence[str]) -> str:
+    """The remedies of several datasets; a command that prepares all of them is said once."""
+    return "".join(dict.fromkeys(map(remedy_of, names)))
 
 
 def candidate_names(name: str) -> tuple[str, ...]:

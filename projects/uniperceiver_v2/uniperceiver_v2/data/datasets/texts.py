@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
 from ...modeling.pretrained import load_tokenizer, resolve_directory
-from ...reading import source_of
+from ...reading import remedy_of, source_of
 from .records import Records, load_dataset
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ def load_captions(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
         if kept:
             records.append({**record, "captions": kept})
     if not records:
-        raise UserError(f"{source_of(name)} of dataset '{name}': none of its {len(loaded)} images has a caption")
+        raise UserError(
+            f"{source_of(name)} of dataset '{name}': none of its {len(loaded)} images has a caption{remedy_of(name)}"
+        )
     _log_count(name, empty, "captions are empty and left out")
     _log_count(name, len(loaded) - len(records), f"of {len(loaded)} images have no caption and are left out")
     _log_cut(name, (caption for record in records for caption in record["captions"]), tokenizer, "captions")
@@ -83,12 +85,14 @@ def load_texts(name: str, tokenizer: PreTrainedTokenizerBase) -> Records:
     records = []
     for record in loaded:
         if not isinstance(record.get("text"), str) or "text_id" not in record:
-            raise UserError(f'dataset \'{name}\': a record needs a string as "text" and a "text_id", not {record}')
+            raise UserError(
+                f'dataset \'{name}\': a record needs a string as "text" and a "text_id", not {record}{remedy_of(name)}'
+            )
         text = tidy(record["text"])
         if text:
             records.append({**record, "text": text})
     if not records:
-        raise UserError(f"dataset '{name}': all of its {len(loaded)} texts are empty")
+        raise UserError(f"dataset '{name}': all of its {len(loaded)} texts are empty{remedy_of(name)}")
     _log_count(name, len(loaded) - len(records), "texts are empty and left out")
     _log_cut(name, (record["text"] for record in records), tokenizer, "texts")
     return records
@@ -100,6 +104,7 @@ def _captions_of(record: dict, name: str) -> Sequence[str]:
         return captions
     raise UserError(
         f"dataset '{name}': \"captions\" of image {record.get('file_name')} is {captions!r}, not a list of strings"
+        f"{remedy_of(name)}"
     )
 
 
