@@ -7,7 +7,10 @@ from common import Archive, Folders, arguments, run, unpack_all
 
 PLACE = "http://sceneparsing.csail.mit.edu"
 FOLDER = "ADEChallengeData2016"
-ARCHIVES = (Archive(f"{FOLDER}.zip", PLACE, "923 MB", "", f"{FOLDER}/objectInfo150.txt"),)
+FOLDERS = tuple(
+    f"{FOLDER}/{kind}/{split}" for kind in ("images", "annotations") for split in ("training", "validation")
+)
+ARCHIVES = (Archive(f"{FOLDER}.zip", PLACE, "923 MB", "", (f"{FOLDER}/objectInfo150.txt", *FOLDERS)),)
 
 
 def prepare(folders: Folders, options) -> str:

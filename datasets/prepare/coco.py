@@ -8,10 +8,13 @@ The images of COCO 2014 are the same ones. The programs of the datasets that nee
 from common import Archive, arguments, run, unpack_all
 
 PLACE = "https://cocodataset.org/#download"
+ANNOTATIONS = tuple(
+    f"coco/annotations/{what}_{split}2017.json" for what in ("instances", "captions") for split in ("train", "val")
+)
 ARCHIVES = (
-    Archive("train2017.zip", PLACE, "18 GB", "coco", "coco/train2017"),
-    Archive("val2017.zip", PLACE, "780 MB", "coco", "coco/val2017"),
-    Archive("annotations_trainval2017.zip", PLACE, "240 MB", "coco", "coco/annotations/instances_train2017.json"),
+    Archive("train2017.zip", PLACE, "18 GB", "coco", ("coco/train2017",)),
+    Archive("val2017.zip", PLACE, "780 MB", "coco", ("coco/val2017",)),
+    Archive("annotations_trainval2017.zip", PLACE, "240 MB", "coco", ANNOTATIONS),
 )
 
 

@@ -28,7 +28,7 @@ class Archive(NamedTuple):
         place: where it is published.
         size: in words.
         target: the folder, below that of all datasets, that it is unpacked into.
-        makes: a file or folder, below that of all datasets, that is there when it has been unpacked.
+        makes: the files and folders, below that of all datasets, that readers need of it. None of the folders is empty.
         only: the name of a member, which alone is unpacked, without its folders. "" for all.
     """
 
@@ -36,8 +36,23 @@ class Archive(NamedTuple):
     place: str
     size: str
     target: str
-    makes: str
+    makes: tuple[str, ...]
     only: str = ""
+
+    def absent(self, root: Path) -> str:
+        """In words, what is not there of what it makes. "" if all of it is there.
+
+        Args:
+            root: the folder of all datasets.
+        """
+        places = [root / name for name in self.makes]
+        words = [f"{p} is {'empty' if p.is_dir() else 'not there'}" for p in places if not is_filled(p)]
+        return ", ".join(words)
+
+
+def is_filled(path: Path) -> bool:
+    """Whether a path is that of a file, or of a folder that is not empty."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 class Missing(Exception):
@@ -91,26 +106,24 @@ def unpack_all(archives: Sequence[Archive], folders: Folders) -> None:
     """
     missing = []
     for archive in archives:
-        if (folders.root / archive.makes).exists():
+        absent = archive.absent(folders.root)
+        if not absent:
             continue
         found = folders.find(archive)
         if found is None:
             missing.append(
-                f"{folders.root / archive.makes} is not there; expected {archive.file} ({archive.size}) in "
-                f"{folders.downloads}, from {archive.place}"
+                f"{absent}; expected {archive.file} ({archive.size}) in {folders.downloads}, from {archive.place}"
             )
             continue
         unpack(found, folders.root / archive.target, archive.only)
-        if not (folders.root / archive.makes).exists():
-            missing.append(
-                f"{found} was unpacked, but has no {archive.makes}: it is not the archive of {archive.place}"
-            )
+        if absent := archive.absent(folders.root):
+            missing.append(f"{found} was unpacked, but {absent}: it is not the archive of {archive.place}")
     if missing:
         raise Missing("\n".join(missing))
 
 
 def unpack(path: Path, target: Path, only: str = "") -> None:
-    """Unpack a zip or tar into a folder.
+    """Unpack a zip or tar into a folder. A JSON that is published as it is is copied.
 
     Raises:
         ValueError: the archive is damaged, or has a member that would lie outside of the folder.
@@ -141,6 +154,10 @@ def unpack(path: Path, target: Path, only: str = "") -> None:
 
 def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """The names and contents of the files in an archive. Links and the like are left out."""
+    if path.suffix == ".json":
+        with open(path, "rb") as file:
+            yield path.name, file
+        return
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():

@@ -12,16 +12,16 @@ SPLITS = ("train", "val", "test")
 # GitHub's archive of the repository has the lists of the splits, and the annotations as an archive in it.
 REPOSITORY = "flickr30k_entities-master.zip"
 ARCHIVES = (
-    *(Archive(REPOSITORY, PLACE, "30 MB", FOLDER, f"{FOLDER}/{split}.txt", f"{split}.txt") for split in SPLITS),
-    Archive(REPOSITORY, PLACE, "30 MB", FOLDER, f"{FOLDER}/annotations.zip", "annotations.zip"),
-    Archive("annotations.zip", PLACE, "30 MB", FOLDER, f"{FOLDER}/Sentences"),
+    *(Archive(REPOSITORY, PLACE, "30 MB", FOLDER, (f"{FOLDER}/{split}.txt",), f"{split}.txt") for split in SPLITS),
+    Archive(REPOSITORY, PLACE, "30 MB", FOLDER, (f"{FOLDER}/annotations.zip",), "annotations.zip"),
+    Archive("annotations.zip", PLACE, "30 MB", FOLDER, (f"{FOLDER}/Sentences", f"{FOLDER}/Annotations")),
 )
 
 
 def prepare(folders, options) -> str:
-    there = (folders.root / FOLDER / "Sentences").exists()
-    unpack_all([a for a in ARCHIVES if not (there and a.only == "annotations.zip")], folders)
-    unpack_all(karpathy.ARCHIVES["flickr30k"][1:], folders)
+    absent = ARCHIVES[-1].absent(folders.root)
+    needed = [archive for archive in ARCHIVES if absent or archive.only != "annotations.zip"]
+    unpack_all((*needed, *karpathy.ARCHIVES["flickr30k"][1:]), folders)
     return "Flickr30k Entities is there; check it with: python datasets/check.py flickr30k_entities_test"
 
 

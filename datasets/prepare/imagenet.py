@@ -12,15 +12,15 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from common import Archive, Folders, Missing, arguments, run
+from common import Archive, Folders, Missing, arguments, is_filled, run
 from scipy.io import loadmat
 from tqdm import tqdm
 
 PLACE = "https://image-net.org/download-images (after a registration)"
 FOLDER = "imagenet"
-KIT = Archive("ILSVRC2012_devkit_t12.tar.gz", PLACE, "2.5 MB", FOLDER, f"{FOLDER}/LOC_synset_mapping.txt")
-TRAIN = Archive("ILSVRC2012_img_train.tar", PLACE, "138 GB", FOLDER, f"{FOLDER}/train")
-VAL = Archive("ILSVRC2012_img_val.tar", PLACE, "6.3 GB", FOLDER, f"{FOLDER}/val")
+KIT = Archive("ILSVRC2012_devkit_t12.tar.gz", PLACE, "2.5 MB", FOLDER, (f"{FOLDER}/LOC_synset_mapping.txt",))
+TRAIN = Archive("ILSVRC2012_img_train.tar", PLACE, "138 GB", FOLDER, (f"{FOLDER}/train",))
+VAL = Archive("ILSVRC2012_img_val.tar", PLACE, "6.3 GB", FOLDER, (f"{FOLDER}/val",))
 
 
 class Kit:
@@ -44,11 +44,11 @@ class Kit:
 
 def prepare(folders: Folders, options) -> str:
     found = {archive: folders.find(archive) for archive in (KIT, TRAIN, VAL)}
-    there = {archive: (folders.root / archive.makes).exists() for archive in found}
+    absent = {archive: archive.absent(folders.root) for archive in found}
     # The kit is needed for the validation images, too.
-    needed = [a for a in found if not there[a] or (a is KIT and not there[VAL])]
+    needed = [a for a in found if absent[a] or (a is KIT and absent[VAL])]
     missing = [
-        f"{folders.root / a.makes} is not there; expected {a.file} ({a.size}) in {folders.downloads}, from {a.place}"
+        f"{absent[a] or absent[VAL]}; expected {a.file} ({a.size}) in {folders.downloads}, from {a.place}"
         for a in needed
         if found[a] is None
     ]
@@ -64,7 +64,24 @@ def prepare(folders: Folders, options) -> str:
     if kit is not None:
         text = "".join(f"{folder} {names}\n" for folder, names in kit.names.items())
         (root / "LOC_synset_mapping.txt").write_text(text, encoding="utf-8")
+    require_classes(root)
     return "ImageNet-1k is there; check it with: python datasets/check.py imagenet_train imagenet_val"
+
+
+def require_classes(root: Path) -> None:
+    """Check that each class of the list has images in both splits.
+
+    Raises:
+        Missing: one has none, for example because the images were unpacked by hand.
+    """
+    lines = (root / "LOC_synset_mapping.txt").read_text(encoding="utf-8").splitlines()
+    places = [root / split / line.split()[0] for split in ("train", "val") for line in lines if line.strip()]
+    bare = [place for place in places if not is_filled(place)]
+    if bare:
+        raise Missing(
+            f"{len(bare):,} of {len(places):,} folders of classes have no images, such as {bare[0]}; remove "
+            f"{bare[0].parent}, and it is unpacked anew"
+        )
 
 
 def unpack_train(path: Path, target: Path) -> None:

@@ -13,16 +13,18 @@ PLACE = "https://cs.stanford.edu/people/karpathy/deepimagesent/"
 SPLITS = "caption_datasets.zip"
 ARCHIVES = {
     "coco": (
-        Archive(SPLITS, PLACE, "37 MB", "coco/annotations", "coco/annotations/dataset_coco.json", "dataset_coco.json"),
+        Archive(
+            SPLITS, PLACE, "37 MB", "coco/annotations", ("coco/annotations/dataset_coco.json",), "dataset_coco.json"
+        ),
     ),
     "flickr30k": (
-        Archive(SPLITS, PLACE, "37 MB", "flickr30k", "flickr30k/dataset_flickr30k.json", "dataset_flickr30k.json"),
+        Archive(SPLITS, PLACE, "37 MB", "flickr30k", ("flickr30k/dataset_flickr30k.json",), "dataset_flickr30k.json"),
         Archive(
             "flickr30k-images.tar.gz",
             "https://shannon.cs.illinois.edu/DenotationGraph/ (a form asks who you are)",
             "4.4 GB",
             "flickr30k",
-            "flickr30k/flickr30k-images",
+            ("flickr30k/flickr30k-images",),
         ),
     ),
 }

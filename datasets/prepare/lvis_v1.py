@@ -10,8 +10,8 @@ from common import Archive, arguments, run, unpack_all
 
 PLACE = "https://www.lvisdataset.org/dataset"
 ARCHIVES = (
-    Archive("lvis_v1_train.json.zip", PLACE, "330 MB", "lvis", "lvis/lvis_v1_train.json"),
-    Archive("lvis_v1_val.json.zip", PLACE, "64 MB", "lvis", "lvis/lvis_v1_val.json"),
+    Archive("lvis_v1_train.json.zip", PLACE, "330 MB", "lvis", ("lvis/lvis_v1_train.json",)),
+    Archive("lvis_v1_val.json.zip", PLACE, "64 MB", "lvis", ("lvis/lvis_v1_val.json",)),
 )
 
 

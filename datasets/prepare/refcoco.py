@@ -12,8 +12,14 @@ from pathlib import Path
 from common import Archive, Folders, arguments, link_images_of_2014, run, unpack_all
 
 PLACE = "https://github.com/lichengunc/refer"
-NAMES = ("refcoco", "refcoco+", "refcocog")
-ARCHIVES = tuple(Archive(f"{name}.zip", PLACE, "50 MB", "refer", f"refer/{name}/instances.json") for name in NAMES)
+DIVISIONS = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
+ARCHIVES = tuple(
+    Archive(
+        *(f"{name}.zip", PLACE, "50 MB", "refer"),
+        (f"refer/{name}/instances.json", *(f"refer/{name}/refs({division}).p" for division in divisions)),
+    )
+    for name, divisions in DIVISIONS.items()
+)
 
 
 def prepare(folders: Folders, options) -> str:
@@ -23,7 +29,7 @@ def prepare(folders: Folders, options) -> str:
 
 
 def _images(root: Path) -> Iterator[tuple[str, str]]:
-    for name in NAMES:
+    for name in DIVISIONS:
         content = json.loads((root / "refer" / name / "instances.json").read_text(encoding="utf-8"))
         yield from (("train2014", image["file_name"]) for image in content["images"])
 

@@ -14,7 +14,7 @@ from common import Archive, Folders, arguments, link_images_of_2014, run, unpack
 PLACE = "https://visualqa.org/download.html"
 FOLDER = "vqa"
 ARCHIVES = tuple(
-    Archive(archive, PLACE, size, FOLDER, f"{FOLDER}/{made}")
+    Archive(archive, PLACE, size, FOLDER, (f"{FOLDER}/{made}",))
     for split, questions, answers in (("train", "7 MB", "21 MB"), ("val", "4 MB", "10 MB"))
     for archive, size, made in (
         (f"v2_Questions_{split.title()}_mscoco.zip", questions, f"v2_OpenEnded_mscoco_{split}2014_questions.json"),

@@ -42,7 +42,7 @@ DOWNLOAD = (
 
 
 def prepare(folders: Folders, options: argparse.Namespace) -> str:
-    archives = [Archive(*source, options.name, options.name) for source in SOURCES[options.name]]
+    archives = [Archive(*source, options.name, ()) for source in SOURCES[options.name]]
     found = [folders.find(archive) for archive in archives]
     missing = [
         f"{folders.root / options.name} has no addresses; expected {a.file} ({a.size}) in {folders.downloads}, from "

@@ -39,6 +39,8 @@ def test_coco_and_lvis(prepare, registered, downloads):
     root = registered
     miniatures.write_coco(root, [1, 2])
     miniatures.write_coco(root, [3], "val2017")
+    for split, ids in (("train2017", [1, 2]), ("val2017", [3])):
+        miniatures.write_coco_captions(root, ids, split)
     miniatures.write_lvis(root, [1, 2])
     miniatures.write_lvis(root, [2], "val")
     for split in ("train", "val"):
@@ -105,7 +107,11 @@ def test_visual_genome(prepare, registered, downloads):
     for name in ("image_data.json", "region_descriptions.json"):
         write_zip(downloads / f"{name}.zip", folder, name)
     shutil.rmtree(folder)
+    status, told = prepare("visual_genome")
+    assert status == 1 and f"{folder / 'densecap_splits.json'} is not there; expected densecap_splits.json" in told
+    miniatures.write_json(downloads / "densecap_splits.json", {"train": [1], "val": [2], "test": []})
     assert prepare("visual_genome")[0] == 0
+    assert [record["image_id"] for record in load_dataset("visual_genome_region_captions_val")] == [2]
     captions = load_dataset("visual_genome_captions_train")
     assert [record["captions"] for record in captions] == [["boat number 0", "boat number 1"]] * 2
     assert all(Path(record["file_name"]).is_file() for record in captions)
@@ -115,8 +121,9 @@ def test_visual_genome(prepare, registered, downloads):
 
 def test_refcoco(prepare, registered, downloads):
     root = registered
-    for folder, by in (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")):
-        miniatures.write_refer(root, {"train": [1, 2], "val": [3]}, folder, by)
+    for folder, divisions in (("refcoco", ("unc", "google")), ("refcoco+", ("unc",)), ("refcocog", ("umd", "google"))):
+        for by in divisions:
+            miniatures.write_refer(root, {"train": [1, 2], "val": [3]}, folder, by)
         write_zip(downloads / f"{folder}.zip", root / "refer", folder)
     shutil.rmtree(root / "refer")
     (root / "coco/train2014").rename(root / "images_of_2014")
@@ -174,6 +181,12 @@ def test_imagenet(prepare, registered, imagenet):
     assert labels == [0, 0, 1, 1] and candidate_names("imagenet_train") == ("tench", "crane bird")
     names = [(Path(r["file_name"]).name, r["label"]) for r in load_dataset("imagenet_val")]
     assert names == [(f"ILSVRC2012_val_{n:08d}.JPEG", label) for n, label in ((1, 0), (3, 0), (2, 1))]
+    assert prepare("imagenet")[0] == 0
+    bare = registered / "imagenet/train/n01440764"
+    shutil.rmtree(bare)
+    status, told = prepare("imagenet")
+    assert status == 1 and f"1 of 4 folders of classes have no images, such as {bare}; remove {bare.parent}, " in told
+    shutil.rmtree(bare.parent)
     assert prepare("imagenet")[0] == 0
     shutil.rmtree(registered / "imagenet/val")
     (registered / "downloads/ILSVRC2012_devkit_t12.tar.gz").unlink()
@@ -238,6 +251,7 @@ def test_panoptic_annotations_are_unpacked_twice(prepare, registered, downloads)
     """COCO publishes an archive of archives."""
     folder = registered / "coco"
     for split in ("train", "val"):
+        miniatures.write_image(registered / "images" / f"{split}2017" / "000000000001.jpg")
         miniatures.write_image(folder / f"panoptic_{split}2017" / "000000000001.png")
         (folder / "annotations").mkdir(exist_ok=True)
         write_zip(folder / "annotations" / f"panoptic_{split}2017.zip", folder, f"panoptic_{split}2017")
@@ -246,8 +260,16 @@ def test_panoptic_annotations_are_unpacked_twice(prepare, registered, downloads)
     write_zip(downloads / "panoptic_annotations_trainval2017.zip", folder, "annotations")
     shutil.rmtree(folder)
     status, told = prepare("coco_panoptic")
+    assert status == 1 and "expected train2017.zip" in told and "expected panoptic" not in told
+    for split in ("train", "val"):
+        (registered / "images" / f"{split}2017").rename(folder / f"{split}2017")
+    status, told = prepare("coco_panoptic")
     assert status == 0, told
     assert (folder / "annotations/panoptic_val2017.json").is_file()
+    assert (folder / "panoptic_train2017/000000000001.png").is_file()
+    shutil.rmtree(folder / "panoptic_train2017")
+    (folder / "annotations/panoptic_train2017.zip").unlink()
+    assert prepare("coco_panoptic")[0] == 0
     assert (folder / "panoptic_train2017/000000000001.png").is_file()
 
 
@@ -256,7 +278,7 @@ def test_ade20k(prepare, registered, downloads):
     for split in ("training", "validation"):
         for kind, ending in (("images", "jpg"), ("annotations", "png")):
             miniatures.write_image(folder / kind / split / f"ADE_{split}_00000001.{ending}")
-    (folder / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
+    (folder / "objectInfo150.txt").write_text(miniatures.ADE20K_NAMES)
     write_zip(downloads / "ADEChallengeData2016.zip", registered, "ADEChallengeData2016")
     shutil.rmtree(folder)
     status, told = prepare("ade20k")
@@ -287,3 +309,75 @@ def test_kinetics_is_checked_and_clips_that_are_missing_are_listed(prepare, regi
     (folder / "annotations/val.csv").write_text("label,youtube_id\narchery,abc\n")
     status, told = prepare("kinetics")
     assert status == 1 and f"{folder / 'annotations/val.csv'}: " in told and "time_start" in told
+
+
+COCO, REFER, ENTITIES, ADE = "coco", "refer", "flickr30k/entities", "ADEChallengeData2016"
+
+
+@pytest.mark.parametrize(
+    ("program", "there", "told"),
+    [
+        (
+            "coco",
+            (f"{COCO}/annotations/instances_train2017.json", f"{COCO}/train2017/", f"{COCO}/val2017/"),
+            (
+                f"{COCO}/train2017 is empty; expected train2017.zip",
+                f"{COCO}/val2017 is empty; expected val2017.zip",
+                f"{COCO}/annotations/instances_val2017.json is not there, ",
+                f"{COCO}/annotations/captions_train2017.json is not there, ",
+                f"{COCO}/annotations/captions_val2017.json is not there; expected annotations_trainval2017.zip",
+            ),
+        ),
+        (
+            "refcoco",
+            [f"{REFER}/{name}/instances.json" for name in ("refcoco", "refcoco+", "refcocog")],
+            (
+                f"{REFER}/refcoco/refs(unc).p is not there, ",
+                f"{REFER}/refcoco/refs(google).p is not there; expected refcoco.zip",
+                f"{REFER}/refcoco+/refs(unc).p is not there; expected refcoco+.zip",
+                f"{REFER}/refcocog/refs(umd).p is not there, ",
+            ),
+        ),
+        (
+            "flickr30k_entities",
+            (f"{ENTITIES}/Sentences/1.txt", *(f"{ENTITIES}/{split}.txt" for split in ("train", "val", "test"))),
+            (
+                f"{ENTITIES}/Annotations is not there; expected annotations.zip",
+                "flickr30k/flickr30k-images is not there; expected flickr30k-images.tar.gz",
+            ),
+        ),
+        (
+            "ade20k",
+            (f"{ADE}/objectInfo150.txt", f"{ADE}/images/training/1.jpg", f"{ADE}/annotations/training/"),
+            (
+                f"{ADE}/images/validation is not there, ",
+                f"{ADE}/annotations/training is empty, ",
+                f"{ADE}/annotations/validation is not there; expected {ADE}.zip",
+            ),
+        ),
+        (
+            "karpathy",
+            ("flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k-images/", "coco/annotations/dataset_coco.json"),
+            ("flickr30k/flickr30k-images is empty; expected flickr30k-images.tar.gz",),
+        ),
+        (
+            "coco_panoptic",
+            (f"{COCO}/annotations/panoptic_train2017.json",),
+            (f"{COCO}/annotations/panoptic_val2017.json is not there; expected panoptic_annotations_trainval2017.zip",),
+        ),
+        (
+            "imagenet",
+            ("imagenet/train/", "imagenet/val/n1/1.JPEG", "imagenet/LOC_synset_mapping.txt"),
+            ("imagenet/train is empty; expected ILSVRC2012_img_train.tar",),
+        ),
+    ],
+)
+def test_a_part_of_a_tree_is_not_taken_for_all_of_it(prepare, root, program, there, told):
+    for name in there:
+        place = root / name
+        (place if name.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            place.write_text("{}")
+    status, said = prepare(program)
+    assert status == 1 and all(f"{root}/{words}" in said for words in told), said
+    assert not any(f"{root / name} is " in said for name in there if not name.endswith("/")), said
