@@ -104,7 +104,10 @@ def test_without_a_name_the_papers_datasets_are_checked(root, check):
     assert status == 1
     said = "\n".join(lines)
     assert "coco_2017_train: 2 read, nothing is wrong" in said
-    for name in ("imagenet_train", "cc12m_train", "wikipedia_train", "flickr30k_retrieval_karpathy_test"):
+    for name in (
+        *("imagenet_train", "cc12m_train", "wikipedia_train", "flickr30k_retrieval_karpathy_test"),
+        *("lvis_v1_val", "refcoco+_unc_testB", "refcocog_umd_test", "flickr30k_entities_val"),
+    ):
         assert f"error: dataset '{name}' is missing" in said
 
 
