@@ -8,6 +8,7 @@ any time. An archive is unpacked beside its place and moved there, so that an in
 from __future__ import annotations
 
 import argparse
+import bz2
 import os
 import shutil
 import sys
@@ -123,7 +124,7 @@ def unpack_all(archives: Sequence[Archive], folders: Folders) -> None:
 
 
 def unpack(path: Path, target: Path, only: str = "") -> None:
-    """Unpack a zip or tar into a folder. A JSON that is published as it is is copied.
+    """Unpack a zip, a tar or a bz2 of one file into a folder. A JSON that is published as it is is copied.
 
     Raises:
         ValueError: the archive is damaged, or has a member that would lie outside of the folder.
@@ -157,6 +158,10 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if path.suffix == ".json":
         with open(path, "rb") as file:
             yield path.name, file
+        return
+    if path.suffix == ".bz2":  # of one file
+        with bz2.open(path) as file:
+            yield path.stem, file
         return
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -20,19 +20,35 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import Archive, Folders, Missing, arguments, run
+from common import Archive, Folders, Missing, arguments, run, unpack_all
 from tqdm import tqdm
 
 Pair = tuple[str, str]  # an address and its caption
 
-# Of yfcc: the list of the subset that has English texts, and the metadata of all photographs.
+# The file that is read, the one that is published, where, and how large it is. Of yfcc: the list of the subset that has
+# English texts, and the metadata of all photographs.
 SOURCES = {
-    "cc3m": (("Train_GCC-training.tsv", "https://ai.google.com/research/ConceptualCaptions", "0.5 GB"),),
-    "cc12m": (("cc12m.tsv", "https://github.com/google-research-datasets/conceptual-12m", "2.5 GB"),),
-    "sbu": (("sbu-captions-all.json", "https://www.cs.rice.edu/~vo9/sbucaptions/", "0.3 GB"),),
+    "cc3m": (
+        (
+            "Train_GCC-training.tsv",
+            "Train_GCC-training.tsv",
+            "https://ai.google.com/research/ConceptualCaptions",
+            "0.5 GB",
+        ),
+    ),
+    "cc12m": (("cc12m.tsv", "cc12m.tsv", "https://github.com/google-research-datasets/conceptual-12m", "2.5 GB"),),
+    "sbu": (
+        ("sbu-captions-all.json", "sbu-captions-all.tar.gz", "https://www.cs.rice.edu/~vo9/sbucaptions/", "0.3 GB"),
+    ),
     "yfcc": (
-        ("yfcc100m_subset_data.tsv", "https://github.com/openai/CLIP/blob/main/data/yfcc100m.md", "0.8 GB"),
-        ("yfcc100m_dataset.sql", "https://multimediacommons.wordpress.com/ (after a registration)", "65 GB"),
+        (
+            *("yfcc100m_subset_data.tsv", "yfcc100m_subset_data.tsv.bz2"),
+            *("https://github.com/openai/CLIP/blob/main/data/yfcc100m.md", "0.8 GB"),
+        ),
+        (
+            *("yfcc100m_dataset.sql", "yfcc100m_dataset.sql"),
+            *("https://multimediacommons.wordpress.com/ (after a registration)", "65 GB"),
+        ),
     ),
 }
 DOWNLOAD = (
@@ -42,16 +58,13 @@ DOWNLOAD = (
 
 
 def prepare(folders: Folders, options: argparse.Namespace) -> str:
-    archives = [Archive(*source, options.name, ()) for source in SOURCES[options.name]]
-    found = [folders.find(archive) for archive in archives]
-    missing = [
-        f"{folders.root / options.name} has no addresses; expected {a.file} ({a.size}) in {folders.downloads}, from "
-        f"{a.place}"
-        for a, path in zip(archives, found)
-        if path is None
+    archives = [
+        Archive(published, *where, options.name, (f"{options.name}/{file}",), file)
+        for file, published, *where in SOURCES[options.name]
     ]
-    if missing:
-        raise Missing("\n".join(missing))
+    files = [archive._replace(file=archive.only) for archive in archives]  # which may be unpacked already
+    unpack_all([archive for archive, file in zip(archives, files) if not folders.find(file)], folders)
+    found = [folders.find(file) for file in files]
     held_out, unknown = held_out_photographs(folders.root)
     target = folders.root / options.name / "pairs.tsv"
     kept, left_out = write_pairs(READERS[options.name](*found), held_out, target)
@@ -152,9 +165,9 @@ def _read_yfcc(subset: Path, metadata: Path) -> Iterator[Pair]:
 
 
 def _rows(path: Path, columns: int) -> Iterator[tuple[str, ...]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", newline="\n") as file:  # a caption may have a "\r"
         for number, line in enumerate(file, 1):
-            row = tuple(line.rstrip("\n").split("\t"))
+            row = tuple(line.rstrip("\r\n").split("\t"))
             if len(row) != columns:
                 raise ValueError(f"{path}: line {number} has {len(row)} columns, not {columns}")
             yield row

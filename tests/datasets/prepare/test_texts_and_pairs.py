@@ -1,6 +1,8 @@
 """Lists of pairs without test photographs, and corpora as shards."""
 
+import bz2
 import csv
+import gzip
 import json
 import sqlite3
 from pathlib import Path
@@ -11,6 +13,7 @@ from uniperceiver_v2.data import load_dataset
 from uniperceiver_v2.errors import UserError
 
 from ...data import miniatures
+from .conftest import tar_of
 
 FLICKR = "http://farm4.staticflickr.com/3153/{}_cbb439a6c2_z.jpg"
 OTHER = "https://host.org/photos/391895.jpg"
@@ -57,7 +60,8 @@ def write_cc12m(folder: Path) -> None:
 
 def write_sbu(folder: Path) -> None:
     content = {"image_urls": [*ADDRESSES.values()], "captions": [*ADDRESSES]}
-    (folder / "sbu-captions-all.json").write_text(json.dumps(content))
+    members = {"dataset/sbu-captions-all.json": json.dumps(content).encode()}
+    (folder / "sbu-captions-all.tar.gz").write_bytes(gzip.compress(tar_of(members)))
 
 
 @pytest.mark.parametrize(("name", "write"), [("cc3m", write_cc3m), ("cc12m", write_cc12m), ("sbu", write_sbu)])
@@ -76,7 +80,10 @@ def test_lists_without_the_photographs_of_test_sets(prepare, registered, downloa
 
 
 def test_yfcc(prepare, registered, downloads):
-    (downloads / "yfcc100m_subset_data.tsv").write_text("12\t8\tabc\n13\t77\tdef\n14\t78\tfff\n15\t9\tghi\n")
+    status, told = prepare("web_pairs", "yfcc")
+    assert status == 1 and "expected yfcc100m_subset_data.tsv.bz2 (" in told and "yfcc100m_dataset.sql (65 GB)" in told
+    rows = b"12\t8\tabc\n13\t77\tdef\n14\t78\tfff\n15\t9\tghi\n"
+    (downloads / "yfcc100m_subset_data.tsv.bz2").write_bytes(bz2.compress(rows))
     with sqlite3.connect(downloads / "yfcc100m_dataset.sql") as database:
         database.execute(
             "CREATE TABLE yfcc100m_dataset (photoid integer PRIMARY KEY, uid text, title text, description text, "
@@ -100,6 +107,14 @@ def test_yfcc(prepare, registered, downloads):
     assert status == 0 and "1 pairs; 1 are left out" in told
     (row,) = rows_of(registered / "yfcc/pairs.tsv")
     assert row["url"] == FLICKR.format(77) and row["caption"].startswith("Two & three. A red boat")
+
+
+def test_lines_end_with_a_line_feed_alone(prepare, registered, downloads):
+    """A caption of the web may have a carriage return, and a list may end its lines with both."""
+    (downloads / "Train_GCC-training.tsv").write_bytes(f"a red\rboat\t{OTHER}\na sail\t{OTHER}\r\n".encode())
+    assert prepare("web_pairs", "cc3m")[0] == 0
+    rows = rows_of(registered / "cc3m/pairs.tsv")
+    assert rows == [{"url": OTHER, "caption": "a red boat"}, {"url": OTHER, "caption": "a sail"}]
 
 
 def test_what_a_list_needs_is_named(prepare, registered, downloads):
