@@ -102,7 +102,8 @@ def test_training_a_checkpoint_resuming_and_every_figure(path, run, tmp_path, mo
 
 
 def check_figures(name: str, results: dict, folder) -> None:
-    """The printed figures of a test set are the official scripts' on the written files."""
+    """The printed figures of objects, classes and phrases are the official scripts' on the written files. Of captions
+    and retrieval only their presence is checked: every image has a caption, and every metric is there."""
     metadata = MetadataCatalog.get(name)
     if metadata.evaluator_type in ("coco", "lvis"):
         figures = official.coco_figures if metadata.evaluator_type == "coco" else official.lvis_figures
