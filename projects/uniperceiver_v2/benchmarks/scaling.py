@@ -9,7 +9,8 @@ so that only what takes longer than it is seen. A mean over tasks weighs them by
 
 The first rows have as few task groups as the batch of detection allows, whose 64 images at most 64 GPUs share. The last
 rows have the number of groups with the most draws a second on either network. The groups' gradients then travel as
-well, after the backward pass. A group has --least GPUs or more, as its share of the batch has to fit.
+well, after the backward pass. A group has --least GPUs or more, as its share of the batch has to fit. Every GPU then
+holds the gradients of all draws and its own, beside weights, moments and the average: "held", of which an H100 has 80 GB.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ PEAK = 989e12  # bf16 operations a second of an H100, of which --efficiency is r
 BANDWIDTH = 3.35e12  # bytes a second of its memory
 IN_NODE = 450e9  # bytes a second between the eight GPUs of a node
 NETWORKS = (400e9 / 8, 100e9 / 8)  # bytes a second of each GPU between nodes
+MEMORY = 80e9  # bytes
 NODE = 8
 MOST = 64  # the most GPUs that share a batch: detection's has 64 images
+KEPT = 16  # bytes of a parameter: weight, moments and average
 NUMBERS = 40  # bytes that a step reads and writes for each parameter: gradient, weight, moments and average
 
 
@@ -104,8 +107,10 @@ def seconds(task: Task, gpus: int, groups: int, parameters: int, rate: float, la
 class Run:
     """An iteration of all tasks on average."""
 
-    def __init__(self, tasks: list[Task], gpus: int, groups: int, *rates: float):
-        found = [seconds(task, gpus, groups, *rates) for task in tasks]
+    def __init__(self, tasks: list[Task], gpus: int, groups: int, parameters: int, *rates: float):
+        found = [seconds(task, gpus, groups, parameters, *rates) for task in tasks]
+        gradients = groups + (groups > 1)  # with several groups, a GPU keeps its own beside the copies of all
+        self.held = KEPT * parameters + gradients * max(task.gradient for task in tasks)
         self.gpus, self.groups = gpus, groups
         self.parts = [mean([getattr(x, part) for x in found], tasks) for part in ("computing", "launches", "step")]
         self.seen = [mean([x.seen[i] for x in found], tasks) for i in range(2)]
@@ -114,7 +119,7 @@ class Run:
     def row(self, alone: float) -> str:
         gains = " / ".join(f"{alone * self.groups / x:.1f}" for x in self.whole)
         cells = " | ".join(f"{x:.3f}" for x in (*self.parts, *self.seen, *self.whole))
-        return f"| {self.gpus} | {self.groups} | {cells} | {gains} |"
+        return f"| {self.gpus} | {self.groups} | {cells} | {gains} | {self.held / 1e9:.1f} |"
 
 
 def mean(values: list[float], tasks: list[Task]) -> float:
@@ -124,16 +129,17 @@ def mean(values: list[float], tasks: list[Task]) -> float:
 def print_runs(tasks: list[Task], least: int, *rates: float) -> None:
     print(
         "\n| GPUs | draws | computing | launches | step | seen, 400 | seen, 100 "
-        "| whole, 400 | whole, 100 | draws a second of one GPU's, 400 / 100 |"
+        "| whole, 400 | whole, 100 | draws a second of one GPU's, 400 / 100 | held, GB |"
     )
-    print(10 * "|---:" + "|")
+    print(11 * "|---:" + "|")
     counts = [2**i for i in range(9)]
     alone = Run(tasks, 1, 1, *rates).whole[0]
     for gpus in counts:
         print(Run(tasks, gpus, math.ceil(gpus / MOST), *rates).row(alone))
     for gpus in counts[2:]:
         runs = [Run(tasks, gpus, groups, *rates) for groups in counts if least * groups <= gpus <= MOST * groups]
-        best = [min(runs, key=lambda run: run.whole[i] / run.groups) for i in range(2)]
+        fitting = [run for run in runs if run.held <= MEMORY]
+        best = [min(fitting, key=lambda run: run.whole[i] / run.groups) for i in range(2)]
         for run in dict.fromkeys(best):
             print(run.row(alone))
 
