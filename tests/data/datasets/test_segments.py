@@ -13,9 +13,12 @@ from pycocotools import mask as mask_api
 
 from uniperceiver_v2.data.datasets.builtin import register_digit_scenes, register_segmentation
 from uniperceiver_v2.data.datasets.held_out import photos_of
+from uniperceiver_v2.data.datasets.records import candidate_names
 from uniperceiver_v2.data.datasets.segments import load_segments, read_segments
 from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.kinds import KINDS, kind_of_dataset
+
+from .. import miniatures
 
 KIND = KINDS["segmentation"]
 CATEGORIES = [
@@ -48,17 +51,16 @@ def root(tmp_path, monkeypatch) -> Path:
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / path)
-    info = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t9\t1\t1\twall\n2\t0.1\t6\t6\t1\tbuilding, edifice\n"
-    (tmp_path / "ADEChallengeData2016/objectInfo150.txt").write_text(info)
+    (tmp_path / "ADEChallengeData2016/objectInfo150.txt").write_text(miniatures.ADE20K_NAMES)
     write_panoptic(tmp_path, [segment(PERSON, 1), segment(CROWD, 17, iscrowd=1), segment(RUG, 200)])
     register_segmentation(str(tmp_path))
     return tmp_path
 
 
-def write_panoptic(root: Path, segments) -> None:
+def write_panoptic(root: Path, segments, categories=CATEGORIES) -> None:
     image = {"id": 139, "file_name": "000000000139.jpg", "height": 40, "width": 60, "license": 2}
     annotation = {"image_id": 139, "file_name": "000000000139.png", "segments_info": segments}
-    content = {"info": {}, "licenses": [], "images": [image], "annotations": [annotation], "categories": CATEGORIES}
+    content = {"info": {}, "licenses": [], "images": [image], "annotations": [annotation], "categories": categories}
     (root / "coco/annotations").mkdir(exist_ok=True)
     (root / "coco/annotations/panoptic_val2017.json").write_text(json.dumps(content))
 
@@ -68,6 +70,7 @@ def test_cocos_panoptic_format(root):
     assert kind_of_dataset("coco_panoptic_val") is KIND
     metadata = MetadataCatalog.get("coco_panoptic_val")
     assert metadata.thing_classes == ["person", "cat", "rug-merged"]  # by their ids
+    assert candidate_names("coco_panoptic_val") == ("person", "cat", "rug")
     assert metadata.is_stuff == [False, False, True] and metadata.category_ids == [1, 17, 200]
     assert record["file_name"] == str(root / "coco/val2017/000000000139.jpg") and photos_of(record) == {"coco:139"}
     ids, segments = read_segments(record)
@@ -77,6 +80,22 @@ def test_cocos_panoptic_format(root):
         {"id": CROWD, "category_id": 1, "iscrowd": 1},
         {"id": RUG, "category_id": 2, "iscrowd": 0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["tree-merged", "wall-other-merged", "wall-brick"], ("tree", "wall", "wall brick")),
+        (["water-other", "door-stuff", "window-blind"], ("water", "door", "window blind")),
+        (["wall", "wall-other-merged"], ("wall", "wall-other-merged")),  # as words they would be the same
+    ],
+)
+def test_names_of_stuff_become_words(root, names, words):
+    categories = [{"id": n, "name": name, "supercategory": "x", "isthing": 0} for n, name in enumerate(names, 1)]
+    write_panoptic(root, [segment(RUG, 1)], categories)
+    load_segments("coco_panoptic_val")
+    assert candidate_names("coco_panoptic_val") == words
+    assert MetadataCatalog.get("coco_panoptic_val").thing_classes == names
 
 
 def test_ade20ks_format(root):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from .once_a_node import parsed_once
 Records = list[dict]
 
 logger = logging.getLogger(__name__)
+
+_PANOPTIC_ENDING = re.compile(r"(-other|-stuff)?(-merged)?$")  # what COCO says of how its stuff was grouped
 
 
 def load_dataset(name: str, most_bad: float = 0.0) -> Records:
@@ -194,14 +197,21 @@ def _remedies_of(names: Sequence[str]) -> str:
 def candidate_names(name: str) -> tuple[str, ...]:
     """The class names of a loaded dataset in the order of its labels: the candidates Y of equation (5).
 
-    LVIS writes "bow_(decorative_ribbons)"; the candidate is "bow (decorative ribbons)".
+    LVIS writes "bow_(decorative_ribbons)"; the candidate is "bow (decorative ribbons)". COCO's panoptic files write
+    "wall-other-merged" and "wall-brick"; the candidates are "wall" and "wall brick".
+
+    Raises:
+        UserError: the dataset's metadata has no names.
     """
     metadata = MetadataCatalog.get(name)
     classes = metadata.get("thing_classes")
     if not classes:
         raise UserError(f"dataset '{name}' has no 'thing_classes' in its metadata")
-    is_lvis = metadata.get("evaluator_type") == "lvis" and not metadata.get("own_format")
-    return tuple(name.replace("_", " ") for name in classes) if is_lvis else tuple(classes)
+    evaluator_type = "" if metadata.get("own_format") else metadata.get("evaluator_type")
+    if evaluator_type == "lvis":
+        return tuple(name.replace("_", " ") for name in classes)
+    words = tuple(_PANOPTIC_ENDING.sub("", name).replace("-", " ") for name in classes)
+    return words if evaluator_type == "panoptic" and len(set(words)) == len(words) else tuple(classes)
 
 
 def own_category_ids(name: str) -> tuple[int | str, ...] | None:
