@@ -6,7 +6,7 @@ import pytest
 
 from uniperceiver_v2.config.checks import check_config
 from uniperceiver_v2.data import build_task_train_loader, training_images_of_captions
-from uniperceiver_v2.data.datasets import held_out
+from uniperceiver_v2.data.datasets import held_out, refer
 from uniperceiver_v2.data.datasets.held_out import STANDARD, photos_of
 from uniperceiver_v2.errors import UserError
 
@@ -167,3 +167,13 @@ def test_the_standard_test_sets_are_registered_and_of_no_training_split():
     from detectron2.data import DatasetCatalog
 
     assert set(STANDARD) <= set(DatasetCatalog.list()) and not any("train" in name for name in STANDARD)
+
+
+def test_a_pickle_of_several_held_out_splits_is_read_once(world, monkeypatch):
+    read = []
+    load = refer.load_plain_pickle
+    monkeypatch.setattr(refer, "load_plain_pickle", lambda path: read.append(path) or load(path))
+    for split in ("val", "testA", "testB"):
+        name = f"refcoco_unc_{split}"
+        assert held_out.photos_in(name) == {f"coco:{i}" for i in world.held_out[name]}
+    assert len(read) == 1

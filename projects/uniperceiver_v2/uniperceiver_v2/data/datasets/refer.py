@@ -1,14 +1,18 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in refer's files (Kazemzadeh et al., 2014; Yu et al., 2016; Mao et al., 2016)."""
 
+import functools
 import os
 import reprlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ...errors import UserError
 from ...reading import Unpickler, while_reading
 from .formats import string
 from .phrases import objects_by_image, place_of, record_of, register_grounding
 from .records import Records
+
+S = TypeVar("S")
 
 _KEYS = {"ref_id", "ann_id", "image_id", "split", "sentences"}
 
@@ -28,7 +32,7 @@ def register_refer(
         lambda: load_refer(refs_file, instances_json, image_root, split),
         json_file=instances_json,
         image_root=image_root,
-        photos=lambda: {f"coco:{reference['image_id']}" for reference in _references_of(refs_file, split)},
+        photos=lambda: _of_split(_photos_by_split(refs_file, os.stat(refs_file).st_mtime_ns), split, refs_file),
         **metadata,
     )
 
@@ -45,7 +49,7 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
     Raises:
         UserError: a reference is of an image or an annotation that is not there, or is not as refer writes them.
     """
-    chosen = _references_of(refs_file, split)
+    chosen = _of_split(_references_by_split(refs_file), split, refs_file)
     records = objects_by_image(instances_json, image_root)
     with while_reading(refs_file):
         for reference in chosen:
@@ -61,13 +65,24 @@ def load_refer(refs_file: str, instances_json: str, image_root: str, split: str)
     return described
 
 
-def _references_of(refs_file: str, split: str) -> list[dict]:
-    references = [_checked(entry, number, refs_file) for number, entry in enumerate(_list_of(refs_file))]
-    chosen = [reference for reference in references if reference["split"] == split]
-    if not chosen:
-        splits = ", ".join(sorted({str(reference["split"]) for reference in references}))
-        raise UserError(f"{refs_file} has no references of split '{split}'; there are: {splits}")
-    return chosen
+@functools.lru_cache(maxsize=8)  # several splits of a file are held out, and the ids alone take little memory
+def _photos_by_split(refs_file: str, modified: int) -> dict[str, frozenset[str]]:
+    by_split = _references_by_split(refs_file)
+    return {split: frozenset(f"coco:{r['image_id']}" for r in its) for split, its in by_split.items()}
+
+
+def _references_by_split(refs_file: str) -> dict[str, list[dict]]:
+    by_split: dict[str, list[dict]] = {}
+    for number, entry in enumerate(_list_of(refs_file)):
+        reference = _checked(entry, number, refs_file)
+        by_split.setdefault(str(reference["split"]), []).append(reference)
+    return by_split
+
+
+def _of_split(by_split: Mapping[str, S], split: str, refs_file: str) -> S:
+    if split not in by_split:
+        raise UserError(f"{refs_file} has no references of split '{split}'; there are: {', '.join(sorted(by_split))}")
+    return by_split[split]
 
 
 def _list_of(refs_file: str) -> list:
