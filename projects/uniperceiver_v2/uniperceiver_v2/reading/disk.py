@@ -22,8 +22,8 @@ class DiskFault(UserError):
     """A file cannot be read, and its content is not the reason."""
 
 
-# Seconds before each retry: 0.1, 0.2, ... 6.4, 10, 10, ..., a minute in all, as a file server that takes over from another
-# one is away for 30 to 60 seconds.
+# Seconds before each retry: 0.1, 0.2, ... 6.4, 10, 10, ..., a minute in all, as a file server that takes over from
+# another one is away for 30 to 60 seconds.
 WAITS = tuple(min(0.1 * 2**number, 10.0) for number in range(12))
 LARGEST_FILE = 2**30  # bytes; larger files are refused
 
@@ -78,8 +78,8 @@ def patiently(read: Callable[[], Result], path: str) -> Result:
             reason = f"{os.strerror(error.errno)} (errno {error.errno}, {name})"
         raise DiskFault(
             f"{os.path.abspath(path)} cannot be read: {reason}, "
-            f"{len(WAITS) + 1} times in {sum(WAITS):.0f} seconds; the disk, the network or the machine is at fault, not the file. "
-            "--resume goes on once it is mended"
+            f"{len(WAITS) + 1} times in {sum(WAITS):.0f} seconds; "
+            "the disk, the network or the machine is at fault, not the file. --resume goes on once it is mended"
         ) from error
 
 
