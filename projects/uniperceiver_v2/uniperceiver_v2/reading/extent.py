@@ -1,7 +1,8 @@
 """How much the values of a file stand for, where a part may stand in several places without being written again."""
 
-from collections.abc import Mapping
 from typing import Any
+
+_CONTAINERS = (dict, list, tuple, set)
 
 
 def require_bounded(value: Any, most: int, deepest: int) -> None:
@@ -20,15 +21,17 @@ def require_bounded(value: Any, most: int, deepest: int) -> None:
 
     def measured(part: Any, level: int) -> tuple[int, int]:
         """The number of values and the depth of a part."""
-        if not isinstance(part, Mapping | list | tuple | set):
-            return 1, 0
         if level > deepest:
             raise ValueError(f"it is nested deeper than {deepest} levels")
         if id(part) not in known:
             known[id(part)] = (0, deepest)  # for a part that contains itself
-            inner = [*part.keys(), *part.values()] if isinstance(part, Mapping) else part
-            sizes = [measured(each, level + 1) for each in inner]
-            known[id(part)] = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+            inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+            sizes = [measured(each, level + 1) for each in inner if isinstance(each, _CONTAINERS)]
+            alone = len(inner) - len(sizes)
+            known[id(part)] = (
+                1 + alone + sum(size for size, _ in sizes),
+                1 + max((depth for _, depth in sizes), default=0),
+            )
         size, depth = known[id(part)]
         if size > most:
             raise ValueError(f"it stands for more than {most} values")
@@ -36,4 +39,5 @@ def require_bounded(value: Any, most: int, deepest: int) -> None:
             raise ValueError(f"it is nested deeper than {deepest} levels")
         return size, depth
 
-    measured(value, 0)
+    if isinstance(value, _CONTAINERS):
+        measured(value, 0)
