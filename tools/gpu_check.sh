@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in at most four minutes: the tests, an iteration of each task, with CUDA graphs and
 # without, the Triton kernels, the step, and compiled encoders of text. Builds nothing. Needs the project's
-# packages (`make setup`). A part that its time ends keeps the rows that it has.
+# packages (`make setup`). The parts get 220 seconds. One that its time ends keeps the rows that it has.
 #
 #     tools/gpu_check.sh [FOLDER]
 #
@@ -25,19 +25,21 @@ part() { # name, seconds, command...
 }
 
 : >"$folder/parts"
+# The tests leave one core to the compilation. There are 31 of them, which keep no more than 15 processes busy.
+workers=$("$python" -c 'import os; print(min(max(len(os.sched_getaffinity(0)) - 1, 1), 15))')
 export TORCHINDUCTOR_CACHE_DIR=$folder/inductor
 compiled=("$python" "$bench/gpu_iterations.py" --models tiny --tasks corpus --precisions float32)
 settings=(MODEL.UNIPERCEIVER_V2.COMPILE "['text_encoder','decoder']")
 # Into the cache, beside the tests.
-timeout 85 "${compiled[@]}" --repeats 1 -- "${settings[@]}" >"$folder/compilation.log" 2>&1 &
-part tests 85 "$python" -m pytest -q -p no:cacheprovider -n 7 --durations=6 --tb=short -rf tests/test_gpu.py tests/test_precision.py \
+timeout 80 "${compiled[@]}" --repeats 1 -- "${settings[@]}" >"$folder/compilation.log" 2>&1 &
+part tests 80 "$python" -m pytest -q -p no:cacheprovider -n "$workers" --durations=6 --tb=short -rf tests/test_gpu.py tests/test_precision.py \
     tests/modeling/layers/test_deformable_attention_triton.py -m "not slow" -k "not interpreted"
 wait # for the compilation, which must not share the CPU with what is timed
-part step 26 "$python" $bench/optimizer.py --device cuda --quick --json "$folder/step.json"
-part tiny 45 "$python" $bench/gpu_iterations.py --models tiny --precisions float32 --graphs --json "$folder/tiny.json"
-part r50 50 "$python" $bench/gpu_iterations.py --models R50 --precisions float32 --graphs --repeats 3 --json "$folder/r50.json"
-part kernels 19 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
-part compiled 15 "${compiled[@]}" --json "$folder/compiled.json" -- "${settings[@]}"
+part step 24 "$python" $bench/optimizer.py --device cuda --quick --json "$folder/step.json"
+part tiny 42 "$python" $bench/gpu_iterations.py --models tiny --precisions float32 --graphs --json "$folder/tiny.json"
+part r50 44 "$python" $bench/gpu_iterations.py --models R50 --precisions float32 --graphs --repeats 3 --json "$folder/r50.json"
+part kernels 17 "$python" $bench/deformable_attention_gpu.py --device cuda --quick --json "$folder/kernels.json"
+part compiled 13 "${compiled[@]}" --json "$folder/compiled.json" -- "${settings[@]}"
 
 "$python" - "$folder" <<'PYTHON'
 import json, pathlib, sys
