@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).parents[1] / "tools" / "slurm.sh"
 COMMANDS = {
     "srun": 'shift; exec "$@"',
     "scontrol": 'echo "$@" > requeued',
-    "training": 'trap "exit $CODE" USR1; echo "$@" "cores $SRUN_CPUS_PER_TASK" > started; while $WAITS; do sleep 0.02; done; exit $CODE',
+    "training": 'trap "exit $CODE" USR1; echo "$@" "cores $SRUN_CPUS_PER_TASK" > started; '
+    "while $WAITS; do sleep 0.02; done; exit $CODE",
 }
 
 

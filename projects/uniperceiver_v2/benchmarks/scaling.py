@@ -10,7 +10,7 @@ so that only what takes longer than it is seen. A mean over tasks weighs them by
 The first rows have as few task groups as the batch of detection allows, whose 64 images at most 64 GPUs share. The last
 rows have the number of groups with the most draws a second on either network. The groups' gradients then travel as
 well, after the backward pass. A group has --least GPUs or more, as its share of the batch has to fit. Every GPU then
-holds the gradients of all draws and its own, beside weights, moments and the average: "held", of which an H100 has 80 GB.
+holds the gradients of all draws and its own, beside weights, moments and the average: "held". An H100 has 80 GB.
 """
 
 from __future__ import annotations

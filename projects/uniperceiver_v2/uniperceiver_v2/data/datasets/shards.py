@@ -324,7 +324,7 @@ def _open(path: str, stamp: Stamp) -> IO[bytes]:
     if _stamp(os.fstat(file.fileno())) != stamp:
         file.close()
         raise UserError(
-            f"{path} was changed while it was in use; --resume goes on with what it is now. An index in {VARIABLE} has to "
-            "be made anew before, by datasets/index_shards.py"
+            f"{path} was changed while it was in use; --resume goes on with what it is now. An index in {VARIABLE} "
+            "has to be made anew before, by datasets/index_shards.py"
         )
     return file

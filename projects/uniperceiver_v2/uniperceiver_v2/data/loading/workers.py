@@ -91,7 +91,8 @@ def _ending(exitcode: int) -> str:
     if exitcode >= 0:
         return f"ended with code {exitcode}"
     if exitcode == -signal.SIGBUS:
-        return "was killed by SIGBUS: is the shared memory in /dev/shm full, or a disk with an index of shards out of reach?"
+        causes = "is the shared memory in /dev/shm full, or a disk with an index of shards out of reach?"
+        return f"was killed by SIGBUS: {causes}"
     with contextlib.suppress(ValueError):
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"was killed by signal {-exitcode}"
