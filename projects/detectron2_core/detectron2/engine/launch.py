@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from datetime import timedelta
@@ -84,5 +85,7 @@ def _worker(local_rank, main_func, world_size, processes_per_machine, machine_ra
     # No process may make its first collective call while another one is still joining the group.
     comm.synchronize()
     main_func(*args)
-    # The group's threads end here. Left to the end of the interpreter, they abort the process now and then.
+    # The group's threads end here. Left to the end of the interpreter, they abort the process now and then. So do those
+    # of objects that only the garbage collector frees, such as a model in DistributedDataParallel.
+    gc.collect()
     dist.destroy_process_group()
