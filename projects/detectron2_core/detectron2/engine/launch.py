@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-import gc
+import atexit
 import logging
+import os
 import socket
+import sys
 from datetime import timedelta
 
 import torch
@@ -85,7 +87,9 @@ def _worker(local_rank, main_func, world_size, processes_per_machine, machine_ra
     # No process may make its first collective call while another one is still joining the group.
     comm.synchronize()
     main_func(*args)
-    # The group's threads end here. Left to the end of the interpreter, they abort the process now and then. So do those
-    # of objects that only the garbage collector frees, such as a model in DistributedDataParallel.
-    gc.collect()
     dist.destroy_process_group()
+    # The interpreter is not taken down: threads of PyTorch that still ask for it then abort the process now and then.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
