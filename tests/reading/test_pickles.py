@@ -101,7 +101,14 @@ def test_a_shared_part_that_is_deep_in_one_place_only():
         require_bounded([shared, [[[[[[shared]]]]]]], 100, 10)
 
 
-def test_what_is_within_the_bounds_passes():
-    require_bounded([0] * 98, 100, 10)
-    require_bounded(deep(9), 100, 10)
-    require_bounded({"a": (1, {2}), 3: "text"}, 100, 10)
+@pytest.mark.parametrize(
+    ("value", "count", "depth"),
+    [([0] * 98, 99, 1), (deep(9), 10, 10), ({"a": (1, {2}), 3: "text"}, 8, 3), (bomb(3), 23, 4)],
+    ids=["long", "deep", "of all kinds", "shared"],
+)
+def test_the_bounds_are_exact(value, count, depth):
+    assert require_bounded(value, count, depth) is None
+    with pytest.raises(ValueError, match=f"more than {count - 1} values"):
+        require_bounded(value, count - 1, depth)
+    with pytest.raises(ValueError, match=f"deeper than {depth - 1} levels"):
+        require_bounded(value, count, depth - 1)
