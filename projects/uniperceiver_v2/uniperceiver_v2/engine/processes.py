@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import hashlib
 import multiprocessing
 import os
@@ -137,7 +136,7 @@ def _run_on_cpu(rank: int, main: Main, args: Namespace, cfg: CfgNode, count: int
     dist.init_process_group("gloo", meeting, _timeout(cfg), rank=rank, world_size=count)
     comm.create_local_process_group(count)
     _exit_with_code(main, args, cfg)
-    _leave_group()
+    dist.destroy_process_group()
 
 
 def _run_as_one_of_several(main: Main, args: Namespace, cfg: CfgNode) -> int:
@@ -165,14 +164,7 @@ def _run_as_one_of_several(main: Main, args: Namespace, cfg: CfgNode) -> int:
             # Mistakes are told before the group ends, as that may wait for a process that is gone.
             return _telling_mistakes(lambda: main(args))
     finally:
-        _leave_group()
-
-
-def _leave_group() -> None:
-    """End the threads of the process group, and before those of objects that only the garbage collector frees. At the
-    end of the interpreter they abort the process now and then."""
-    gc.collect()
-    dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 def agree_on_start(store: dist.Store, rank: int, size: int) -> tuple[str, bool]:
