@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from datetime import timedelta
 
 import torch
@@ -89,6 +90,8 @@ def _worker(local_rank, main_func, world_size, processes_per_machine, machine_ra
     main_func(*args)
     dist.destroy_process_group()
     # The interpreter is not taken down: threads of PyTorch that still ask for it then abort the process now and then.
+    # What its end would do is done here: wait for threads, such as one that writes a checkpoint, call exit functions.
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
