@@ -30,6 +30,7 @@ from ..solver import build_optimizer
 from .autocast_answers import answers_under_autocast
 from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
 from .delayed_start import DelayedStart
+from .freed_memory import give_back_freed_memory
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
 from .patient_evaluation import PatientEvaluator
@@ -246,6 +247,7 @@ class UniPerceiverTrainer(DefaultTrainer):
             return {}
         with self.averaged_weights(), whole_model(self.model):
             self.last_results = self.test(self.cfg, self.model)
+        give_back_freed_memory()
         return self.last_results
 
     def averaged_weights(self) -> contextlib.AbstractContextManager:
