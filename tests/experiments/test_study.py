@@ -78,6 +78,16 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert not list(folder.glob("model_*.pth"))
 
 
+def test_a_run_does_not_go_on_with_other_settings(study, two_arms, small_data, small_config, tmp_path):
+    folder = two_arms.folder_of("usual", 0, 2)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(two_arms.configuration("usual", 0, 2).dump())
+    two_arms.arms["usual"].settings["SOLVER.BASE_LR"] = 0.07
+    with pytest.raises(SystemExit, match=r"usual_2_0 was begun with another SOLVER.BASE_LR; remove the folder"):
+        two_arms.train("usual", 0, 2)
+    assert study.report_of(folder) is None
+
+
 def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, monkeypatch):
     commands = []
 
@@ -102,7 +112,7 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arm", "iterations"),
-    [("ablations", "single digits", 130), ("cures", "denoising", 101), ("scaling_curves", "digits x0.5", 130)],
+    [("ablations", "single digits 0.0005", 130), ("cures", "denoising", 101), ("scaling_curves", "digits x0.5", 130)],
 )
 def test_program_runs_by_itself(name, arm, iterations, small_tree, monkeypatch, tmp_path):
     """A run of the small generalist itself in its own process, a little longer than the warm-up."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablations import METRICS, TESTS, lengths
+from ablations import METRICS, SINGLE_RATES, TESTS, lengths
 from detectron2.engine import HookBase
 from run_records import course, keep_log, keep_report, report_of, rows_of
 from study import Arm, Study
@@ -68,13 +68,17 @@ def arm_name(tasks: str, width: float) -> str:
     return f"{tasks} x{width:g}"
 
 
-ARMS = {
-    arm_name(tasks, width): Arm(
-        () if tasks == "joint" else (tasks,), settings={"SOLVER.STEPS": (), **settings_of_width(width)}
+def arm_of(tasks: str, width: float) -> Arm:
+    """All tasks, or one alone with the rate that suits it best at the usual width."""
+    settings = {"SOLVER.STEPS": (), **settings_of_width(width)}
+    return (
+        Arm(settings=settings)
+        if tasks == "joint"
+        else Arm((tasks,), {**settings, "SOLVER.BASE_LR": SINGLE_RATES[tasks]})
     )
-    for width in WIDTHS
-    for tasks in ("joint", *TESTS)
-}
+
+
+ARMS = {arm_name(tasks, width): arm_of(tasks, width) for width in WIDTHS for tasks in ("joint", *TESTS)}
 
 
 class AtIterations(HookBase):
@@ -125,6 +129,8 @@ def power_law(values: Mapping[float, float]) -> Fit | None:
 
 class ScalingCurves(Study):
     """A run's report has a metric of each of its tasks at each point: ``{"results": {point: {metric: value}}}``."""
+
+    may_change = ("SOLVER.MAX_ITER",)
 
     def folder_of(self, name: str, seed: int, iterations: int, split: str = "") -> Path:
         """The folder of a run, which is the same for all numbers of iterations."""

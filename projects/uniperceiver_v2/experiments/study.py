@@ -21,12 +21,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_setup
 from run_records import (
@@ -55,6 +56,30 @@ def settings_of(pairs: dict[str, Any]) -> list[str]:
     return [str(text) for pair in pairs.items() for text in pair]
 
 
+def refuse_other_settings(folder: Path, cfg: CfgNode, but: Collection[str]) -> None:
+    """A run that was begun with other settings cannot go on, except for those that may change.
+
+    Raises:
+        SystemExit: names the folder and a setting.
+    """
+    begun = folder / "config.yaml"
+    if not begun.exists():
+        return
+    before, now = (dict(_flat(yaml.safe_load(text))) for text in (begun.read_text(), cfg.dump()))
+    changed = sorted(key for key in (before.keys() | now.keys()) - set(but) if before.get(key) != now.get(key))
+    if changed:
+        raise SystemExit(f"error: {folder} was begun with another {changed[0]}; remove the folder to begin anew")
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key with dots, value) of all values in nested dicts."""
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+
+
 @dataclass(frozen=True)
 class Arm:
     """A way to train.
@@ -64,12 +89,14 @@ class Arm:
         settings: KEY VALUE pairs that override the configuration.
         replaced: a context that replaces parts of the code during training and testing.
         levels: the accuracy on the plateau of tasks for which it is another than the study's.
+        chooses: whether it is there to choose a setting. Such arms run on the development tree alone.
     """
 
     tasks: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     replaced: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     levels: dict[str, float] = field(default_factory=dict)
+    chooses: bool = False
 
 
 @dataclass
@@ -90,6 +117,7 @@ class Study:
         seeds, iterations: the number of seeds and that of iterations, if the command line does not give them.
         split: "test" or "development", what the tests are made of. By default the prepared data says it.
         reference: the arm with which each row is compared by paired tests, if any.
+        comparisons: {row: (arms, arms with which they are compared)}, further paired tests.
         plateaus: {task: the plateau that it should have left at the end}, for tasks that are judged.
         output: the folder of the runs.
     """
@@ -107,8 +135,10 @@ class Study:
     iterations: int = 700
     split: str = ""
     reference: str = ""
+    comparisons: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     plateaus: dict[str, Plateau] = field(default_factory=dict)
     output: Path = field(init=False)
+    may_change: ClassVar[tuple[str, ...]] = ()  # settings of a run that goes on
 
     def __post_init__(self) -> None:
         self.output = records_of(self.program)
@@ -123,6 +153,9 @@ class Study:
 
     def split_of_tests(self) -> str:
         return self.split or split_of_data()
+
+    def _is_development(self) -> bool:
+        return self.split_of_tests() == "development"
 
     def tasks_of(self, name: str) -> tuple[str, ...]:
         return self.arms[name].tasks or tuple(self.tests)
@@ -166,6 +199,7 @@ class Study:
             if not ours or self.is_finished(name, seed, iterations):
                 return
             cfg = self.configuration(name, seed, iterations)
+            refuse_other_settings(folder, cfg, but=self.may_change)
             default_setup(cfg, argparse.Namespace(config_file="", eval_only=False))
             with self.arms[name].replaced():
                 trainer = UniPerceiverTrainer(cfg)
@@ -226,7 +260,8 @@ class Study:
             return args
         if args.jobs:
             threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs))
-            runs = [(name, seed) for seed in range(args.seeds) for name in args.only]
+            chosen = [name for name in args.only if not self.arms[name].chooses or self._is_development()]
+            runs = [(name, seed) for seed in range(args.seeds) for name in chosen]
             with ThreadPoolExecutor(args.jobs) as pool:
                 done = list(pool.map(lambda run: self.train_in_process(*run, args.iterations, threads), runs))
         self.write_document(args.seeds, args.iterations)

@@ -148,12 +148,12 @@ class StudyTables:
         return "\n".join(part for part in parts if part)
 
     def _rows(self) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-        """(heading, row, arms, split); a heading by itself has no row."""
+        """(heading, row, arms, split); a heading by itself has no row. A row without runs has its first split alone."""
         for heading, rows in self.study.tables.items():
             if heading:
                 yield heading, "", (), ""
             for row, arms in rows.items():
-                for split in self.splits:
+                for split in [name for name in self.splits if any(self.reports(arms, name))] or self.splits[:1]:
                     yield heading, row, arms, split
 
     def _means(self) -> str:
@@ -197,22 +197,32 @@ class StudyTables:
                 found += [f"{name} {seed} ({task}, {split})" for name, seed in self.on_plateau(arms, task, split)]
         return f"† On its plateau to the end, by arm and seed: {', '.join(found)}.\n" if found else ""
 
-    def _differences(self) -> str:
-        """The paired differences from the reference, and how many are to be expected by chance."""
-        metrics, lines, all_found = list(self.study.metrics), [], []
+    def _pairs(self) -> Iterator[tuple[str, str, list[Difference | None]]]:
+        """(row, split, differences by metric) of each row from the reference, then of the study's comparisons."""
+        metrics = list(self.study.metrics)
         for _, row, arms, split in self._rows():
-            compared = [self.compared(arms, metric, split) for metric in metrics]
+            yield row, split, [self.compared(arms, metric, split) for metric in metrics]
+        for name, (arms, others) in self.study.comparisons.items():
+            for split in self.splits:
+                pairs = [(self.values(arms, metric, split), self.values(others, metric, split)) for metric in metrics]
+                yield name, split, [difference(*pair) for pair in pairs]
+
+    def _differences(self) -> str:
+        """The paired differences, and how many are to be expected by chance."""
+        metrics, lines, all_found = list(self.study.metrics), [], []
+        for row, split, compared in self._pairs():
             found = [one for one in compared if one and not math.isnan(one.p)]
             if found:
                 all_found += found
-                cells = (f"{one.mean:+.1f} (p {one.p:.2g})" if one else "-" for one in compared)
+                cells = (f"{one.mean:+.1f} (p {one.p:.2g}){one.mark}" if one else "-" for one in compared)
                 lines.append(f"| {row} | {split} | {' | '.join(cells)} |")
         if not lines:
             return ""
         certain, tests = sum(one.p < CERTAIN for one in all_found), len(all_found)
-        head = [f"| minus {self.study.reference} | split | {' | '.join(metrics)} |"]
+        others = " or as named" if self.study.comparisons else ""
+        head = [f"| minus {self.study.reference}{others} | split | {' | '.join(metrics)} |"]
         head.append("|---|---|" + "---:|" * len(metrics))
         return "\n".join(head + lines) + (
-            f"\n\nPaired t-tests over seeds against the arm {self.study.reference!r}. {certain} of {tests} have "
-            f"p < {CERTAIN} and an arrow; {CERTAIN * tests:.1f} would by chance alone.\n"
+            f"\n\nPaired t-tests over seeds against the arm {self.study.reference!r}{others}. {certain} of {tests} "
+            f"have p < {CERTAIN} and an arrow; {CERTAIN * tests:.1f} would by chance alone.\n"
         )
