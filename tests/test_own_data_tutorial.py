@@ -26,7 +26,6 @@ SMALL = {
     "SOLVER.MAX_ITER": "4",
     "SOLVER.WARMUP_ITERS": "0",
     "SOLVER.STEPS": "(3,)",
-    "SOLVER.DECODER_DELAY": "0",
     "SOLVER.CHECKPOINT_PERIOD": "2",
     "TEST.EVAL_PERIOD": "2",
     "VIS_PERIOD": "0",

@@ -51,7 +51,6 @@ def train(folder: Path, iterations: int, workers: int, resume: bool = False) -> 
         "DATALOADER.MAX_CORRUPT_SHARE": "0.2",
         "SOLVER.MAX_ITER": "6",
         "SOLVER.WARMUP_ITERS": "2",
-        "SOLVER.DECODER_DELAY": "0",
         "SOLVER.CHECKPOINT_PERIOD": "3",
         "OUTPUT_DIR": str(folder),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from uniperceiver_v2.engine.freed_memory import give_back_freed_memory
 
 

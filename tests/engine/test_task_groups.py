@@ -345,7 +345,7 @@ def test_metrics_hold_the_losses_and_scalars_of_every_draw(toy_trainer, cfg, pro
 
 
 def test_a_run_in_two_halves_or_on_one_process_is_the_whole_run_on_two(real_cfg, processes, tmp_path):
-    real_cfg.SOLVER.TASK_GROUPS, real_cfg.SOLVER.DECODER_DELAY, real_cfg.SOLVER.MAX_ITER = 2, 3, 8
+    real_cfg.SOLVER.TASK_GROUPS, real_cfg.SOLVER.MAX_ITER = 2, 8
 
     def train(name: str, workers: int, resume: bool, until: int | None = None) -> None:
         cfg = real_cfg.clone()

@@ -79,8 +79,8 @@ def small_data(small_tree, monkeypatch, few_paraphrases) -> None:
 
 @pytest.fixture
 def small_config(imported, monkeypatch, tmp_path) -> Path:
-    """The configuration of the studies with a smaller model, smaller batches, no warm-up and a short delay, so that
-    each setting has an effect within four iterations."""
+    """The configuration of the studies with a smaller model, smaller batches and no warm-up, so that each setting
+    has an effect within four iterations."""
     study = imported("study")
     region = {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12}
     backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}
@@ -99,7 +99,7 @@ def small_config(imported, monkeypatch, tmp_path) -> Path:
         },
         "INPUT": {"MIN_SIZE_TRAIN": [64], "MIN_SIZE_TEST": 64},
         "TASKS": {**{task: {"IMS_PER_BATCH": 4} for task in tasks}, "scene_captions": captions},
-        "SOLVER": {"WARMUP_ITERS": 0, "DECODER_DELAY": 2, "WEIGHT_AVERAGING": 0.5, "BASE_LR": 0.005},
+        "SOLVER": {"WARMUP_ITERS": 0, "WEIGHT_AVERAGING": 0.5, "BASE_LR": 0.005},
     }
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -35,7 +35,7 @@ SMALL = {
         for name in ("scenes", "digits", "scene_captions", "scene_pairs", "corpus")
     },
     "DATASETS": {"TEST": []},
-    "SOLVER": {"MAX_ITER": 40, "WARMUP_ITERS": 5, "DECODER_DELAY": 5, "CHECKPOINT_PERIOD": 3, "WEIGHT_AVERAGING": 0.9},
+    "SOLVER": {"MAX_ITER": 40, "WARMUP_ITERS": 5, "CHECKPOINT_PERIOD": 3, "WEIGHT_AVERAGING": 0.9},
 }
 
 

@@ -52,9 +52,6 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_LAYER_DECAY = 1.0
     cfg.SOLVER.TEXT_ENCODER_LAYER_DECAY = 1.0
     cfg.SOLVER.DECODER_MULTIPLIER = 1.0  # of the unified decoder
-    cfg.SOLVER.GATE_MULTIPLIER = 1.0  # of the routers of its Conditional MoE, multiplied with the decoder's
-    # The unified decoder does not learn in the first so many iterations, until its inputs distinguish the candidates.
-    cfg.SOLVER.DECODER_DELAY = 0
     # Decay of the weights' exponential average, which is evaluated and saved as "model"; 0 turns averaging off.
     cfg.SOLVER.WEIGHT_AVERAGING = 0.0
 

@@ -51,8 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.BETAS": (0, 1 - 1e-9),
     "SOLVER.WEIGHT_DECAY": (0, 1e9),
     "SOLVER.WEIGHT_DECAY_NORM": (0, 1e9),
-    **{f"SOLVER.{part}_MULTIPLIER": (0, 1e9) for part in ("BACKBONE", "TEXT_ENCODER", "DECODER", "GATE")},
-    "SOLVER.DECODER_DELAY": (0, 2**40),
+    **{f"SOLVER.{part}_MULTIPLIER": (0, 1e9) for part in ("BACKBONE", "TEXT_ENCODER", "DECODER")},
     "TEST.DETECTIONS_PER_IMAGE": (1, LARGEST_SIZE),
     "TEST.EVAL_PERIOD": (0, 2**40),
 }

@@ -1,6 +1,5 @@
 """Training: the loop over tasks, averaged weights, progress."""
 
-from .delayed_start import DelayedStart
 from .pretrained_parts import load_pretrained_parts
 from .processes import add_process_arguments, run_in_processes, world_size
 from .progress import TaskProgressPrinter
@@ -10,7 +9,6 @@ from .trainer import UniPerceiverTrainer
 from .weight_averaging import WeightAveraging
 
 __all__ = [
-    "DelayedStart",
     "TaskProgressPrinter",
     "TaskTrainer",
     "UniPerceiverTrainer",

@@ -29,7 +29,6 @@ from ..modeling.decoder import expert_routes, routes_table
 from ..solver import build_optimizer
 from .autocast_answers import answers_under_autocast
 from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
-from .delayed_start import DelayedStart
 from .freed_memory import give_back_freed_memory
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
@@ -202,7 +201,6 @@ class UniPerceiverTrainer(DefaultTrainer):
             hooks.IterationTimer(),
             ProgressBar(cfg.TASKS.NAMES) if is_main else None,
             hooks.LRScheduler(),
-            DelayedStart(),
             self.averaging,
         ]
         if is_main:

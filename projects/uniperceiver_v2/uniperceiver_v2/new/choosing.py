@@ -163,10 +163,8 @@ def _choose_iterations(
     reasons["MAX_ITER"] = f"about {EPOCHS} times through the data, at least {FEWEST} and at most {MOST} iterations"
     reasons["EARLY_STOPPING"] = "evaluations in a row without a better one"
     if is_tuned:
-        settings["SOLVER"] |= {"BASE_LR": 0.0002, "DECODER_DELAY": 0}
+        settings["SOLVER"]["BASE_LR"] = 0.0002
         reasons["BASE_LR"] = "lower than from random weights"
-    else:
-        settings["SOLVER"]["DECODER_DELAY"] = most // 8
     first = settings["DATASETS"]["TEST"][0]
     evaluated_as = FORMATS[settings["DATASETS"]["CUSTOM"][first]["FORMAT"]].evaluated_as[0]
     settings["TEST"] = {"EVAL_PERIOD": period, "BEST_METRIC": f"{first}/{TASKS[evaluated_as][2]}"}

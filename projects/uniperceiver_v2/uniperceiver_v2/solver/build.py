@@ -52,19 +52,16 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters, grouped by learning rate and weight decay.
 
     - ``SOLVER.BACKBONE_MULTIPLIER``, ``SOLVER.TEXT_ENCODER_MULTIPLIER`` and ``SOLVER.DECODER_MULTIPLIER`` multiply
-      the rate of the backbone, the text encoder and the unified decoder. The decoder's rate is zero for the first
-      ``SOLVER.DECODER_DELAY`` iterations (:class:`uniperceiver_v2.engine.DelayedStart`). The routers of its
-      Conditional MoE have ``SOLVER.GATE_MULTIPLIER`` times the decoder's rate. Backbone and text encoder may have a
+      the rate of the backbone, the text encoder and the unified decoder. Backbone and text encoder may have a
       layer-wise decay (:func:`_layer_factors`).
     - Matrices and convolutions decay by ``SOLVER.WEIGHT_DECAY``, norms by ``SOLVER.WEIGHT_DECAY_NORM`` and biases by
       ``SOLVER.WEIGHT_DECAY_BIAS`` (0 by default). Embeddings, learned tokens, learned queries and τ never decay. Decay
       would pull them towards zero, which is no neutral value for them.
 
     Returns:
-        groups for an optimizer, each with ``params``, ``lr``, ``weight_decay`` and ``delay``, the first iteration in
-        which the group learns.
+        groups for an optimizer, each with ``params``, ``lr`` and ``weight_decay``.
     """
-    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
     factors = _layer_factors(cfg, model)
     for module_name, module in model.named_modules():
@@ -74,14 +71,12 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             seen.add(parameter)
             multiplier = _rate_multiplier(cfg, module_name) * factors.get(module_name, 1.0)
             decay = _weight_decay(cfg, module, name, parameter)
-            delay = cfg.SOLVER.DECODER_DELAY if _in_decoder(module_name) else 0
             group = groups.setdefault(
-                (multiplier, decay, delay),
+                (multiplier, decay),
                 {
                     "params": [],
                     "lr": cfg.SOLVER.BASE_LR * multiplier,
                     "weight_decay": decay,
-                    "delay": delay,
                 },
             )
             group["params"].append(parameter)
@@ -95,7 +90,7 @@ def _rate_multiplier(cfg: CfgNode, module_name: str) -> float:
     if "text_encoder" in path:
         return cfg.SOLVER.TEXT_ENCODER_MULTIPLIER
     if _in_decoder(module_name):
-        return cfg.SOLVER.DECODER_MULTIPLIER * (cfg.SOLVER.GATE_MULTIPLIER if "router" in path else 1.0)
+        return cfg.SOLVER.DECODER_MULTIPLIER
     return 1.0
 
 
