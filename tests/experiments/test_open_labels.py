@@ -4,7 +4,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 
 from uniperceiver_v2.evaluation.digit_scenes.facts import SceneFacts
 
@@ -53,6 +55,27 @@ def test_digits_count_as_found_by_class_overlap_and_score(labels, facts, tmp_pat
     results[0]["bbox"] = [0, 0, 10, 9]
     folder = write(tmp_path, "coco_instances_results.json", results)
     assert labels.found_digits(folder, *facts)["left out"] == 0.0
+
+
+def test_digits_are_named_by_their_best_detection(labels, facts):
+    def found(boxes, names, scores):
+        at = [every.index(name) for name in names]
+        fields = {"pred_boxes": Boxes(boxes), "pred_classes": torch.tensor(at), "scores": torch.tensor(scores)}
+        return SimpleNamespace(instances=Instances((80, 80), **fields))
+
+    every = [f"{colour} {name}" for colour in labels.COLOURS for name in labels.NAMES]
+    seven, one = [0, 0, 10, 20], [40, 40, 50, 60]
+    answers = {
+        "1.png": found([seven, seven, one], ["red seven", "red one", "blue one"], [0.2, 0.1, 0.9]),
+        "2.png": found([[5, 5, 25, 12]], ["blue seven"], [0.9]),  # overlaps too little
+    }
+    predictor = SimpleNamespace(
+        detect=lambda files, asked, threshold: [answers[file] for file in files] if asked == every else []
+    )
+    files = {1: "1.png", 2: "2.png"}
+    assert labels.named_digits(predictor, facts[0], files) == {"left out": 100.0, "others": 50.0}
+    answers["1.png"].instances.scores = torch.tensor([0.1, 0.2, 0.9])
+    assert labels.named_digits(predictor, facts[0], files)["left out"] == 0.0
 
 
 def test_phrases_are_grouped_by_what_of_them_was_left_out(labels, tmp_path):

@@ -8,7 +8,8 @@ tree without ``DIGITS`` and ``FORMS``, which this program prepares. No training 
 seven, no training text names one, and no training phrase says "the largest digit" or "above a three"; its captions do.
 Both are tested on the same development scenes, with digits and phrases sorted by whether they were left out. Each word
 by itself was learned. So the second arm knows what was left out only if it puts words together, and the first one shows
-what it would know otherwise. A model with a list of classes would have no output for what was left out.
+what it would know otherwise. Detection has ten digits as classes, of which none was left out, so it is also asked with colours
+and digits as labels. A model with a list of such classes would have no output for what was left out.
 
 Writes its table into docs/specialists.md. study.py describes how runs are kept and resumed.
 """
@@ -30,11 +31,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, pairwise_iou
 from study import Arm, Study
 
+from uniperceiver_v2 import Predictor
 from uniperceiver_v2.config import load_config
-from uniperceiver_v2.data import register_digit_scenes
+from uniperceiver_v2.data import load_dataset, register_digit_scenes
 from uniperceiver_v2.data.datasets.builtin import datasets_root
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.evaluation.digit_scenes.facts import Scene, SceneFacts, Thing
+from uniperceiver_v2.evaluation.digit_scenes.parser import COLOURS, NAMES
 from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 
 DIGITS = ("red seven", "blue three", "green one", "yellow five", "purple two", "white seven")  # an eighth of all
@@ -84,6 +87,22 @@ def found_digits(folder: Path, facts: SceneFacts, class_names: list[str]) -> dic
                 truth = Boxes([[x, y, x + width, y + height]])
                 overlaps = pairwise_iou(truth, Boxes(found[image, thing.name]))
                 answers["left out" if is_left_out(thing) else "others"].append(bool((overlaps >= IOU).any()))
+    return shares(answers)
+
+
+def named_digits(predictor: Predictor, facts: SceneFacts, files: Mapping[int, str]) -> dict[str, float]:
+    """The share of digits whose best detection has their colour and name, among all colours and names as labels."""
+    labels = [f"{colour} {name}" for colour in COLOURS for name in NAMES]
+    answers = defaultdict(list)
+    images = list(facts.by_image)
+    for image, found in zip(images, predictor.detect([files[i] for i in images], labels, threshold=0.0), strict=True):
+        for thing in facts.by_image[image]:
+            if not thing.is_crowd:
+                x, y, width, height = thing.box
+                overlaps = pairwise_iou(Boxes([[x, y, x + width, y + height]]), found.instances.pred_boxes)[0]
+                own = found.instances[overlaps >= IOU]
+                best = [labels[own.pred_classes[own.scores.argmax()]]] if len(own) else []
+                answers["left out" if is_left_out(thing) else "others"].append(best == [f"{thing.colour} {thing.name}"])
     return shares(answers)
 
 
@@ -154,6 +173,9 @@ class OpenLabels(Study):
         for task, groups in GROUPS.items():
             folder = Path(trainer.cfg.OUTPUT_DIR) / "inference" / self.tests[task]
             results[self.tests[task]]["groups"] = groups(folder, facts, class_names)
+        predictor = Predictor(trainer.cfg, Path(trainer.cfg.OUTPUT_DIR) / "model_final.pth")
+        files = {record["image_id"]: record["file_name"] for record in load_dataset(self.tests["scenes"])}
+        results[self.tests["scenes"]]["named"] = named_digits(predictor, facts, files)
         return results
 
 
@@ -169,6 +191,8 @@ STUDY = OpenLabels(
     metrics={
         "digits, left out": ("scenes", "groups", "left out"),
         "others": ("scenes", "groups", "others"),
+        "named, left out": ("scenes", "named", "left out"),
+        "other named": ("scenes", "named", "others"),
         "phrases, left out": ("scene_phrases", "groups", "left out"),
         "extreme": ("scene_phrases", "groups", "extreme"),
         "relation": ("scene_phrases", "groups", "relation"),

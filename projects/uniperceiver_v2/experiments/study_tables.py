@@ -123,7 +123,7 @@ class StudyTables:
         task, kind, key = self.study.metrics[metric]
         tested = [name for name in arms if task in self.study.tasks_of(name)]
         runs = self.reports(tested, split)
-        results = {seed: run["results"][self.study.tests[task]][kind] for _, seed, run in runs}
+        results = {seed: run["results"][self.study.tests[task]].get(kind, {}) for _, seed, run in runs}
         return {seed: found[key] for seed, found in results.items() if key in found}
 
     def on_plateau(self, arms: Sequence[str], task: str, split: str) -> list[tuple[str, int]]:
