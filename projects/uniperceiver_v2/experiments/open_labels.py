@@ -8,8 +8,8 @@ tree without ``DIGITS`` and ``FORMS``, which this program prepares. No training 
 seven, no training text names one, and no training phrase says "the largest digit" or "above a three"; its captions do.
 Both are tested on the same development scenes, with digits and phrases sorted by whether they were left out. Each word
 by itself was learned. So the second arm knows what was left out only if it puts words together, and the first one shows
-what it would know otherwise. Detection has ten digits as classes, of which none was left out, so it is also asked with colours
-and digits as labels. A model with a list of such classes would have no output for what was left out.
+what it would know otherwise. Detection has ten digits as classes, of which none was left out, so it is also asked with
+colours and digits as labels. A model with a list of such classes would have no output for what was left out.
 
 Writes its table into docs/specialists.md. study.py describes how runs are kept and resumed.
 """
