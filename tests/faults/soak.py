@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,8 @@ TRAINING, PAGE = "training", "web page"
 
 MOST_GROWTH = 0.02  # of the memory, in an hour
 BETWEEN_ROWS = 30.0  # seconds
-SHORTEST_PART = 20  # rows; a shorter part says nothing about a slope
+WINDOW = 30  # rows: a quarter of an hour, which is longer than a program's way from one evaluation to the next
+SHORTEST_PART = 4 * WINDOW  # rows; a shorter part says nothing about a slope
 VISITORS, QUESTIONS, PAUSE = 2, 25, 1.0  # visitors at a time, what each asks, seconds between two questions
 
 
@@ -60,9 +61,11 @@ class Row(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of a program. ``growth`` is in MiB an hour; numbers of handles and threads are (before, at the end)."""
+    """Of a program. ``least`` and ``most`` memory grow by MiB an hour; numbers of handles and threads are (before, at
+    the end)."""
 
-    growth: float
+    least: float
+    most: float
     handles: tuple[float, float]
     threads: tuple[float, float]
     level: bool
@@ -71,17 +74,16 @@ class Verdict(NamedTuple):
 def judge(rows: list[Row]) -> Verdict:
     """The verdict on a program's rows.
 
-    The growth of memory is the median slope between any two rows of the second half of a part. Handles and threads are
-    the medians of a part's second and last quarter, added up over the parts.
+    Memory rises in an evaluation and falls after it, so the least and the most of a window are compared with those of
+    other windows. Their growth is the median slope between any two windows of the second half of a part. Handles and
+    threads are the medians of a part's second and last quarter, added up over the parts.
     """
     parts = [part for part in _parts(rows) if len(part) >= SHORTEST_PART]
     if not parts:
         raise SystemExit(f"error: no part has {SHORTEST_PART} rows, which a verdict takes")
-    second_halves = [part[len(part) // 2 :] for part in parts]
-    growth = 3600 * median(
-        (b.memory - a.memory) / (b.seconds - a.seconds) for half in second_halves for a, b in combinations(half, 2)
-    )
-    held = median(row.memory for half in second_halves for row in half)
+    windows = [_windows(part[len(part) // 2 :]) for part in parts]
+    least, most = (_growth(windows, extreme) for extreme in (min, max))
+    held = median(row.memory for part in windows for window in part for row in window)
     handles, threads = (
         tuple(
             sum(
@@ -91,8 +93,22 @@ def judge(rows: list[Row]) -> Verdict:
         )
         for name in ("handles", "threads")
     )
-    level = growth <= MOST_GROWTH * held and all(end <= before for before, end in (handles, threads))
-    return Verdict(growth, handles, threads, level)
+    level = max(least, most) <= MOST_GROWTH * held and all(end <= before for before, end in (handles, threads))
+    return Verdict(least, most, handles, threads, level)
+
+
+def _windows(rows: list[Row]) -> list[list[Row]]:
+    """Whole windows, the last one up to the end."""
+    return [rows[end - WINDOW : end] for end in range(len(rows), WINDOW - 1, -WINDOW)][::-1]
+
+
+def _growth(windows: list[list[list[Row]]], extreme: Callable[[Iterable[float]], float]) -> float:
+    """In MiB an hour, of the least or the most memory of the windows of each part."""
+    slopes = []
+    for part in windows:
+        points = [(window[0].seconds, extreme(row.memory for row in window)) for window in part]
+        slopes += [(memory - before) / (at - since) for (since, before), (at, memory) in combinations(points, 2)]
+    return 3600 * median(slopes)
 
 
 def _parts(rows: list[Row]) -> list[list[Row]]:
@@ -102,7 +118,7 @@ def _parts(rows: list[Row]) -> list[list[Row]]:
 def table(rows: list[Row]) -> tuple[str, bool]:
     """A table for people, and whether all programs are level."""
     lines = [
-        "| program | hours | parts | done | memory, MiB | growth, MiB/h | handles | threads | verdict |",
+        "| program | hours | parts | done | memory, MiB | least / most grow, MiB/h | handles | threads | verdict |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     level = True
@@ -116,7 +132,7 @@ def table(rows: list[Row]) -> tuple[str, bool]:
             len(ends),
             f"{sum(end.done for end in ends):,} {unit}",
             f"{median(row.memory for row in its[len(its) // 2 :]):.0f}",
-            f"{verdict.growth:+.1f}",
+            f"{verdict.least:+.1f} / {verdict.most:+.1f}",
             "{:g} → {:g}".format(*verdict.handles),
             "{:g} → {:g}".format(*verdict.threads),
             "level" if verdict.level else "NOT LEVEL",

@@ -15,12 +15,13 @@ development tree. specialists/ has a file for each model.
   (log.jsonl.gz), which are committed. Finished runs are not repeated, interrupted ones continue from their last
   checkpoint, and several processes divide the runs among them.
 - At the end, or with --table alone, the table of all finished runs is written into docs/specialists.md. The
-  generalist's figures are those of the results.json in --generalist.
+  generalist's figures are those of the records of `make train` (keep_run.py) and of the zoo, or of --generalist.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import itertools
 import json
 import math
@@ -50,8 +51,8 @@ CONFIG = TINY_CONFIG
 DOCUMENT = REPOSITORY / "docs" / "specialists.md"
 OUTPUT = records_of(__file__)
 GENERALISTS = {
-    "`make train`": "output/digit_scenes_tiny*/results.json",
-    "zoo": "zoo/digit_scenes_small/results.json",
+    "`make train`": str(records_of(__file__).with_name("make_train") / "test" / "*" / "run.json"),
+    "zoo": str(REPOSITORY / "zoo" / "digit_scenes_small" / "results.json"),
 }
 # A sixth of the generalist's time, and all of it. docs/specialists.md says how it was measured.
 SECONDS = (180.0, 1100.0)
@@ -221,11 +222,17 @@ def list_of_runs(runs: Sequence[Mapping[str, Any]]) -> str:
 def write_document(output: Path, generalists: Mapping[str, str]) -> None:
     """Write the tables of the finished runs into the document, and print them."""
     runs = reports(output)
-    found = {name: sorted(Path().glob(pattern)) for name, pattern in generalists.items()}
-    evaluated = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
+    found = {name: sorted(glob.glob(pattern)) for name, pattern in generalists.items()}
+    evaluated = {name: list(map(_results_of, paths)) for name, paths in found.items() if paths}
     table = comparison(runs, evaluated) + "\n" + list_of_runs(runs)
     write_between_marks(DOCUMENT, "specialist_runs", table)
     print(table)
+
+
+def _results_of(path: str) -> dict[str, Any]:
+    """Those of a results.json, or of a report among the records."""
+    content = json.loads(Path(path).read_text())
+    return content.get("results", content)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -241,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs=2,
         action="append",
         metavar=("NAME", "PATTERN"),
-        help="a column of the table and its results.json, one for each seed",
+        help="a column of the table and its results.json or run.json, one for each seed",
     )
     args = parser.parse_args(arguments)
     if not args.table:
