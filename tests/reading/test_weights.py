@@ -92,6 +92,22 @@ def test_weights_that_are_not_finite_are_refused(put, value):
     assert torch.equal(model[0].weight[1, 2].nan_to_num(7), torch.tensor(value).nan_to_num(7))
 
 
+def test_weights_that_are_finite_in_a_wider_type_only_are_refused(put):
+    def change(content):
+        content["model"]["0.weight"] = content["model"]["0.weight"].double()
+        content["model"]["0.weight"][1, 2] = 1e300
+
+    assert "0.weight has 1 of 16 values that are NaN or infinite" in refusal(put(change))
+    AtomicCheckpointer(make_model(), weights_may_be_nan=True, counter=Counter()).load(put(change))
+
+
+def test_two_values_of_a_weight_are_refused(put):
+    def change(content):
+        content["model"]["module.0.weight"] = torch.zeros(4, 4)
+
+    assert "module.0.weight beside 0.weight" in refusal(put(change))
+
+
 @pytest.mark.parametrize(
     "name, dtype",
     [("0.weight", dtype) for dtype in (torch.complex64, torch.bool, torch.int32, torch.uint8, torch.float8_e4m3fn)]

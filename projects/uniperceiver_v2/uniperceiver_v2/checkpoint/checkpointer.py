@@ -22,6 +22,7 @@ from .writing import BackgroundWriter, on_host, parts_on_host
 # A message lists this number of differing keys, and counts the others.
 LISTED_DIFFERENCES = 12
 _LONGEST_NAME = 255  # characters of a file's name
+_PREFIX = "module."  # of keys that a run of several processes wrote
 # Weights of these types may be given for one another: they differ in precision only.
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -317,15 +318,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
             isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
         ):
             raise UserError("the checkpoint's 'model' is not a dict of tensors by their names")
-        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+        _require_one_value_each(state)
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, _PREFIX)
         if self._in_part:
             checkpoint["model"] = self._what_fits(state)
         else:
             require_fit(state, self.model)
-        if not self._weights_may_be_nan:
-            own_values = {key: local(value) for key, value in state.items()}
-            agreed(lambda: require_finite(own_values), shared=any(map(is_divided, state.values())))
         own = self.model.state_dict()
+        if not self._weights_may_be_nan:
+            own_values = {key: _as_loaded(local(value), own.get(key)) for key, value in state.items()}
+            agreed(lambda: require_finite(own_values), shared=any(map(is_divided, state.values())))
         checkpoint["model"] = {key: divided_like(value, own[key]) for key, value in checkpoint["model"].items()}
         return super()._load_model(checkpoint)
 
@@ -343,6 +345,22 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 "\n  ".join(differences),
             )
         return {**own, **fitting}
+
+
+def _require_one_value_each(state: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: a weight is there twice, with the prefix of a run of several processes and without.
+    """
+    for key in state:
+        if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in state:
+            raise UserError(f"the checkpoint has {key} beside {key.removeprefix(_PREFIX)}: two values of one weight")
+
+
+def _as_loaded(given: Tensor, own: Tensor | None) -> Tensor:
+    """A weight as the model will have it: in its type, in which what is finite in a wider one may be infinite."""
+    narrower = own is not None and own.is_floating_point() and given.is_floating_point()
+    return given.to(own.dtype) if narrower and torch.finfo(own.dtype).max < torch.finfo(given.dtype).max else given
 
 
 def require_fit(state: dict[str, Tensor], model: nn.Module) -> None:
