@@ -11,7 +11,7 @@ from torch import nn
 
 from uniperceiver_v2.checkpoint import AtomicCheckpointer
 from uniperceiver_v2.errors import UserError
-from uniperceiver_v2.reading import CHECKSUM, read_tensors, tensors_checksum
+from uniperceiver_v2.reading import CHECKSUM, read_tensors, tensors_checksum, weights
 
 
 def make_model() -> nn.Module:
@@ -182,3 +182,32 @@ def test_a_flipped_bit_in_a_safetensors_file_of_ours_is_found(tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
             read_tensors(str(path))
+
+
+def test_parts_that_have_changed_places_in_a_safetensors_file_of_ours_are_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {"a": torch.arange(1024.0)}
+    save_file(state, path, metadata={CHECKSUM: tensors_checksum(state)})
+    content = path.read_bytes()
+    path.write_bytes(content[:-4096] + content[-2048:] + content[-4096:-2048])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        read_tensors(str(path))
+
+
+def test_a_checksum_of_an_older_safetensors_file_is_compared(tmp_path):
+    path = tmp_path / "model.safetensors"
+    old = "7b260d982ea028653eb101d57920aa099d2ebdf24374ba519bd2067250d8a869"
+    save_file({"a": torch.arange(5.0)}, path, metadata={CHECKSUM: old})
+    assert torch.equal(read_tensors(str(path))["a"], torch.arange(5.0))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"\1")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        read_tensors(str(path))
+
+
+def test_a_safetensors_file_of_too_many_tensors_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, path)
+    monkeypatch.setattr(weights, "MOST_TENSORS", 1)
+    with pytest.raises(UserError, match=r"a\.safetensors cannot be read as safetensors: it has 2 tensors, more than 1"):
+        read_tensors(str(path))

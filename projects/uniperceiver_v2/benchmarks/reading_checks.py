@@ -4,8 +4,8 @@
 
 118,000 images have 860,000 objects with a box and a polygon of 20 points each. They are read with the checks of
 annotations and without. The checkpoint is loaded by ``read_tensors`` with a comparison of its checksums and a search
-for values that are not finite, and by ``torch.load`` alone. Both are loaded into a model of the same size. With --quick
-both are a tenth as large.
+for values that are not finite, and by ``torch.load`` alone; as safetensors, by ``load_file`` alone. All are loaded into
+a model of the same size. With --quick all are a tenth as large.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
+from safetensors.torch import load_file, save_file
 
 from uniperceiver_v2.data import load_dataset
-from uniperceiver_v2.reading import read_tensors, require_finite
+from uniperceiver_v2.reading import CHECKSUM, read_tensors, require_finite, tensors_checksum
 
 IMAGES, OBJECTS, POINTS, HEIGHT, WIDTH = 118_000, 860_000, 20, 480, 640
 TENSORS, VALUES = 100, 1_250_000  # float32: 500 MB
@@ -65,7 +66,8 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
         torch.save({"model": state}, weights)
 
         def checked() -> None:
-            loaded = read_tensors(str(weights))["model"]
+            loaded = read_tensors(str(weights))
+            loaded = loaded.get("model", loaded)
             require_finite(loaded)
             _copy(loaded)
 
@@ -82,6 +84,15 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             bare,
             peer_name="torch.load",
             at_most=1.2,
+        )
+        weights.unlink()
+        weights = Path(folder) / "model.safetensors"
+        save_file(state, weights, metadata={CHECKSUM: tensors_checksum(state)})
+        yield harness.compare(
+            f"loading safetensors of {weights.stat().st_size / 1e6:.0f} MB with checks",
+            checked,
+            lambda: _copy(load_file(weights)),
+            peer_name="load_file",  # which copies nothing: it maps the file
         )
 
 
