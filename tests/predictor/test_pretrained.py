@@ -1,5 +1,6 @@
 """Directories in Hugging Face's form: whole without a network, without the datasets, and without the old paths."""
 
+import functools
 import json
 import os
 import subprocess
@@ -135,6 +136,45 @@ def test_a_damaged_directory_is_told(directory, harm, message):
     harm(directory)
     with pytest.raises(UserError, match=message):
         Predictor.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("settings MODEL", None, "configuration key 'MODEL' .* expects a section"),
+        ("settings MODEL", [1], "configuration key 'MODEL' .* expects a section"),
+        ("settings MODEL UNIPERCEIVER_V2", [1], "'MODEL.UNIPERCEIVER_V2' .* expects a section"),
+        ("settings MODEL UNIPERCEIVER_V2 BACKBONE", "x", "'MODEL.UNIPERCEIVER_V2.BACKBONE' .* expects a section"),
+        ("settings SOLVER BASE_LR", "x", "'SOLVER.BASE_LR' .* expects float"),
+        ("labels detection", 5, "labels of 'detection' are a list of texts, not 5"),
+        ("labels detection", "abc", "labels of 'detection' are a list of texts, not 'abc'"),
+        ("labels detection", [], "labels of 'detection' are a list of texts"),
+        ("labels detection", ["a", None], "labels of 'detection' have to be texts with at least one letter, not None"),
+        ("labels detection", ["\ud800"], "labels of 'detection' have to be texts of whole characters"),
+        ("labels detection", ["a" * 100_000], "labels of 'detection' have to be texts of at most 65536 characters"),
+        ("category_ids", 5, "category_ids are a list of 3 ids, one of each label, not 5"),
+        ("category_ids", [1, 2], "category_ids are a list of 3 ids"),
+        ("category_ids", [1, 2, 0.5], "category_ids are a list of 3 ids"),
+        ("padding", "a" * 2**22, "bytes, more than 4194304"),
+    ],
+)
+def test_a_wrong_description_is_told_with_its_file_and_entry(directory, path, value, message):
+    file = directory / "config.json"
+    content = json.loads(file.read_text())
+    *above, last = path.split()
+    functools.reduce(dict.__getitem__, above, content)[last] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        Predictor.from_pretrained(directory)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_classes_of_one_name_and_ids_come_back(predictor, directory):
+    file = directory / "config.json"
+    content = json.loads(file.read_text())
+    content["labels"]["detection"], content["category_ids"] = ["crane", "crane"], [134, "crane"]
+    file.write_text(json.dumps(content))
+    assert Predictor.from_pretrained(directory).labels() == ("crane", "crane")
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "nowhere", "somebody/nothing-of-this-name"])

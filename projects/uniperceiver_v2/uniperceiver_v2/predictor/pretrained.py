@@ -28,7 +28,7 @@ from ..checkpoint import AtomicCheckpointer
 from ..config import load_config
 from ..errors import UserError, nearest
 from ..files import shipped, write_json
-from ..reading import CHECKSUM, read_json, tensors_checksum
+from ..reading import CHECKSUM, is_id, read_json, require_text, tensors_checksum
 from ..tasks import NamingTask
 
 # {name: directory in Hugging Face's form, below the repository}
@@ -36,6 +36,7 @@ MODEL_ZOO: dict[str, str] = {"digit_scenes/small": "zoo/digit_scenes_small"}
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "uniperceiver_v2"
+LARGEST_DESCRIPTION = 2**22  # bytes of config.json; that with the 21,841 names of ImageNet-21k has less than a fifth
 TEXT_ENCODER, _BACKBONE = "text_encoder", "backbone"
 
 CARD = """---
@@ -136,18 +137,28 @@ def load_files(directory: Path, device: str | None) -> tuple[CfgNode, nn.Module]
     """
     content = read_description(directory)
     overrides = ["MODEL.UNIPERCEIVER_V2.TEXT_ENCODER.PATH", str(directory / TEXT_ENCODER)]
-    if content["settings"].get("MODEL", {}).get("UNIPERCEIVER_V2", {}).get("BACKBONE", {}).get("PATH"):
+    if _section(content["settings"], "MODEL", "UNIPERCEIVER_V2", "BACKBONE").get("PATH"):
         overrides += ["MODEL.UNIPERCEIVER_V2.BACKBONE.PATH", str(directory / _BACKBONE)]
     overrides += ["MODEL.DEVICE", device] if device else []
-    cfg = load_config(content["settings"], overrides, training=False, datasets=False)
-    model = build_model(cfg)
-    load_weights(model, directory / WEIGHTS)
+    try:
+        cfg = load_config(content["settings"], overrides, training=False, datasets=False)
+        model = build_model(cfg)
+        load_weights(model, directory / WEIGHTS)
+    except UserError as error:
+        raise error if str(directory) in str(error) else UserError(f"{directory / CONFIG}: {error}") from error
     for kind, names in content.get("labels", {}).items():
         for task in _naming_tasks(model, kind):
             task.labels = tuple(names)
     if "category_ids" in content:
         model.tasks["detection"].category_ids = tuple(content["category_ids"])
     return cfg, model
+
+
+def _section(settings: Any, *keys: str) -> Mapping[str, Any]:
+    """A section in others, empty if it or one of them is none: :func:`load_config` says which."""
+    for key in keys:
+        settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def read_description(directory: Path) -> dict[str, Any]:
@@ -158,6 +169,8 @@ def read_description(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     try:
+        if (size := path.stat().st_size) > LARGEST_DESCRIPTION:
+            raise UserError(f"{path} has {size} bytes, more than {LARGEST_DESCRIPTION}")
         content = read_json(str(path))
     except FileNotFoundError as error:
         raise UserError(f"{directory} is no directory of a model: it has no {CONFIG}") from error
@@ -166,7 +179,27 @@ def read_description(directory: Path) -> dict[str, Any]:
     known = isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
     if not known or not isinstance(content.get("settings"), dict) or not isinstance(content.get("labels", {}), dict):
         raise UserError(f"{path} does not describe a model of Uni-Perceiver v2")
+    _require_names(path, content)
     return content
+
+
+def _require_names(path: Path, content: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: "labels" of a kind are no list of texts, or "category_ids" are not as many ids as detection has
+            labels. Two classes may share a name, as ImageNet's cranes do.
+    """
+    labels = content.get("labels", {})
+    for kind, names in labels.items():
+        if not isinstance(names, list) or not names:
+            raise UserError(f"{path}: labels of {kind!r:.80} are a list of texts, not {names!r:.80}")
+        for name in names:
+            require_text(name, f"{path}: labels of {kind!r:.80}")
+    if "category_ids" not in content:
+        return
+    ids, count = content["category_ids"], len(labels.get("detection", ()))
+    if not isinstance(ids, list) or not all(map(is_id, ids)) or len(ids) != count:
+        raise UserError(f"{path}: category_ids are a list of {count} ids, one of each label, not {ids!r:.80}")
 
 
 def labels_of(model: Any) -> dict[str, list[str]]:

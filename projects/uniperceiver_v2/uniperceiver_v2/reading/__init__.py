@@ -16,10 +16,12 @@ from .sources import explained, remedy_of, require_source, source_of, while_read
 from .tars import members_of
 from .videos import check_frames, read_frames
 from .weights import CHECKSUM, read_tensors, require_finite, require_undamaged, tensors_checksum
+from .words import LONGEST_TEXT, require_text
 
 __all__ = [
     "CHECKSUM",
     "LARGEST_FILE",
+    "LONGEST_TEXT",
     "READ_ERRORS",
     "Id",
     "Unpickler",
@@ -56,6 +58,7 @@ __all__ = [
     "require_finite",
     "require_size",
     "require_source",
+    "require_text",
     "require_undamaged",
     "sorted_ids",
     "source_of",
