@@ -402,7 +402,8 @@ def test_supervision_gets_boxes_masks_and_names(predictor, files):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([], "labels are empty"), (["a", "a"], "'a' is given twice"), (["a", ""], "not ''"), ([3], "not 3")],
+    [([], "labels are empty"), (["a", "a"], "'a' is given twice"), (["a", ""], "not ''"), ([3], "not 3")]
+    + [(["\ud800"], "of whole characters"), (["a" * 100_000], "of at most 65536 characters")],
 )
 def test_bad_labels_are_told(predictor, files, labels, message):
     with pytest.raises(UserError, match=message):

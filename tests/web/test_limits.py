@@ -18,3 +18,8 @@ def test_too_many_and_too_long_texts_are_refused():
         limits.list_of("a,b,c,d", "labels")
     with pytest.raises(UserError, match=r'phrases: "abcdef\.\.\." has 6 characters, this page takes 5'):
         limits.list_of("abcdef", "phrases")
+
+
+def test_half_a_character_is_refused():
+    with pytest.raises(UserError, match=r"labels have to be texts of whole characters, not '\\ud800'"):
+        Limits().list_of("a, \ud800", "labels")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from ..reading import read_json, require_finite, require_undamaged
 logger = logging.getLogger(__name__)
 
 MOST_LAYERS = 2**10  # of a stage
+MOST_GROWTH = 64  # letters that a tokenizer may replace one by
+SHORTEST_TEXT = 3  # tokens that a text encoder has to read
 
 
 @contextlib.contextmanager
@@ -127,12 +131,18 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with explained_directory("no tokenizer can be loaded", directory):
         config = load_config(directory) if (directory / "config.json").is_file() else None
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        _require_little_growth(tokenizer)
         frame, special = tokenizer("")["input_ids"], tokenizer.all_special_ids
         if config is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(config))
     # Where config.json is there but the tokenizer's files are not, transformers returns a tokenizer without words.
     if len(tokenizer) <= len(special):
         raise UserError(f"no tokenizer can be loaded from {directory}: it has no files of a tokenizer with words")
+    if tokenizer.model_max_length < SHORTEST_TEXT:
+        raise UserError(
+            f"the tokenizer in {directory} reads {tokenizer.model_max_length} tokens at most (model_max_length, or "
+            f"max_position_embeddings in config.json): {SHORTEST_TEXT} are needed, for a word and what frames it"
+        )
     if len(frame) != 2 or tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
         raise UserError(
             f"the tokenizer in {directory} does not mark texts as RoBERTa's does: it frames a text with "
@@ -140,6 +150,44 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"padding is {tokenizer.pad_token!r}, for masking {tokenizer.mask_token!r}"
         )
     return tokenizer
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **options: Any) -> Any:
+    """What a tokenizer makes of texts. A text may spell a special token out, which is then read as letters.
+
+    Raises:
+        UserError: it fails, as one without a token for an unknown word does.
+    """
+    with explained_directory("a text cannot be read by the tokenizer", Path(tokenizer.name_or_path)):
+        return tokenizer(texts, split_special_tokens=True, **options)
+
+
+def _require_little_growth(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: the tokenizer replaces letters by others, whose number may become more than MOST_GROWTH times as
+            large. A thousand for each, twice, would make gigabytes of a few words.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    for part in ("normalizer", "decoder"):
+        steps = getattr(backend, part, None)
+        if steps is not None and (growth := _growth_by(json.loads(steps.__getstate__()))) > MOST_GROWTH:
+            raise ValueError(f"its {part} may make {growth} letters of one, which are more than {MOST_GROWTH}")
+
+
+def _growth_by(step: Any) -> int:
+    """How many letters the replacements in a step, and the steps in it, make of one at most."""
+    if isinstance(step, list):
+        return math.prod(map(_growth_by, step))
+    if not isinstance(step, Mapping):
+        return 1
+    growth = 1
+    if step.get("type") == "Replace":
+        between = bool(step["content"]) and not step["pattern"].get("String")  # an expression may match there
+        growth = max(1, len(step["content"]) + between)
+    elif step.get("type") == "Prepend":
+        growth = 1 + len(step["prepend"])
+    return growth * math.prod(map(_growth_by, step.values()))
 
 
 def longest_text(config: PretrainedConfig) -> int:

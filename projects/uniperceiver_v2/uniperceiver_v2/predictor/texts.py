@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..data.samples import NOT_PREDICTED
 from ..errors import UserError
+from ..modeling.pretrained import token_ids
+from ..reading import require_text
 from ..tasks import LanguageModellingTask
 from .results import Completion
 
@@ -25,14 +27,13 @@ def names_of(texts: Any, what: str, unique: bool = True) -> tuple[str, ...]:
         unique: whether a text may be given only once.
 
     Raises:
-        UserError: it is empty, holds something else than texts, or has a text twice.
+        UserError: it is empty, holds something else than texts (:func:`require_text`), or has a text twice.
     """
     names = (texts,) if isinstance(texts, str) else tuple(texts)
     if not names:
         raise UserError(f"{what} are empty: give at least one")
     for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{what} have to be texts with at least one letter, not {name!r}")
+        require_text(name, what)
     if unique and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{what}: {twice!r} is given twice, and would share its probability with itself")
@@ -78,7 +79,7 @@ def _with_masks(encoder: Any, text: str) -> Tensor:
             ids.append(encoder.mask_id)
         # As in training, the blank before a hidden word is part of it.
         shown = part.rstrip() if place < len(parts) - 1 else part
-        ids += tokenizer(shown, add_special_tokens=False, split_special_tokens=True)["input_ids"] if shown else []
+        ids += token_ids(tokenizer, shown, add_special_tokens=False)["input_ids"] if shown else []
     ids.append(encoder.eos_id)
     if len(ids) > encoder.max_length:
         raise UserError(f"{text[:40]!r}... has {len(ids)} tokens, more than the text encoder's {encoder.max_length}")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..reading import require_text
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class Limits:
         """A text on one line.
 
         Raises:
-            UserError: it is too long.
+            UserError: it is too long, or has half a surrogate pair.
         """
         words = " ".join((text or "").split())
         if len(words) > self.text_length:
             raise UserError(
                 f'{what}: "{words[:40]}..." has {len(words)} characters, this page takes {self.text_length} at most'
             )
+        if words:
+            require_text(words, what)
         return words
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import UserError
-from ...modeling.pretrained import load_tokenizer, resolve_directory
+from ...modeling.pretrained import load_tokenizer, resolve_directory, token_ids
 from ...reading import remedy_of, source_of
 from .records import Records, load_dataset
 
@@ -37,10 +37,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None
         tokenizer: the text encoder's tokenizer.
         text: the text.
         max_length: the largest T, by default the text encoder's. A longer text is cut, and still ends with ``</s>``.
+
+    Raises:
+        UserError: the tokenizer fails.
     """
-    encoded = tokenizer(
-        text, truncation=True, max_length=max_length or tokenizer.model_max_length, split_special_tokens=True
-    )
+    encoded = token_ids(tokenizer, text, truncation=True, max_length=max_length or tokenizer.model_max_length)
     return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
 

@@ -21,6 +21,7 @@ from ..pretrained import (
     load_weights,
     longest_text,
     resolve_directory,
+    token_ids,
 )
 from .causal_roberta import CausalRoberta, reads_causally
 
@@ -121,6 +122,9 @@ class TextEncoder(nn.Module):
 
         A text may spell a special token out, such as "<mask>". It is then read as letters. The last sets of texts are
         kept, as training asks for the same names in each iteration.
+
+        Raises:
+            UserError: the tokenizer fails.
         """
         key = tuple(texts), next(self.parameters()).device
         if key not in self._tokenized:
@@ -130,13 +134,8 @@ class TextEncoder(nn.Module):
         return self._tokenized[key]
 
     def _tokenize(self, texts: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        encoded = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            split_special_tokens=True,
-            return_tensors="pt",
+        encoded = token_ids(
+            self.tokenizer, list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         return send(encoded["input_ids"], device), send(encoded["attention_mask"].bool(), device)
 
