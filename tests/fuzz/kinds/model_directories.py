@@ -5,18 +5,20 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from mutations import damaged_bytes, damaged_json
 from running import Damaged
 from transformers import ResNetBackbone, ResNetConfig
 
+from uniperceiver_v2 import Predictor
 from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.modeling.text_encoder.text_encoder import load_text_model
-from uniperceiver_v2.predictor.pretrained import read_description
 
 TEXT_ENCODER = REPOSITORY / "configs/digit_scenes/text_encoder"
 MODEL = REPOSITORY / "zoo/digit_scenes_small"
+PICTURE = np.full((32, 32, 3), 200, np.uint8)
 
 
 class Kind:
@@ -34,6 +36,7 @@ class Kind:
         (folder / "model").mkdir()
         shutil.copy(MODEL / "config.json", folder / "model")
         self._files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self._ask(folder / "model")
         load_text_model(folder / "text_encoder")
         _build_backbone(folder / "backbone")
 
@@ -47,14 +50,21 @@ class Kind:
     def read(self, path: Path, only_bytes: bool) -> None:
         folder, name = path.name.split("+")
         directory = path.parent / folder
-        shutil.copytree(self._folder / folder, directory)
+        shutil.copytree(self._folder / folder, directory, symlinks=True)
         shutil.copy(path, directory / name)
         if folder == "model":
-            read_description(directory)
+            self._ask(directory)
         elif folder == "backbone":
             _build_backbone(directory)
         else:
             load_text_model(directory)
+
+    def _ask(self, directory: Path) -> None:
+        """Load the model of the zoo with another ``config.json``, and ask it for the objects of a small picture."""
+        for path in (MODEL / "model.safetensors", MODEL / "text_encoder"):
+            if not (directory / path.name).exists():
+                (directory / path.name).symlink_to(path)
+        Predictor.from_pretrained(directory, device="cpu").detect(PICTURE)
 
     def is_named(self, path: Path, message: str) -> bool:
         return str(path.parent / path.name.split("+")[0]) in message
