@@ -1,13 +1,17 @@
 """Configurations that are no configurations, or whose values cannot be used: one message, with the file or the key."""
 
+import json
+
 import pytest
 import yaml
 from detectron2.config import get_cfg
 
-from uniperceiver_v2.config import add_uniperceiver_v2_config, load_config
+from uniperceiver_v2.config import add_uniperceiver_v2_config, load, load_config
+from uniperceiver_v2.config.load import MOST_BASES
 from uniperceiver_v2.config.ranges import LARGEST_SIZE, MOST_WORKERS, RANGES
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.files import TINY_CONFIG
+from uniperceiver_v2.reading import documents, read_yaml
 from uniperceiver_v2.reading.documents import DEEPEST_YAML, LARGEST_YAML, MOST_VALUES
 
 MODEL = "MODEL.UNIPERCEIVER_V2"
@@ -40,6 +44,8 @@ FILES = {
     "aliases": (bomb().encode(), f"more than {MOST_VALUES} values"),
     "deep aliases": (bomb(60).encode(), f"more than {MOST_VALUES} values"),
     "merges": (merge_bomb().encode(), f"more than {MOST_VALUES} values" if YAML_COPIES_MERGES else "a0"),
+    "a section twice": (b"SOLVER: {BASE_LR: 0.1}\nSOLVER: {MAX_ITER: 5}", "'SOLVER' is in line 1 and again in line 2"),
+    "a key twice, deep": (b"SOLVER:\n  STEPS: [{a: 1, 'a': 2}]", "'a' is in line 2 and again in line 2"),
     "large": (b"SEED: 1 #" + b"x" * LARGEST_YAML, f"more than {LARGEST_YAML} characters"),
     "no such day": (b"SEED: 2001-99-99", "month"),
     "endless digits": (b"SEED: " + b"9" * 5000, "digits"),
@@ -55,6 +61,61 @@ def test_a_damaged_file_is_named(tmp_path, content, reason):
         load_config(str(path))
     assert str(path) in str(caught.value) and reason in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_merges_are_added_up_before_they_are_all_made(tmp_path, monkeypatch):
+    """Each of them is small. All of them, from half a megabyte of text, took 2 GB."""
+    path = tmp_path / "run.yaml"
+    pairs = ", ".join(f"k{i}: 1" for i in range(300))
+    path.write_text("\n".join([f"a: &a {{{pairs}}}", *(f"b{i}: {{<<: *a}}" for i in range(200))]))
+    monkeypatch.setattr(documents, "require_bounded", lambda *_: pytest.fail("they were all made"))
+    with pytest.raises(UserError, match=rf"run\.yaml .* more than {MOST_VALUES} values"):
+        read_yaml(str(path))
+
+
+def test_a_key_that_a_merge_brings_may_be_given_again(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, <<: {z: 4}, y: 5}")
+    assert read_yaml(str(path)) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 1, "y": 5, "z": 4}}
+
+
+def test_bases_of_bases_are_read_once_each_and_are_bounded(tmp_path, monkeypatch):
+    """Thirty files that each name the one before twice would be read a billion times."""
+    read = []
+    monkeypatch.setattr(load, "read_yaml", lambda path, what: read.append(path) or read_yaml(path, what))
+    for number in range(1, 31):
+        (tmp_path / f"{number}.yaml").write_text(f"_BASE_: [{number - 1}.yaml, {number - 1}.yaml]\nSEED: {number}")
+    (tmp_path / "0.yaml").write_text(f"_BASE_: {TINY_CONFIG}\nSOLVER: {{WARMUP_ITERS: 3}}")
+    cfg = load_config(str(tmp_path / "30.yaml"))
+    assert (cfg.SEED, cfg.SOLVER.WARMUP_ITERS) == (30, 3)
+    assert len(read) == len(set(read))
+    (tmp_path / "many.yaml").write_text(f"_BASE_: [{', '.join(['0.yaml'] * MOST_BASES)}]")
+    with pytest.raises(UserError, match=rf"many\.yaml cannot be read .* more than {MOST_BASES} files"):
+        load_config(str(tmp_path / "many.yaml"))
+
+
+ADDRESSES = {
+    "http://127.0.0.1:1/x.yaml": "refused",
+    "http://a b/x.yaml": "control characters",
+    "http://[::1": "Invalid",
+    "s3://bucket/x.yaml": "No such file",
+    "http://127.0.0.1:1/../../../../../../x.yaml": "has '..' in it",
+    "http://127.0.0.1:1/.\t./x.yaml": "has '..' in it",
+}
+
+
+@pytest.mark.parametrize(("address", "reason"), ADDRESSES.items())
+def test_an_address_that_cannot_be_fetched_is_named(tmp_path, monkeypatch, address, reason):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "copies"))
+    with pytest.raises(UserError) as caught:
+        load_config(address)
+    assert address in str(caught.value) and reason in str(caught.value)
+    path = tmp_path / "run.yaml"
+    path.write_text(f"_BASE_: {json.dumps(address)}")
+    with pytest.raises(UserError) as caught:
+        load_config(str(path))
+    assert str(caught.value).startswith(f"{path} cannot be read as a configuration: its _BASE_ {address}: ")
+    assert reason in str(caught.value)
 
 
 VALUES = {

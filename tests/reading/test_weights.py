@@ -160,6 +160,10 @@ def test_an_address_that_nobody_fetches_is_refused(address):
     assert address in refusal(address)
 
 
+def test_an_address_cannot_lead_out_of_the_folder_of_copies():
+    assert "has '..' in it" in refusal("http://127.0.0.1:9/../../../a.pth")
+
+
 def test_a_safetensors_file_with_a_damaged_header_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.zeros(3)}, path)

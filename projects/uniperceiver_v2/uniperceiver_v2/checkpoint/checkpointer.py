@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomically
-from ..reading import read_tensors, require_finite
+from ..reading import read_tensors, require_finite, require_no_way_up
 from ..shards import divided_like, is_divided, local
 from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts, remove_checkpoint
 from .states import require_alike
@@ -288,6 +288,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         hint = ""
         if "://" in path:
             try:
+                require_no_way_up(path)
                 path = self.path_manager.get_local_path(path)
             except Exception as error:  # of whatever handler a user has registered
                 raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from error

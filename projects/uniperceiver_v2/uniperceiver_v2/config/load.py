@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.utils.file_io import PathManager
 
 from ..data import register_custom_datasets
 from ..errors import UserError, nearest
 from ..files import shipped
 from ..kinds import KINDS
-from ..reading import read_yaml
+from ..reading import is_remote, read_yaml
 from .checks import check_config
 from .defaults import add_uniperceiver_v2_config
 from .unused import refuse_unused
@@ -29,6 +28,7 @@ from .unused import refuse_unused
 logger = logging.getLogger(__name__)
 
 _BASE = "_BASE_"
+MOST_BASES = 100  # of a configuration, with those of its bases
 
 
 def load_config(
@@ -57,7 +57,7 @@ def load_config(
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
     named = "" if isinstance(config_file, Mapping) else config_file
-    from_file = dict(config_file) if isinstance(config_file, Mapping) else _read_yaml(named) if named else {}
+    from_file = dict(config_file) if isinstance(config_file, Mapping) else _Files().read(named) if named else {}
     from_command_line = _nest(overrides)
     # A task's kind decides which keys it may have, in the file and on the command line. So kinds are found first.
     kinds = _task_kinds(_overlay(from_file, from_command_line).get("TASKS"))
@@ -93,31 +93,56 @@ def find_config(path: str) -> str:
     A path that is in neither place stays as it is.
     """
     known = str(shipped(path)) if path else path
-    return known if not PathManager.isfile(path) and PathManager.isfile(known) else path
+    return known if not os.path.isfile(path) and os.path.isfile(known) else path
 
 
-def _read_yaml(path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The content of a file, merged over that of the files that it names as ``_BASE_``. ``above`` are the files that
-    lead to it."""
-    path = find_config(path)
-    if not ("://" in path or PathManager.isfile(path)):
-        if above:
-            raise UserError(f"{above[-1]} cannot be read as a configuration: its {_BASE} {path} is not there")
-        raise UserError(f"configuration file not found: {path}")
-    if os.path.abspath(path) in above:
-        raise UserError(f"{above[-1]} cannot be read as a configuration: its {_BASE} leads back to {path}")
-    try:
-        settings = read_yaml(path, "a configuration")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a configuration: {error}") from error
-    bases = settings.pop(_BASE, [])
-    merged: dict[str, Any] = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise UserError(f"{path} cannot be read as a configuration: its {_BASE} is {base!r}, not a path")
-        base = base if "://" in base else os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        merged = _overlay(merged, _read_yaml(base, (*above, os.path.abspath(path))))
-    return _overlay(merged, settings)
+class _Files:
+    """Reads a configuration with the files that it names as ``_BASE_``, each once, however many name it."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, dict[str, Any]] = {}
+        self._named = 0
+
+    def read(self, path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The content of a file, merged over that of its bases. ``above`` are the files that lead to it.
+
+        Raises:
+            UserError: it cannot be read, or leads to itself or to more than ``MOST_BASES`` files.
+        """
+        path = find_config(path)
+        name = path if is_remote(path) else os.path.abspath(path)
+        if not (is_remote(path) or os.path.isfile(path)):
+            if above:
+                raise _unusable(above[-1], f"its {_BASE} {path} is not there")
+            raise UserError(f"configuration file not found: {path}")
+        if name in above:
+            raise _unusable(above[-1], f"its {_BASE} leads back to {path}")
+        if name not in self._contents:
+            try:
+                settings = read_yaml(path, "a configuration")
+            except Exception as error:  # of whatever handler a user has registered for an address
+                if isinstance(error, UserError) and not (above and is_remote(path)):
+                    raise
+                raise _unusable(*((above[-1], f"its {_BASE} {path}: {error}") if above else (path, error))) from error
+            self._contents[name] = self._with_bases(settings, path, (*above, name))
+        return self._contents[name]
+
+    def _with_bases(self, settings: dict[str, Any], path: str, above: tuple[str, ...]) -> dict[str, Any]:
+        bases = settings.pop(_BASE, [])
+        merged: dict[str, Any] = {}
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str):
+                raise _unusable(path, f"its {_BASE} is {base!r}, not a path")
+            self._named += 1
+            if self._named > MOST_BASES:
+                raise _unusable(path, f"with its {_BASE}, more than {MOST_BASES} files are named")
+            base = base if is_remote(base) else os.path.join(os.path.dirname(path), os.path.expanduser(base))
+            merged = _overlay(merged, self.read(base, above))
+        return _overlay(merged, settings)
+
+
+def _unusable(path: str, reason: object) -> UserError:
+    return UserError(f"{path} cannot be read as a configuration: {reason}")
 
 
 def _nest(overrides: Sequence[str]) -> dict[str, Any]:

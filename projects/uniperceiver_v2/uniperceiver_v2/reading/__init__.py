@@ -5,7 +5,7 @@ data, or says in one sentence which file, and which entry in it, cannot be used.
 """
 
 from .annotations import check_annotations, check_instances, check_json_of
-from .disk import LARGEST_FILE, patiently, read_file
+from .disk import LARGEST_FILE, patiently, read_file, require_no_way_up
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_reduced, read_size
@@ -56,6 +56,7 @@ __all__ = [
     "remedy_of",
     "remote_stamp",
     "require_finite",
+    "require_no_way_up",
     "require_size",
     "require_source",
     "require_text",

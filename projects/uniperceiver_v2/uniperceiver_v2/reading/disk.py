@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 from typing import IO, TypeVar
+from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
 
@@ -114,11 +115,23 @@ def open_file(path: str) -> IO[bytes]:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is not a regular file, and might never end.
+        ValueError: it is not a regular file, and might never end, or it is an address with "..".
     """
     with contextlib.suppress(FileNotFoundError):  # only PathManager knows this path
         # Checked before opening, as opening a named pipe waits for a writer.
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
+    require_no_way_up(path)
     return PathManager.open(path, "rb")
+
+
+def require_no_way_up(path: str) -> None:
+    """Refuse an address with ".." among its parts. ``PathManager`` keeps what it fetches in a folder, by the address's
+    parts, so that it would write outside of this folder.
+
+    Raises:
+        ValueError: it is such an address, or not an address at all.
+    """
+    if "://" in path and ".." in urlparse(path).path.split("/"):
+        raise ValueError(f"{path} has '..' in it, so that its copy would be written outside of the folder of copies")

@@ -16,10 +16,12 @@ import yaml
 from ..errors import UserError
 from .disk import read_file
 from .extent import require_bounded
+from .remote import is_remote
 
 LARGEST_YAML = 2**20  # characters
 DEEPEST_YAML = 50  # levels of lists and sections
 MOST_VALUES = 100_000  # of a YAML file, each alias written out
+_MERGE = "tag:yaml.org,2002:merge"  # of the key "<<", which may come twice
 
 
 def read_text(path: str) -> str:
@@ -54,7 +56,8 @@ def read_yaml(path: str, what: str = "a YAML file") -> dict:
         what: what it is to the user, for messages.
 
     Raises:
-        UserError: it is not YAML, has no keys, or is beyond ``LARGEST_YAML``, ``DEEPEST_YAML`` or ``MOST_VALUES``.
+        UserError: it is not YAML, has no keys or one key twice, or is beyond ``LARGEST_YAML``, ``DEEPEST_YAML`` or
+            ``MOST_VALUES``.
     """
     try:
         text = read_text(path)
@@ -70,9 +73,11 @@ def read_yaml(path: str, what: str = "a YAML file") -> dict:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Makes plain values only, and stops where a file would take much memory or time."""
+    """Makes plain values only. Stops where a file would take much memory or time, and where a key comes twice, as only
+    one of its values could be kept."""
 
     _depth = 0
+    _pairs = 0  # of all mappings so far, with those that "<<" copies
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
@@ -83,9 +88,22 @@ class _BoundedLoader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
-    def flatten_mapping(self, node: Any) -> None:  # of "<<", which copies the pairs of other mappings
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    raise ValueError(f"the key {key.value!r:.80} is in line {lines[name]} and again in line {line}")
+                lines[name] = line
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        # Called for each mapping, and for those that "<<" names before their pairs are copied.
         super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:
+        self._pairs += len(node.value)
+        if self._pairs > MOST_VALUES:
             raise ValueError(f"it stands for more than {MOST_VALUES} values")
 
 
@@ -161,4 +179,5 @@ def _open_table(text: str) -> tuple[csv.DictReader, list[str]]:
 def _unusable(path: str, what: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(f"{os.path.abspath(path)} cannot be read as {what}: {' '.join(str(error).split())}")
+    where = path if is_remote(path) else os.path.abspath(path)
+    return UserError(f"{where} cannot be read as {what}: {' '.join(str(error).split())}")
