@@ -10,13 +10,16 @@ import zlib
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 from PIL import Image, features
 
+from uniperceiver_v2.config import add_uniperceiver_v2_config
 from uniperceiver_v2.data.mappers.augmentations import LARGEST_RESIZED
 from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.reading import disk, members_of, read_image, read_json
 from uniperceiver_v2.reading.images import LARGEST_PICTURE
 from uniperceiver_v2.reading.tars import LARGEST_EXTENDED
+from uniperceiver_v2.web.limits import Limits
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 ROW = re.compile(r"^\| .+ \| ([\d,]+)(?: \w+)? \| `([a-z_.]+)\.([A-Z_]+)` \|$", re.MULTILINE)
@@ -24,9 +27,21 @@ ROW = re.compile(r"^\| .+ \| ([\d,]+)(?: \w+)? \| `([a-z_.]+)\.([A-Z_]+)` \|$", 
 
 def test_the_document_has_the_constants_of_the_code():
     rows = ROW.findall(DOCUMENT.read_text(encoding="utf-8"))
-    assert len(rows) == 18
+    assert len(rows) == 21
     for number, module, name in rows:
         assert getattr(importlib.import_module(f"uniperceiver_v2.{module}"), name) == int(number.replace(",", "")), name
+
+
+def test_the_document_has_the_times_of_the_code():
+    document, defaults = DOCUMENT.read_text(encoding="utf-8"), get_cfg()
+    add_uniperceiver_v2_config(defaults)
+    assert (
+        f"| {len(disk.WAITS)} further tries, {sum(disk.WAITS):.0f} s of waiting in all | `reading.disk.WAITS` |"
+        in document
+    )
+    assert f"| {Limits().seconds:.0f} s; a step that has begun is not stopped | `--time-limit` (" in document
+    rows = re.findall(r"^\| .+ \| ([\d,]+) s \| `PROCESSES\.([A-Z]+)` \|$", document, re.MULTILINE)
+    assert {name: int(seconds.replace(",", "")) for seconds, name in rows} == dict(defaults.PROCESSES)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

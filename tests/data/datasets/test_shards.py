@@ -30,6 +30,7 @@ from uniperceiver_v2.data.datasets.texts import encode
 from uniperceiver_v2.data.order import SHARDS_AT_A_TIME, CountFrom, ShardOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
 from uniperceiver_v2.reading import disk, read_image
+from uniperceiver_v2.reading.tars import LONGEST_NAME, MOST_GLOBAL
 
 from ..conftest import CAPTIONS, RETRIEVAL
 from ..loading.test_build import assert_same, take
@@ -357,11 +358,12 @@ def padded(content: bytes) -> bytes:
 
 def record_of_pax(key: str, value: str) -> bytes:
     text = f" {key}={value}\n"
-    return f"{len(text) + 2}{text}".encode()
+    return f"{len(text) + len(str(len(text) + 1))}{text}".encode()
 
 
 BEFORE = header("0.txt", 5) + padded(b"hello")
 SIZE_OF_PAX = record_of_pax("size", "-2048")
+GLOBAL = b"".join(record_of_pax(f"k{number:03d}", "x") for number in range(MOST_GLOBAL + 1))
 DAMAGED = {
     "negative size": header("1.txt", -1024),
     "negative size of the first": header("1.txt", -512),
@@ -372,6 +374,10 @@ DAMAGED = {
     + header("1.txt", 0),
     "long name of gigabytes": header("././@LongLink", 2**32, tarfile.GNUTYPE_LONGNAME),
     "long names in a chain": (header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + padded(b"x\0")) * 3000,
+    "a name of 5,000 bytes": header("././@LongLink", 5000, tarfile.GNUTYPE_LONGNAME)
+    + padded(b"x" * 5000)
+    + header("1.txt", 0),
+    "values for all members": header("pax", len(GLOBAL), tarfile.XGLTYPE) + padded(GLOBAL),
 }
 
 
@@ -394,6 +400,12 @@ def test_a_damaged_header_is_refused_with_the_tar_and_hangs_nothing(tmp_path, ca
     process.join()
     assert process.exitcode == 0
     assert f"{path} cannot be read as a" in (tmp_path / "message").read_text()
+
+
+def test_a_name_as_long_as_a_path_may_be_is_a_key(tmp_path):
+    name = "x" * (LONGEST_NAME - len(".png"))
+    path = write_shard(tmp_path / "long.tar", {f"{name}.png": image_of(1), f"{name}.txt": b"a boat"})
+    assert records_of(path)[0]["image_id"] == f"long.tar/{name}"
 
 
 def test_a_member_that_says_to_be_larger_than_its_shard_takes_no_memory(tmp_path):

@@ -18,6 +18,8 @@ _EXTENDED = (
     tarfile.SOLARIS_XHDTYPE,
 )
 LARGEST_EXTENDED = 2**20  # bytes of a header that extends another
+LONGEST_NAME = 4096  # bytes of a member's name, as of a path in Linux
+MOST_GLOBAL = 100  # values for all members that follow, which tarfile gives to each of them
 
 
 class _DamagedHeader(Exception):
@@ -32,6 +34,8 @@ class _BoundedMember(tarfile.TarInfo):
             raise _DamagedHeader(f"the header of {self.name!r} gives a size of {self.size} bytes")
         if self.type in _EXTENDED and self.size > LARGEST_EXTENDED:
             raise _DamagedHeader(f"an extended header has {self.size} bytes, more than {LARGEST_EXTENDED}")
+        if len(tar.pax_headers) > MOST_GLOBAL:
+            raise _DamagedHeader(f"{len(tar.pax_headers)} values hold for all members, more than {MOST_GLOBAL}")
         return super()._proc_member(tar)
 
 
@@ -64,6 +68,8 @@ def members_of(path: str) -> Iterator[tarfile.TarInfo]:
                 tar.members.clear()  # tarfile would keep all members in memory
                 if member.size < 0 or tar.offset <= before:  # an extended header may change the size
                     raise _DamagedHeader(f"{member.name!r} has a size of {member.size} bytes")
+                if (length := len(member.name.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
+                    raise _DamagedHeader(f"the name {member.name!r:.80} has {length} bytes, more than {LONGEST_NAME}")
                 before, count = tar.offset, count + 1
                 yield member
             end = os.pread(tar.fileobj.fileno(), tarfile.BLOCKSIZE, tar.offset)

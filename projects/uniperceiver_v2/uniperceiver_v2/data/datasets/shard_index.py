@@ -81,19 +81,22 @@ def write_index(paths: Sequence[str], directory: str, read: Callable[[str], Entr
 
 def _write(folder: Path, found: Iterable[Entry]) -> None:
     """Write one shard after the other, so that no more than one is in memory."""
-    shards, width = [], 1
+    shards, widths = [], []
     with open(folder / "members.raw", "wb") as members_file, open(folder / "keys.raw", "wb") as keys_file:
         for path, size, modified, keys, members in found:
             shards.append([path, size, modified, len(keys)])
-            width = max(width, keys.dtype.itemsize)
+            widths.append(keys.dtype.itemsize)
             members.astype("<i8").tofile(members_file)
-            keys_file.write(b"".join(key + b"\n" for key in keys.tolist()))
+            keys.tofile(keys_file)
     pairs = sum(count for *_, count in shards)
-    # Keys get one width, when that of the longest is known.
+    # Keys get one width, when that of the longest is known. A key may have any bytes, line breaks among them.
+    width = max([1, *widths])
     keys = np.memmap(folder / "keys", dtype=f"S{width}", mode="w+", shape=(max(1, pairs),))
     with open(folder / "keys.raw", "rb") as keys_file:
-        for number, line in enumerate(keys_file):
-            keys[number] = line[:-1]
+        end = 0
+        for (*_, count), of_shard in zip(shards, widths, strict=True):
+            keys[end : end + count] = np.fromfile(keys_file, dtype=f"S{of_shard}", count=count)
+            end += count
     keys.flush()
     os.remove(folder / "keys.raw")
     os.replace(folder / "members.raw", folder / "members")
