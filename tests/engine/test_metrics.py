@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import math
 import tempfile
 from pathlib import Path
@@ -198,14 +199,16 @@ def test_a_new_run_keeps_the_old_file_under_another_name(tmp_path):
     assert (tmp_path / "new" / "metrics.previous.json").read_bytes() == old
 
 
-def test_a_checkpoint_without_a_state_goes_on_and_what_is_no_row_is_dropped(tmp_path):
+def test_a_checkpoint_without_a_state_goes_on_and_what_is_no_row_is_dropped(tmp_path, caplog):
     path = tmp_path / "metrics.json"
-    path.write_text(
-        '{"iteration": 2, "loss": 1}\nnothing\n{"iteration": 3, "loss": 2}\n{"iteration": 9}\n[1]\n{"iteration": 1}'
-    )
+    rows_before = ['{"iteration": 2, "loss": 1}', "nothing", '{"iteration": 3, "loss": 2}', '{"iteration": 9}']
+    path.write_text("\n".join([*rows_before, "[1]", "[" * 100_000, '{"iteration": 1}']))
     loop = Loop(path, max_iter=10, period=5)
     loop.last_step = 3
-    loop.train(4, 10)
+    with caplog.at_level(logging.INFO):
+        loop.train(4, 10)
+    assert f"{path}: dropped 4 rows that are damaged or cut short, the first in line 2" in caplog.messages
+    assert f"{path}: dropped 1 rows after iteration 3" in caplog.messages
     assert [row["iteration"] for row in rows(path)] == [2, 3, 4, 9]
     assert rows(path)[:2] == [{"iteration": 2, "loss": 1}, {"iteration": 3, "loss": 2}]
 

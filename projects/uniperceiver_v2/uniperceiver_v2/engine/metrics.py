@@ -130,11 +130,17 @@ class MetricsFile(HookBase):
         if os.path.exists(self._path):
             with open(self._path, "rb") as file:
                 lines = file.readlines()
-            kept = [line for line in lines if _iteration(line) is not None and _iteration(line) <= newest]
+            iterations = [_iteration(line) for line in lines]
+            kept = [number for number, row in enumerate(iterations) if row is not None and row <= newest]
+            damaged = [number for number, row in enumerate(iterations) if row is None]
+            if damaged:
+                where = (self._path, len(damaged), damaged[0] + 1)
+                logger.warning("%s: dropped %d rows that are damaged or cut short, the first in line %d", *where)
+            if later := len(lines) - len(kept) - len(damaged):
+                logger.info("%s: dropped %d rows after iteration %d", self._path, later, newest)
             if len(kept) < len(lines):
-                logger.info("%s: dropped %d rows after iteration %d", self._path, len(lines) - len(kept), newest)
-                write_atomically(self._path, lambda file: file.writelines(kept))
-            self._last_row = max([self._last_row, *(_iteration(line) for line in kept)])
+                write_atomically(self._path, lambda file: file.writelines(lines[number] for number in kept))
+            self._last_row = max([self._last_row, *(iterations[number] for number in kept)])
         if self._last_row < start - 1:
             self._means = {name: list(values) for name, values in state["means"].items()}
             self._latest = dict(state["latest"])
@@ -199,10 +205,10 @@ def _mean(values: list[float]) -> float:
 
 
 def _iteration(line: bytes) -> int | None:
-    """A row's iteration. None for a line that was not written completely."""
+    """A row's iteration. None for a line that was not written completely, or is damaged."""
     try:
         iteration = json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return iteration if line.endswith(b"\n") and isinstance(iteration, int) else None
 
