@@ -122,19 +122,33 @@ VALUES = {
     "SEED": (None, "2001-01-01", "!!set {a, b}", "0x" + "f" * 300, "[1]"),
     "SOLVER.BASE_LR": (None, ".nan", ".inf", "1" + "0" * 400, "1e999"),
     "SOLVER.BETAS": ("[0.9]", "[0.9, 1.0]", "[a, b]", "[[1], 2]", "{}"),
-    "SOLVER.STEPS": ("[a]", "[null]"),
-    "OUTPUT_DIR": ('"a\\0b"', '"\\ud800"'),
+    "SOLVER.STEPS": ("[a]", "[null]", "[5, 1]", "[5, 5]", "[-3, 5]"),
+    "SOLVER.WARMUP_METHOD": ("x",),
+    "SOLVER.WARMUP_FACTOR": ("-5",),
+    "SOLVER.GAMMA": ("-5", "1e300"),
+    "SOLVER.EPS": ("-1",),
+    "VIS_PERIOD": ("-3",),
+    "OUTPUT_DIR": ('""', '"a\\0b"', '"\\ud800"'),
     "DATALOADER.NUM_WORKERS": ("-1", str(MOST_WORKERS + 1)),
     "DATALOADER.MAX_CORRUPT_SHARE": (".nan", "1.5"),
     "DATASETS.TEST": ("[[1]]", "[{a: 1}]", "[3]", "{}"),
     "DATASETS.CUSTOM.a.FORMAT": ("[1]", "{}"),
     "TASKS.NAMES": ("[1]", "[[1]]", "{}"),
     "TASKS.scenes.EVALUATES": ("[[2]]",),
+    "TASKS.digits.IMAGE_SIZE": ("10000000",),
+    "TASKS.digits.IMS_PER_BATCH": ("1000000000",),
+    "TASKS.digits.SAMPLING_RATIO": ("1e308",),
     "TASKS.digits.LABEL_SMOOTHING": ("1.5", "-0.1", ".nan"),
-    "MODEL.DEVICE": ("nonsense", '""'),
+    "MODEL.DEVICE": ("meta", "nonsense", '""'),
     "MODEL.PIXEL_MEAN": ("[1, 2]", "[a, b, c]"),
     "INPUT.FORMAT": ("XYZ",),
     "INPUT.MIN_SIZE_TRAIN": ("[]", "[0]"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("x", "range"),
+    "INPUT.RANDOM_FLIP": ("x",),
+    "INPUT.CROP": (
+        *("{ENABLED: true, TYPE: x}", "{ENABLED: true, SIZE: [5]}", "{ENABLED: true, SIZE: [-1, 0.5]}"),
+        *("{ENABLED: true, TYPE: absolute, SIZE: [0.0, 0.0]}", "{ENABLED: true, TYPE: absolute_range, SIZE: [9, 5]}"),
+    ),
     f"{MODEL}.EMBED_DIM": ("0", "-4", str(LARGEST_SIZE + 1), "66"),
     f"{MODEL}.DECODER.HEADS": ("0", "7"),
     f"{MODEL}.REGION.HEADS": ("0", "7"),
@@ -156,6 +170,13 @@ def test_a_bad_value_is_named_by_its_key_before_anything_is_built(tmp_path, key,
     message = str(caught.value)
     assert key in message or str(path) in message
     assert len(message) < 1000
+
+
+def test_settings_of_images_that_can_be_used_are_not_refused():
+    crop = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE"]
+    for kind, size in {"relative": "[1, 0.5]", "relative_range": "[0.1, 1]", "absolute": "[512, 1024]"}.items():
+        load_config(str(TINY_CONFIG), [*crop, kind, "INPUT.CROP.SIZE", size])
+    load_config(str(TINY_CONFIG), ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "[80, 96]"])
 
 
 @pytest.mark.parametrize("value", ["(1," * 300 + ")" * 300, "1" + "+1" * 3000, "()" * 3000, "9" * 5000])

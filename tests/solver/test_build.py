@@ -10,8 +10,10 @@ from detectron2.solver import build_lr_scheduler
 from torch import nn
 
 from uniperceiver_v2 import add_uniperceiver_v2_config
-from uniperceiver_v2.config import task_defaults
+from uniperceiver_v2.config import load_config, task_defaults
+from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.errors import UserError
+from uniperceiver_v2.files import TINY_CONFIG
 from uniperceiver_v2.solver import TaskBalancedAdamW, build_optimizer
 from uniperceiver_v2.solver.build import parameter_groups
 
@@ -208,3 +210,9 @@ def test_layer_decay_needs_known_blocks(cfg):
     cfg.SOLVER.BACKBONE_LAYER_DECAY = 0.9
     with pytest.raises(UserError, match=r"SOLVER\.BACKBONE_LAYER_DECAY: the blocks of the backbone are not known"):
         parameter_groups(cfg, Toy())
+
+
+def test_a_schedule_that_cannot_be_made_is_told_by_its_key():
+    cfg = load_config(str(TINY_CONFIG), ["SOLVER.LR_SCHEDULER_NAME", "Other"])  # a subclass may have it
+    with pytest.raises(UserError, match=r"SOLVER\.LR_SCHEDULER_NAME 'Other': Unknown LR scheduler"):
+        UniPerceiverTrainer.build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1))

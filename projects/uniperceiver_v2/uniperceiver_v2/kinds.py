@@ -21,6 +21,7 @@ from .errors import UserError, nearest
 
 # Records, and the mapper that turns one into a sample.
 Data = tuple[Sequence[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]
+LARGEST_SQUARE = 2**13  # pixels, of the side that an image of a task is scaled to
 KINDS: dict[str, TaskKind] = {}  # tables and documents list them in this order
 
 
@@ -60,9 +61,12 @@ class TaskSettings:
         [], "datasets of `DATASETS.TEST` that this task evaluates; to be said where several tasks are of their kind"
     )
     ims_per_batch: int = setting(
-        16, "images (or texts) of a batch, over all ranks of a task group; `SOLVER.IMS_PER_BATCH` is not read", above=0
+        16,
+        "images (or texts) of a batch, over all ranks of a task group; `SOLVER.IMS_PER_BATCH` is not read",
+        above=0,
+        at_most=100_000,
     )
-    sampling_ratio: float = setting(1.0, "s_k; the ratios of all tasks are scaled to sum to 1", above=0)
+    sampling_ratio: float = setting(1.0, "s_k; the ratios of all tasks are scaled to sum to 1", above=0, at_most=1e12)
     loss_weight: float = setting(1.0, "w_k; of use with `AdamW` only, as normalisation cancels it", above=0)
     gradient_weight: float = setting(1.0, "ω_k, the norm of the task's gradient with `TaskBalancedAdamW`", above=0)
 

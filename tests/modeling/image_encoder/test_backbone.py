@@ -137,6 +137,7 @@ def test_one_of_path_and_fields():
         ({**RESNET, "hidden_sizes": [8, 12]}, ""),
         ({**RESNET, "layer_type": "basicc"}, "basicc"),
         ({**RESNET, "depths": [1, 2**31, 1, 1]}, "depths has 2147483648 layers"),
+        ({**RESNET, "depths": [1, 1, 1, -1]}, "depths has -1 layers"),
     ],
 )
 def test_fields_of_no_backbone(fields, part):

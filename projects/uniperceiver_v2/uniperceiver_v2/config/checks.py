@@ -1,6 +1,7 @@
 """Checks of a run's settings before any work: names must exist, and numbers must be in their ranges."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from detectron2.config import CfgNode
 
@@ -8,11 +9,14 @@ from ..errors import UserError, nearest
 from ..evaluation.spice import missing_models
 from ..kinds import KINDS, evaluating_task, kind_of_dataset
 from ..modeling.image_encoder.conventions import CONVENTIONS
-from .ranges import check_ranges
+from .ranges import LARGEST_SIDE, check_ranges
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
 SAMPLINGS = ("unmixed", "mixed")
 PRECISIONS = ("bfloat16", "float16")
+_SHARES = (1e-3, 1, int | float, "two shares above 0 and at most 1")
+_PIXELS = (1, LARGEST_SIDE, int, f"two whole numbers of pixels, from 1 to {LARGEST_SIDE}")
+_CROPS = {"relative": _SHARES, "relative_range": _SHARES, "absolute": _PIXELS, "absolute_range": _PIXELS}
 PARTS = ("backbone", "region_network", "text_encoder", "decoder")
 
 
@@ -33,6 +37,7 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     _check_choice("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, [name for name, _ in META_ARCH_REGISTRY])
     if cfg.MODEL.META_ARCHITECTURE == "UniPerceiverV2":
         check_ranges(cfg)
+    _check_input(cfg)
     _check_experts(cfg)
     _check_regions(cfg)
     if cfg.MODEL.UNIPERCEIVER_V2.BACKBONE.DROP_PATH >= 1:
@@ -60,6 +65,28 @@ def check_config(cfg: CfgNode, *, training: bool, world_size: int = 1, datasets:
     _check_evaluation(cfg)
     if training:
         _check_training(cfg)
+
+
+def _check_input(cfg: CfgNode) -> None:
+    """How images are augmented. Detectron2 would find out in a worker, at the first image."""
+    node, crop = cfg.INPUT, cfg.INPUT.CROP
+    _check_choice("INPUT.RANDOM_FLIP", node.RANDOM_FLIP, ("horizontal", "vertical", "none"))
+    _check_choice("INPUT.MIN_SIZE_TRAIN_SAMPLING", node.MIN_SIZE_TRAIN_SAMPLING, ("choice", "range"))
+    sizes = list(node.MIN_SIZE_TRAIN)
+    if node.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN is a smallest and a largest size where INPUT.MIN_SIZE_TRAIN_SAMPLING is 'range', "
+            f"not {sizes}"
+        )
+    if not crop.ENABLED:
+        return
+    _check_choice("INPUT.CROP.TYPE", crop.TYPE, list(_CROPS))
+    least, most, kind, what = _CROPS[crop.TYPE]
+    size = list(crop.SIZE)
+    if len(size) != 2 or not all(isinstance(number, kind) and least <= number <= most for number in size):
+        raise UserError(f"INPUT.CROP.SIZE is {what} with INPUT.CROP.TYPE '{crop.TYPE}', not {size}")
+    if crop.TYPE == "absolute_range" and size[0] > size[1]:
+        raise UserError(f"INPUT.CROP.SIZE is a smallest and a largest size, not {size}")
 
 
 def _check_experts(cfg: CfgNode) -> None:
@@ -165,6 +192,9 @@ def _check_training(cfg: CfgNode) -> None:
     _check_choice("SOLVER.SAMPLING", solver.SAMPLING, SAMPLINGS)
     _check_choice("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, PRECISIONS)
     _check_sharding(cfg)
+    _check_schedule(cfg)
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty: it is the folder that training writes to")
     if solver.SAMPLING == "mixed" and solver.OPTIMIZER == "TaskBalancedAdamW":
         raise UserError(
             "SOLVER.SAMPLING 'mixed' needs SOLVER.OPTIMIZER 'AdamW': TaskBalancedAdamW normalises the gradient of one "
@@ -184,6 +214,17 @@ def _check_training(cfg: CfgNode) -> None:
         raise UserError(f"SOLVER.BASE_LR_END is a learning rate between 0 and BASE_LR, not {solver.BASE_LR_END}")
     if not 0 <= solver.WEIGHT_AVERAGING < 1:
         raise UserError(f"SOLVER.WEIGHT_AVERAGING is a decay in [0, 1), not {solver.WEIGHT_AVERAGING}")
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    """The name of the schedule is the trainer's matter: a subclass may have schedules of its own."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME in ("WarmupMultiStepLR", "WarmupCosineLR"):
+        _check_choice("SOLVER.WARMUP_METHOD", solver.WARMUP_METHOD, ("linear", "constant"))
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        steps = [0, *solver.STEPS]
+        if any(one >= following for one, following in pairwise(steps)):
+            raise UserError(f"SOLVER.STEPS are iterations above 0 in ascending order, not {solver.STEPS}")
 
 
 def _check_sharding(cfg: CfgNode) -> None:

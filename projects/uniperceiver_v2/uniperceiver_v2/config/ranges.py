@@ -49,11 +49,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATALOADER.BATCHES_BY_SHAPE": (0, 2**10),
     "DATALOADER.MAX_BAD_ANNOTATIONS": (0, 1),
     "SOLVER.BETAS": (0, 1 - 1e-9),
+    "SOLVER.EPS": (0, 1),
+    "SOLVER.GAMMA": (0, 1),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
     "SOLVER.WEIGHT_DECAY": (0, 1e9),
     "SOLVER.WEIGHT_DECAY_NORM": (0, 1e9),
     **{f"SOLVER.{part}_MULTIPLIER": (0, 1e9) for part in ("BACKBONE", "TEXT_ENCODER", "DECODER")},
     "TEST.DETECTIONS_PER_IMAGE": (1, LARGEST_SIZE),
     "TEST.EVAL_PERIOD": (0, 2**40),
+    "VIS_PERIOD": (0, 2**40),
 }
 # {key: the number of values in its list}.
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "SOLVER.BETAS": 2}
@@ -79,9 +83,11 @@ def check_ranges(cfg: CfgNode) -> None:
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise UserError(f"INPUT.FORMAT is 'RGB' or 'BGR', not {cfg.INPUT.FORMAT!r}")
     try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise UserError(f"MODEL.DEVICE is 'cpu' or 'cuda', not {cfg.MODEL.DEVICE!r}") from error
+        has_values = torch.device(cfg.MODEL.DEVICE).type != "meta"
+    except RuntimeError:
+        has_values = False
+    if not has_values:
+        raise UserError(f"MODEL.DEVICE is 'cpu' or 'cuda', not {cfg.MODEL.DEVICE!r}")
 
 
 def _numbers(key: str, value: Any) -> Iterator[float]:

@@ -276,6 +276,18 @@ class UniPerceiverTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's. A subclass may have schedules of its own, under names of its own.
+
+        Raises:
+            UserError: there is no such schedule, or it cannot be made of these settings.
+        """
+        try:
+            return super().build_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise UserError(f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}") from error
+
+    @classmethod
     def build_task_loader(cls, cfg: CfgNode, task: str, numbers: Iterable[int]) -> Iterable[list[dict[str, Any]]]:
         """This rank's share of a task's batches with these numbers."""
         return build_task_train_loader(cfg, task, numbers)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 MOST_LAYERS = 2**10  # of a stage
 MOST_GROWTH = 64  # letters that a tokenizer may replace one by
 SHORTEST_TEXT = 3  # tokens that a text encoder has to read
+# Fields that count layers. Others with "layer" in their names may be places, counted from the end by negative numbers.
+_NUMBERS_OF_LAYERS = ("depths", "num_layers", "num_hidden_layers")
 
 
 @contextlib.contextmanager
@@ -92,8 +94,8 @@ def load_config(directory: Path, **fields: Any) -> PretrainedConfig:
 def require_layers(fields: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: a field of a configuration asks for more than MOST_LAYERS layers. To build 2^31 of them would take
-            days, until memory ends it.
+        ValueError: a field of a configuration asks for more than MOST_LAYERS layers, as 2^31 of them would take days to
+            build, until memory ends it. Or it asks for fewer than none.
     """
     for key, value in fields.items():
         if isinstance(value, Mapping):
@@ -102,6 +104,8 @@ def require_layers(fields: Mapping[str, Any]) -> None:
             for number in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(number, int) and number > MOST_LAYERS:
                     raise ValueError(f"{key} has {number} layers, which are more than {MOST_LAYERS}")
+                if isinstance(number, int) and number < 0 and key in _NUMBERS_OF_LAYERS:
+                    raise ValueError(f"{key} has {number} layers")
 
 
 def _reason_in(error: Exception, directory: Path) -> str:

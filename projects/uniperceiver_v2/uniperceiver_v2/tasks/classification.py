@@ -17,7 +17,7 @@ from ..data.datasets.records import Records, candidate_names, load_classificatio
 from ..data.mappers.images import ClassificationMapper
 from ..data.samples import ClassificationSample
 from ..evaluation import ClassificationEvaluator
-from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..kinds import LARGEST_SQUARE, ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.likelihood import directions
 from ..modeling.model import UniPerceiver
@@ -36,7 +36,7 @@ class ClassificationSettings(TaskSettings):
 
     label_smoothing: float = setting(0.0, "share of the target that all classes get alike", at_least=0, at_most=1)
     alignment_weight: float = setting(1.0, "of the alignment loss", at_least=0)
-    image_size: int = setting(224, "side in pixels of the square that images are made", above=0)
+    image_size: int = setting(224, "side in pixels of the square that images are made", above=0, at_most=LARGEST_SQUARE)
     crop_scale: list[float] = setting(
         [0.08, 1.0],
         "smallest and largest share of an image's area that a random crop takes",
@@ -44,7 +44,7 @@ class ClassificationSettings(TaskSettings):
         at_most=1,
         interval=True,
     )
-    test_size: int = setting(0, "the same in evaluation; 0: `IMAGE_SIZE`", at_least=0)
+    test_size: int = setting(0, "the same in evaluation; 0: `IMAGE_SIZE`", at_least=0, at_most=LARGEST_SQUARE)
     flip: bool = setting(True, "whether training mirrors every other image")
     rand_augment: int = setting(0, "operations of RandAugment on a training image", at_least=0)
     rand_augment_magnitude: float = setting(9.0, "their strength", at_least=0, at_most=10)

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..evaluation.lvis_numpy import repair_lvis
 from ..evaluation.own_ids import OwnIdsEvaluator
 from ..evaluation.proposals import LIMITS, ProposalEvaluator
-from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
+from ..kinds import LARGEST_SQUARE, ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.image_encoder.structures import boxes_of_masks
@@ -62,6 +62,7 @@ class DetectionSettings(TaskSettings):
         0,
         "side in pixels of the square of large-scale jitter in training, in place of `INPUT`'s sizes; 0: no jitter",
         at_least=0,
+        at_most=LARGEST_SQUARE,
     )
     jitter_scale: list[float] = setting([0.1, 2.0], "its smallest and largest scale", above=0, interval=True)
     copy_paste: float = setting(

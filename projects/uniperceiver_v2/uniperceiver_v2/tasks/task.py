@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data import load_dataset
 from ..data.datasets.records import candidate_names, own_category_ids
 from ..errors import UserError
-from ..kinds import TaskSettings, kind_of_dataset, setting
+from ..kinds import LARGEST_SQUARE, TaskSettings, kind_of_dataset, setting
 from ..measured import measure
 from ..modeling.model import UniPerceiver
 
@@ -28,7 +28,10 @@ class CaptionedImageSettings(TaskSettings):
     """Sizes of images with captions. They are never mirrored, as captions say left and right."""
 
     image_size: int = setting(
-        0, "side in pixels of the square that images are made; 0: detection's sizes, without crops", at_least=0
+        0,
+        "side in pixels of the square that images are made; 0: detection's sizes, without crops",
+        at_least=0,
+        at_most=LARGEST_SQUARE,
     )
     crop_scale: list[float] = setting(
         [0.5, 1.0],
@@ -38,7 +41,10 @@ class CaptionedImageSettings(TaskSettings):
         interval=True,
     )
     test_size: int = setting(
-        0, "side of the square that whole images are scaled to in evaluation; 0: `IMAGE_SIZE`", at_least=0
+        0,
+        "side of the square that whole images are scaled to in evaluation; 0: `IMAGE_SIZE`",
+        at_least=0,
+        at_most=LARGEST_SQUARE,
     )
 
     @property
