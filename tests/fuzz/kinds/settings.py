@@ -1,15 +1,21 @@
-"""A run's YAML: damaged bytes, and settings with values that nobody expects. The model of what is accepted is built."""
+"""A run's YAML: damaged bytes, and settings with values that nobody expects. Of what is accepted, the model, its
+optimizer with the rate's schedule, and the augmentations of images are built."""
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from detectron2.modeling import build_model
 from mutations import EXTREMES, damaged_bytes, edited
 from running import Damaged
 
 from uniperceiver_v2.config import load_config
+from uniperceiver_v2.data.mappers.images import DetectionMapper
+from uniperceiver_v2.engine import UniPerceiverTrainer
+from uniperceiver_v2.errors import UnreadableImage
 from uniperceiver_v2.files import REPOSITORY
 
 # Sizes that are allowed, and take longer to build than a case may.
@@ -50,12 +56,21 @@ class Kind:
             "BACKBONE": {"NAME": "build_huggingface_backbone"},
             "UNIPERCEIVER_V2": SMALL,
         }
-        base["INPUT"] = {"FORMAT": "RGB", "MIN_SIZE_TRAIN": [96], "MAX_SIZE_TRAIN": 96}
+        base["INPUT"] = {
+            "FORMAT": "RGB",
+            "MIN_SIZE_TRAIN": [64, 96],
+            "MIN_SIZE_TRAIN_SAMPLING": "range",
+            "MAX_SIZE_TRAIN": 96,
+            "RANDOM_FLIP": "horizontal",
+            "CROP": {"ENABLED": True, "TYPE": "relative_range", "SIZE": [0.5, 0.8]},
+        }
         base["DATASETS"] = {
             "TEST": ["digit_scenes_test"],
             "CUSTOM": {"boats": {"FORMAT": "coco", "JSON": "a.json", "IMAGES": "images"}},
         }
-        base.setdefault("SOLVER", {}).update(BASE_LR=1e-3, MAX_ITER=100, WARMUP_ITERS=10, BETAS=[0.9, 0.99])
+        base.setdefault("SOLVER", {}).update(
+            BASE_LR=1e-3, MAX_ITER=100, WARMUP_ITERS=10, STEPS=[50, 80], GAMMA=0.1, EPS=1e-8, BETAS=[0.9, 0.99]
+        )
         base["DATALOADER"] = {"NUM_WORKERS": 2, "MAX_CORRUPT_SHARE": 0.1}
         self._base = base
         (folder / "whole.yaml").write_text(yaml.safe_dump(base))
@@ -79,7 +94,12 @@ class Kind:
     def read(self, path: Path, only_bytes: bool) -> None:
         cfg = load_config(str(path))
         if all(size < _BUILT_BELOW for size in _numbers(cfg.MODEL.UNIPERCEIVER_V2)):
-            build_model(cfg)
+            model = build_model(cfg)
+            optimizer = UniPerceiverTrainer.build_optimizer(cfg, model)
+            UniPerceiverTrainer.build_lr_scheduler(cfg, optimizer)
+            mapper = DetectionMapper(cfg, "scenes", ("a",), is_train=True)
+            with contextlib.suppress(UnreadableImage):  # a size that is allowed may be too large for this image
+                mapper.view(np.zeros((40, 60, 3), np.uint8))
 
     def is_named(self, path: Path, message: str) -> bool:
         """By its path, or the key."""
@@ -87,7 +107,8 @@ class Kind:
             str(path) in message
             or any(f"{part}." in message for part in ("MODEL", "SOLVER", "TASKS"))
             or any(
-                key in message for key in ("DATASETS.", "DATALOADER.", "INPUT.", "TEST.", "SEED", "OUTPUT_DIR", "TASKS")
+                key in message
+                for key in ("DATASETS.", "DATALOADER.", "INPUT.", "TEST.", "SEED", "OUTPUT_DIR", "VIS_PERIOD", "TASKS")
             )
         )
 
