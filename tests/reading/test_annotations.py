@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_api
 
-from uniperceiver_v2.data import load_dataset
+from uniperceiver_v2.data import load_dataset, register_custom_datasets
 from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.evaluation import build_evaluator
 from uniperceiver_v2.reading import annotations as module
@@ -98,6 +99,7 @@ BAD = {
     "RLE of no runs": ({"segmentation": {**rle(), "counts": ""}}, "do not fill"),
     "RLE that goes on": ({"segmentation": {**rle(), "counts": "P" * 40}}, "do not fill"),
     "RLE of strange characters": ({"segmentation": {**rle(), "counts": "\u00e9\u20ac"}}, "do not fill"),
+    "box of a negative width": ({"bbox": [4, 3, -2, 6]}, "[4, 3, -2, 6]"),
     "negative runs": ({"segmentation": runs(-10, HEIGHT * WIDTH + 10)}, "do not fill"),
     "too many runs": ({"segmentation": runs(10, HEIGHT * WIDTH)}, "do not fill"),
 }
@@ -118,6 +120,25 @@ def test_a_bad_value_is_told_with_file_annotation_and_value_in_training_and_in_e
         assert "annotation 101" in message
 
 
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"segmentation": runs(float(HEIGHT * WIDTH))}, "5400.0.* do not fill"),
+        ({"area": "x"}, "'x'"),
+        ({"area": math.nan}, "nan"),
+        ({"area": -1}, "-1"),
+    ],
+    ids=str,
+)
+def test_what_detectron2_does_not_use_in_training_is_told_before_an_evaluation(register, tmp_path, change, value):
+    content = squares()
+    content["annotations"][1].update(change)
+    path = register(content)
+    load_dataset("own")
+    with pytest.raises(UserError, match=f"{path}: annotation 101 .*{value}"):
+        build_evaluator(get_cfg(), "own", str(tmp_path))
+
+
 def test_an_earlier_annotation_that_is_only_left_out_is_not_the_one_that_is_told(register, tmp_path):
     content = squares()
     content["annotations"][0]["segmentation"] = [[3, 3, 4, 4]]
@@ -136,7 +157,79 @@ def test_what_detectron2_leaves_out_of_training_is_told_before_an_evaluation(reg
         build_evaluator(get_cfg(), "own", str(tmp_path))
 
 
-@pytest.mark.parametrize("side", [0, -5, 1e9, math.nan, "60", None])
+ENTRIES = {
+    "an image twice": (("images", 1), {"id": 5}, "two images have the id 5"),
+    "an image's id beyond 64 bits": (("images", 1), {"id": 10**30}, '"id" 1000'),
+    "an image's id of a float": (("images", 1), {"id": 6.0}, "id.* 6.0"),
+    "an image's half pixel": (("images", 1), {"height": 60.5}, "image 6 has height 60.5"),
+    "a category twice": (("categories", 1), {"name": "red"}, "two categories are both called 'red'"),
+    "a category without a text": (("categories", 1), {"name": None}, "a category has the name None"),
+    "a category with an empty name": (("categories", 1), {"name": " "}, "a category has the name ' '"),
+}
+
+
+@pytest.mark.parametrize(("place", "change", "said"), ENTRIES.values(), ids=ENTRIES.keys())
+def test_images_and_categories_are_told_before_an_evaluation(register, tmp_path, place, change, said):
+    content = squares()
+    content[place[0]][place[1]].update(change)
+    path = register(content)
+    with pytest.raises(UserError, match=f"{path}: .*{said}"):
+        build_evaluator(get_cfg(), "own", str(tmp_path))
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 2), (7, 10**30, 3), ("x", "y", "z")])
+def test_ids_of_annotations_do_not_change_results(register, tmp_path, ids):
+    content = squares()
+    for annotation, its_id in zip(content["annotations"], ids):
+        annotation["id"] = its_id
+    assert evaluated(register, tmp_path, content)["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_sides_such_as_60_point_0_are_made_whole(register, tmp_path):
+    content = squares()
+    content["images"][0]["height"] = float(HEIGHT)
+    assert evaluated(register, tmp_path, content)["segm"]["AP"] == pytest.approx(100)
+
+
+def test_boxes_alone_are_evaluated_where_an_object_has_no_segmentation(register, tmp_path):
+    content = squares()
+    del content["annotations"][1]["segmentation"]
+    metrics = evaluated(register, tmp_path, content)
+    assert set(metrics) == {"bbox"} and metrics["bbox"]["AP"] == pytest.approx(100)
+
+
+def evaluated(register, tmp_path, content: dict) -> dict:
+    """The metrics of predictions that are the annotations."""
+    register(content)
+    evaluator = build_evaluator(get_cfg(), "own", str(tmp_path))
+    evaluator.reset()
+    record = load_dataset("own")[0]
+    assert record["height"] == HEIGHT and type(record["height"]) is int
+    found = Instances((HEIGHT, WIDTH))
+    boxes = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
+    found.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+    found.pred_classes = torch.tensor([annotation["category_id"] for annotation in record["annotations"]])
+    found.scores = torch.ones(len(boxes))
+    found.pred_masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
+    for mask, (x, y, width, height) in zip(found.pred_masks, boxes.int().tolist()):
+        mask[y : y + height, x : x + width] = True
+    evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("form", ["coco", "lvis"])
+def test_formats_of_ones_own_tell_the_annotations_id(tmp_path, catalogs, form):
+    content = squares()
+    content["annotations"][1]["bbox"] = [1, 2, math.nan, 4]
+    for category in content["categories"]:
+        category["frequency"] = "f"
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    register_custom_datasets({"mine": {"FORMAT": form, "JSON": str(tmp_path / "own.json"), "IMAGES": str(tmp_path)}})
+    with pytest.raises(UserError, match=r"own\.json.*annotation 101 of image 5 .*nan"):
+        load_dataset("mine")
+
+
+@pytest.mark.parametrize("side", [0, -5, 1e9, math.nan, "60", None, 59.5])
 def test_an_image_of_no_size_is_told(side):
     content = squares()
     content["images"][0]["height"] = side

@@ -8,8 +8,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..reading import check_instances
 from .gathering import GatheringEvaluator
+from .truth import make_usable
 
 LIMITS = (10, 100, 300)  # the numbers of an image's best proposals that count
 
@@ -30,7 +30,7 @@ class ProposalEvaluator(GatheringEvaluator):
         json_file = MetadataCatalog.get(dataset_name).json_file
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO(json_file)
-        check_instances(json_file, self._truth.dataset)
+        self._has_masks = make_usable(self._truth, json_file)
         # pycocotools leaves out proposals of a category that is not there.
         self._category = min(self._truth.getCatIds())
 
@@ -49,7 +49,7 @@ class ProposalEvaluator(GatheringEvaluator):
         proposals = [proposal for record in records for proposal in record["proposals"]]
         self._write("proposals.json", proposals)
         kinds = ["bbox"]
-        if all("segmentation" in entry for entry in (*proposals, *self._truth.anns.values())):
+        if self._has_masks and all("segmentation" in proposal for proposal in proposals):
             kinds.append("segm")
         return {kind: average_recall(self._truth, proposals, kind) for kind in kinds}
 

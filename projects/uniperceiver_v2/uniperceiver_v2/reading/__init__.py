@@ -4,12 +4,12 @@ Files are read as data only. No reader starts another program or runs code from 
 data, or says in one sentence which file, and which entry in it, cannot be used.
 """
 
-from .annotations import check_annotations, check_instances, check_json_of
+from .annotations import LARGEST_ID, check_annotations, check_entries, check_instances, check_json_of
 from .disk import LARGEST_FILE, patiently, read_file, require_no_way_up
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_reduced, read_size
-from .instances import require_size
+from .instances import make_sizes_whole, require_size
 from .pickles import Unpickler
 from .remote import find_remote, is_remote, open_copy, remote_stamp
 from .sources import explained, remedy_of, require_source, source_of, while_reading
@@ -21,11 +21,13 @@ from .words import LONGEST_TEXT, require_text
 __all__ = [
     "CHECKSUM",
     "LARGEST_FILE",
+    "LARGEST_ID",
     "LONGEST_TEXT",
     "READ_ERRORS",
     "Id",
     "Unpickler",
     "check_annotations",
+    "check_entries",
     "check_frames",
     "check_instances",
     "check_json_of",
@@ -35,6 +37,7 @@ __all__ = [
     "id_order",
     "is_id",
     "is_remote",
+    "make_sizes_whole",
     "members_of",
     "open_copy",
     "patiently",

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import struct
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,21 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
-from .instances import LARGEST_SIDE, Instance, longest_outline, problem_of, problem_of_size
+from .instances import (
+    LARGEST_SIDE,
+    Instance,
+    longest_outline,
+    make_sizes_whole,
+    problem_of,
+    problem_of_size,
+    require_size,
+)
 from .run_lengths import fit
 from .sources import source_of
 
 logger = logging.getLogger(__name__)
 
+LARGEST_ID = 2**63 - 1  # of what COCO's program counts
 _AT_A_TIME = 1024  # annotations that are checked at once; the numbers of more leave the processor's cache
 
 
@@ -34,10 +44,10 @@ class _Part(NamedTuple):
     images: list[dict]
 
     def sides(self, name: str) -> np.ndarray:
-        """The "height" or "width" of each image in pixels, float64 [N]. All are NaN if one is missing or not a
+        """The "height" or "width" of each image in pixels, float64 [N]. All are NaN if one is missing or not a whole
         number."""
         values = [image.get(name) for image in self.images]
-        if not set(map(type, values)) <= {int, float}:
+        if not set(map(type, values)) <= {int}:
             return np.full(len(values), np.nan)
         return np.array(values, dtype=np.float64)
 
@@ -59,18 +69,23 @@ def check_annotations(name: str, records: Sequence[dict], most_bad: float = 0.0)
     if not isinstance(records, list) or not any(record.get("annotations") for record in records):
         return
     classes = MetadataCatalog.get(name).get("thing_classes")
+    _require_names(classes or (), source_of(name))
+    _require_ids_of_records(records, source_of(name))
+    make_sizes_whole(records)
     categories = None if classes is None else range(len(classes))
     problems = _problems(_parts_of_records(records), categories, strict=True)
     found = next(problems, None)
     if found is None:
         return
-    (_, image, *_), reason = found
+    (annotation, image, *_), reason = found
+    its_id = annotation.get("id") if isinstance(annotation, dict) else None
+    which = "an annotation" if its_id is None else f"annotation {its_id}"
     first = (
-        f"{source_of(name)} of dataset '{name}': an annotation of image {image.get('image_id')} "
+        f"{source_of(name)} of dataset '{name}': {which} of image {image.get('image_id')} "
         f"({image.get('file_name')}) cannot be used: {reason}"
     )
     if not most_bad:
-        check_json_of(name)  # the JSON's annotations have ids, which the records do not have
+        check_json_of(name)  # the JSON's annotations have ids, which Detectron2's records do not have
         raise UserError(first)
     bad = {id(instance.annotation) for instance, _ in itertools.chain([found], problems)}
     whole = sum(len(record.get("annotations") or ()) for record in records)
@@ -129,6 +144,52 @@ def check_instances(json_file: str, content: dict[str, Any], *, strict: bool = F
         )
 
 
+def check_entries(json_file: str, content: dict[str, Any]) -> None:
+    """Check the images and categories of a JSON of instances, as COCO's and LVIS's evaluators take them.
+
+    Args:
+        json_file: the file's path, for messages.
+        content: has "images" and "categories". Sides of images such as 32.0 are made whole.
+
+    Raises:
+        UserError: an id is no whole number or is there twice, an image has no size, or a name of a category is no text
+            or is there twice.
+    """
+    images, categories = content.get("images", ()), content.get("categories", ())
+    make_sizes_whole(images)
+    for image in images:
+        if type(image["id"]) is not int or not 0 <= image["id"] <= LARGEST_ID:
+            raise UserError(f'{json_file}: an image has the "id" {image["id"]!r:.80}, not a whole number in 0..2**63-1')
+        if image.get("height") is not None and image.get("width") is not None:
+            require_size(image, f"{json_file}: image {image['id']}")
+    for category in categories:
+        if type(category["id"]) is not int:
+            raise UserError(f'{json_file}: a category has the "id" {category["id"]!r:.80}, not a whole number')
+    for what, entries in (("images", images), ("categories", categories)):
+        counts = Counter(entry["id"] for entry in entries)
+        if len(counts) < len(entries):
+            raise UserError(f"{json_file}: two {what} have the id {counts.most_common(1)[0][0]}")
+    _require_names([category["name"] for category in categories], json_file)
+
+
+def _require_names(names: Sequence[Any], file: str) -> None:
+    """Check the names of categories, which are what the model compares with: it could not tell two of a name apart."""
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{file}: a category has the name {name!r:.80}, not a text")
+    if len(set(names)) < len(names):
+        raise UserError(f"{file}: two categories are both called '{Counter(names).most_common(1)[0][0]:.80}'")
+
+
+def _require_ids_of_records(records: Sequence[dict], file: str) -> None:
+    if {bool, float}.isdisjoint(type(record.get("image_id")) for record in records):
+        return
+    wrong = next(record for record in records if isinstance(record.get("image_id"), bool | float))
+    raise UserError(
+        f"{file}: image {wrong.get('file_name')} has the id {wrong['image_id']!r}, not a whole number or a text"
+    )
+
+
 def _parts_of_records(records: Sequence[dict]) -> Iterator[_Part]:
     annotations: list[dict] = []
     images: list[dict] = []
@@ -165,6 +226,7 @@ def _looks_right(part: _Part, categories: Collection[int] | None) -> bool:
             np.all((sizes >= 1) & (sizes <= LARGEST_SIDE))
             and {a.get("iscrowd", 0) for a in annotations} <= {0, 1}
             and _categories_look_right([a["category_id"] for a in annotations], categories)
+            and _areas_look_right([a["area"] for a in annotations if "area" in a])
             and _boxes_look_right(annotations, *sizes)
             and _segmentations_look_right([a.get("segmentation") for a in annotations], *sizes)
         )
@@ -176,12 +238,19 @@ def _categories_look_right(ids: list[int], categories: Collection[int] | None) -
     return set(map(type, ids)) <= {int} and (categories is None or all(i in categories for i in set(ids)))
 
 
+def _areas_look_right(areas: list[float]) -> bool:
+    found = _numbers([areas])
+    return bool(np.all((found >= 0) & np.isfinite(found)))
+
+
 def _boxes_look_right(annotations: list[dict], widths: np.ndarray, heights: np.ndarray) -> bool:
     boxes = [a["bbox"] for a in annotations]
     modes = [a.get("bbox_mode", BoxMode.XYWH_ABS) for a in annotations]
     if modes.count(BoxMode.XYWH_ABS) != len(modes):  # a set would hash each in Python
         return False
     x, y, width, height = _numbers(boxes).reshape(len(boxes), 4).T
+    if width.min() < 0 or height.min() < 0:
+        return False
     corners = ((x, widths), (x + width, widths), (y, heights), (y + height, heights))
     return all(_within_reach(values, sides) for values, sides in corners)
 
@@ -225,7 +294,8 @@ def _encoded_look_right(encoded: list[tuple[dict, float, float]]) -> bool:
     """Checks run-length encodings, given as (encoding, height of its image, width of its image)."""
     compressed, areas = [], []
     for segmentation, height, width in encoded:
-        if list(segmentation["size"]) != [height, width]:
+        size = list(segmentation["size"])
+        if size != [height, width] or not set(map(type, size)) <= {int}:
             return False
         counts = segmentation["counts"]
         if type(counts) is list:

@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ def problem_of_size(instance: Instance) -> str | None:
     """What is wrong with the image's size. None if it is right or unknown."""
     for side in (instance.height, instance.width):
         if side is not None and not _is_side(side):
-            return f"its image has height {_short(instance.height)} and width {_short(instance.width)}"
+            return f"its image has {_size_of(instance.height, instance.width)}"
     return None
 
 
@@ -47,11 +47,24 @@ def require_size(image: dict, what: str) -> None:
         KeyError: one of them is missing.
     """
     if not (_is_side(image["height"]) and _is_side(image["width"])):
-        raise UserError(f"{what} has height {_short(image['height'])} and width {_short(image['width'])}")
+        raise UserError(f"{what} has {_size_of(image['height'], image['width'])}")
 
 
-def _is_side(value: object) -> bool:
-    return _is_number(value) and 1 <= value <= LARGEST_SIDE
+def _size_of(height: Any, width: Any) -> str:
+    return f"height {_short(height)} and width {_short(width)}, not whole numbers of pixels in 1..{LARGEST_SIDE}"
+
+
+def _is_side(value: Any) -> bool:
+    return _is_number(value) and 1 <= value <= LARGEST_SIDE and value == int(value)
+
+
+def make_sizes_whole(images: Iterable[dict]) -> None:
+    """Make whole numbers of sides such as 32.0, which tables of numbers are written with. Evaluators take no others."""
+    for image in images:
+        for key in ("height", "width"):
+            value = image.get(key)
+            if isinstance(value, float) and value.is_integer():
+                image[key] = int(value)
 
 
 def problem_of(instance: Instance, categories: Collection[int] | None, strict: bool) -> str | None:
@@ -66,12 +79,14 @@ def problem_of(instance: Instance, categories: Collection[int] | None, strict: b
     if not isinstance(annotation, dict):
         return f"it is {_short(annotation)}, not an object with keys"
     category, crowd = annotation.get("category_id"), annotation.get("iscrowd", 0)
-    if not isinstance(category, Integral) or isinstance(category, bool):
+    if not _is_whole(category):
         return f'its "category_id" is {_short(category)}, not a whole number'
     if categories is not None and category not in categories:
         return f'its "category_id" {category} is none of the {len(categories)} categories\''
     if not isinstance(crowd, Real) or crowd not in (0, 1):
         return f'its "iscrowd" is {_short(crowd)}, neither 0 nor 1'
+    if "area" in annotation and not (_is_number(annotation["area"]) and annotation["area"] >= 0):
+        return f'its "area" is {_short(annotation["area"])}, not a finite number of pixels'
     size = (instance.height or LARGEST_SIDE, instance.width or LARGEST_SIDE)
     return _problem_of_box(annotation, *size) or _problem_of_segmentation(instance, *size, strict)
 
@@ -86,6 +101,8 @@ def _problem_of_box(annotation: dict, height: float, width: float) -> str | None
     x, y, right, bottom = map(float, numbers)
     if mode == BoxMode.XYWH_ABS:
         right, bottom = x + right, y + bottom
+    if right < x or bottom < y:
+        return f'its "bbox" {_short(box)} has a negative width or height'
     for value, side in ((x, width), (right, width), (y, height), (bottom, height)):
         if not -side <= value <= 2 * side:
             return f'its "bbox" {_short(box)} lies {_far_outside(height, width)}'
@@ -125,8 +142,8 @@ def _problem_of_polygon(polygon: Any, height: float, width: float, strict: bool)
 
 def _problem_of_encoding(encoding: dict, height: Any, width: Any) -> str | None:
     size, counts = _listed(encoding.get("size")), encoding.get("counts")
-    if len(size) != 2 or not all(_is_number(side) and 1 <= side <= LARGEST_SIDE for side in size):
-        return f"its run-length encoding has the size {_short(encoding.get('size'))}, not a height and a width"
+    if len(size) != 2 or not all(_is_whole(side) and 1 <= side <= LARGEST_SIDE for side in size):
+        return f"its run-length encoding has the size {_short(encoding.get('size'))}, not a whole height and width"
     if (height is not None and size[0] != height) or (width is not None and size[1] != width):
         return f"its run-length encoding is of {size[1]:g} x {size[0]:g} pixels, its image of {width:g} x {height:g}"
     area = size[0] * size[1]
@@ -137,7 +154,7 @@ def _problem_of_encoding(encoding: dict, height: Any, width: Any) -> str | None:
             fits = False
     else:
         runs = _listed(counts)
-        fits = all(_is_number(run) and run >= 0 and int(run) == run for run in runs) and sum(runs) == area
+        fits = all(_is_whole(run) and run >= 0 for run in runs) and sum(runs) == area
     return None if fits else f"the runs {_short(counts)} of its run-length encoding do not fill {area:g} pixels"
 
 
@@ -146,6 +163,10 @@ def _listed(value: Any) -> list:
     if isinstance(value, np.ndarray):
         return value.reshape(-1).tolist()
     return list(value) if isinstance(value, list | tuple) else []
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -23,13 +23,13 @@ from ..errors import UserError
 from ..evaluation.lvis_numpy import repair_lvis
 from ..evaluation.own_ids import OwnIdsEvaluator
 from ..evaluation.proposals import LIMITS, ProposalEvaluator
+from ..evaluation.truth import make_usable
 from ..kinds import LARGEST_SQUARE, ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.image_encoder.structures import boxes_of_masks
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
-from ..reading import check_instances
 from ..visualization import draw_test_scenes
 from .category_sample import CategorySample
 from .task import NamingTask, log_accuracy, naming_datasets
@@ -351,8 +351,9 @@ def _coco_evaluator(name: str, folder: str) -> DatasetEvaluator:
     if MetadataCatalog.get(name).get("own_format"):
         return OwnIdsEvaluator(name, load_dataset(name), folder, COCOEvaluator)
     evaluator = COCOEvaluator(name, output_dir=folder)
-    # Checked here, as the evaluator would rasterise the file's masks only after inference.
-    check_instances(MetadataCatalog.get(name).json_file, evaluator._coco_api.dataset)
+    # Checked here, as the evaluator would use the file's values only after inference.
+    if not make_usable(evaluator._coco_api, MetadataCatalog.get(name).json_file):
+        evaluator._tasks = ("bbox",)
     return evaluator
 
 
@@ -361,7 +362,8 @@ def _lvis_evaluator(name: str, folder: str) -> DatasetEvaluator:
     if MetadataCatalog.get(name).get("own_format"):
         return OwnIdsEvaluator(name, load_dataset(name), folder, LVISEvaluator)
     evaluator = LVISEvaluator(name, output_dir=folder)
-    check_instances(MetadataCatalog.get(name).json_file, evaluator._lvis_api.dataset)
+    if not make_usable(evaluator._lvis_api, MetadataCatalog.get(name).json_file):
+        evaluator._tasks = ("bbox",)
     return evaluator
 
 

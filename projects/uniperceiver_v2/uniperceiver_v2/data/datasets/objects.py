@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_api
 
 from ...errors import UnreadableImage, UserError
-from ...reading import Id, is_id, read_json, read_size, sorted_ids
+from ...reading import Id, is_id, make_sizes_whole, read_json, read_size, require_size, sorted_ids
 from .records import Records
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,9 @@ def _record(entry: Any, image_root: str, path: str, lvis: bool) -> dict:
     record["height"], record["width"] = entry.get("height"), entry.get("width")
     if record["height"] is None or record["width"] is None:
         record["height"], record["width"] = readable_size(record["file_name"]) or (None, None)
+    if record["height"] is not None:
+        make_sizes_whole([record])
+        require_size(record, f"{path}: image {entry['id']!r}")
     if lvis:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             record[key] = list(entry.get(key) or ())
@@ -160,6 +163,7 @@ def _annotation(entry: dict, record: dict, index: int) -> dict | None:
     """In Detectron2's format. None if it has polygons, but none of three points or more."""
     crowd = entry.get("iscrowd", 0)
     converted = {
+        "id": entry.get("id"),  # for messages; the format does not need it
         "bbox": entry.get("bbox"),
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": index,
