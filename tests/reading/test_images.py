@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image
 from uniperceiver_v2.data.loading.train import TrainingBatches
 from uniperceiver_v2.data.order import SampleOrder
 from uniperceiver_v2.errors import UnreadableImage, UserError
-from uniperceiver_v2.reading import disk, read_image, read_reduced, read_size
+from uniperceiver_v2.reading import decode_image, disk, images, read_image, read_reduced, read_size
 from uniperceiver_v2.reading.disk import WAITS
 from uniperceiver_v2.visualization import scene_picture
 
@@ -235,3 +235,29 @@ def test_a_jpeg_that_is_cut_short_is_not_read_reduced_either(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UnreadableImage, match=f"{path}: .*truncated"):
         read_reduced(str(path), 10)
+
+
+def test_a_png_without_the_palette_that_its_pixels_name_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).convert("P").save(file, "PNG")
+    png = file.getvalue()
+    decode_image(png, "RGB")
+    place = png.index(b"PLTE") - 4
+    end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+    with pytest.raises(ValueError, match=r"^its pixels are places in a palette, which it does not have$"):
+        decode_image(png[:place] + png[end:], "RGB")
+
+
+def test_a_webp_may_have_half_as_many_pixels(monkeypatch):
+    monkeypatch.setattr(images, "LARGEST_WEBP", 99)
+    file = io.BytesIO()
+    Image.new("RGB", (10, 10)).save(file, "WEBP")
+    with pytest.raises(ValueError, match=r"^has 10 x 10 pixels, more than 99 together$"):
+        decode_image(file.getvalue(), "RGB")
+
+
+def test_a_size_that_cannot_be_read_is_told_with_the_formats(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(UnreadableImage, match=r"picture\.png: cannot identify the image's format as one of JPEG, PNG"):
+        read_size(str(path))

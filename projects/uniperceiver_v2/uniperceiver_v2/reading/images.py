@@ -4,6 +4,7 @@ import io
 import os
 import zlib
 from struct import error as StructError
+from typing import IO
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -11,16 +12,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UnreadableImage
 from .disk import open_file, patiently, read_file
+from .slow_pictures import MOST_COMMENTS, require_few_scans, require_short_comments
 
 # Formats are recognised by content, not by suffix. Pillow's other formats are not allowed, as for EPS it starts another
 # program, Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
 _PNG_SIGNATURE = 8  # bytes before the first chunk of a PNG
+_PNG_COLOURS, _PALETTE = 25, 3  # the byte that says what a PNG's pixels are; places in a palette
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of the last two
-# Pixels of an image before it is decoded. Decoding takes up to fourteen bytes for each.
+# Pixels of an image before it is decoded. Decoding takes up to fourteen bytes for each, of a WebP up to 26.
 LARGEST_PICTURE = 2**26
+LARGEST_WEBP = 2**25
 
 # Pillow's documented and undocumented errors for files that are missing, truncated or not images.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError, zlib.error, Image.DecompressionBombError)
@@ -92,31 +96,43 @@ def opened_image(content: bytes) -> Image.Image:
     """An image whose header is read, and whose pixels are not decoded yet.
 
     Raises:
-        ValueError: its format is not one of ``FORMATS``, or it has more than ``LARGEST_PICTURE`` pixels.
+        ValueError: its format is not one of ``FORMATS``, it has too many pixels, or it would take too long to decode.
         OSError, SyntaxError, ...: Pillow's errors for damaged content.
     """
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
-        raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
+    image = _identified(io.BytesIO(content))
     width, height = image.size
-    if width * height > LARGEST_PICTURE:
-        raise ValueError(f"has {width} x {height} pixels, more than {LARGEST_PICTURE} together")
+    most = LARGEST_WEBP if image.format == "WEBP" else LARGEST_PICTURE
+    if width * height > most:
+        raise ValueError(f"has {width} x {height} pixels, more than {most} together")
     if image.format == "PNG":
         _require_checksums(content)
+    if image.format in ("JPEG", "MPO"):
+        require_few_scans(content)
     return image
 
 
+def _identified(file: IO[bytes]) -> Image.Image:
+    require_short_comments(file.read(MOST_COMMENTS + 2**10))
+    file.seek(0)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:  # its message has a memory address, which differs each time
+        raise ValueError(f"cannot identify the image's format as one of {', '.join(FORMATS)}") from error
+
+
 def _require_checksums(png: bytes) -> None:
-    """Compare the checksums of a PNG's pixels, which Pillow leaves out.
+    """Compare the checksums of a PNG's pixels, which Pillow leaves out, and require the palette that they need.
 
     Raises:
-        ValueError: one of them is wrong. Pillow would read other pixels than were saved.
+        ValueError: a checksum is wrong, or there is no palette. Pillow would read other pixels than were saved.
     """
-    content, place = memoryview(png), _PNG_SIGNATURE
+    content, place, has_palette = memoryview(png), _PNG_SIGNATURE, False
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")
         data, end = content[place + 4 : place + 8 + size], place + 8 + size
+        has_palette = has_palette or data[:4] == b"PLTE"
+        if data[:4] == b"IDAT" and png[_PNG_COLOURS] == _PALETTE and not has_palette:
+            raise ValueError("its pixels are places in a palette, which it does not have")
         if data[:4] == b"IDAT" and end + 4 > len(content):
             raise ValueError(f"image file is truncated: its pixels at byte {place} go on behind its end")
         if data[:4] == b"IDAT" and zlib.crc32(data) != int.from_bytes(content[end : end + 4], "big"):
@@ -170,12 +186,11 @@ def read_size(path: str) -> tuple[int, int]:
     try:
         return patiently(lambda: _size(path), path)
     except READ_ERRORS as error:
-        known = "cannot identify the image's format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UnreadableImage(f"{os.path.abspath(path)}: {' '.join(known.split())}") from error
+        raise _unreadable(path, error) from error
 
 
 def _size(path: str) -> tuple[int, int]:
-    with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+    with open_file(path) as file, _identified(file) as image:
         return _upright_size(image)
 
 

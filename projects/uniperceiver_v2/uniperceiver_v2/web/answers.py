@@ -146,6 +146,7 @@ class Answers:
             if key in self._encodings:
                 self._encodings.move_to_end(key)
                 return self._encodings[key]
+        deadline.left()
         pixels = pixels_of_content(content, os.path.basename(path), self.limits)
         encoded = self.worker.run(lambda: self.predictor.encode([pixels]), deadline)
         with self._lock:
