@@ -230,7 +230,7 @@ def test_photographs_of_test_sets_are_left_out(task, tiny_config, scenes_tree, m
     DatasetCatalog.register(train, lambda: records)
     DatasetCatalog.register(test, lambda: records[2:])
     for name in (train, test):
-        MetadataCatalog.get(name).set(thing_classes=["a"] * 10, evaluator_type="coco")
+        MetadataCatalog.get(name).set(thing_classes=list("abcdefghij"), evaluator_type="coco")
     tiny_config.DATASETS.TEST = [test]
     tiny_config.TASKS[task].DATASETS = [train]
     seen = []
