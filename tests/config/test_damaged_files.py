@@ -172,11 +172,21 @@ def test_a_bad_value_is_named_by_its_key_before_anything_is_built(tmp_path, key,
     assert len(message) < 1000
 
 
-def test_settings_of_images_that_can_be_used_are_not_refused():
-    crop = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE"]
-    for kind, size in {"relative": "[1, 0.5]", "relative_range": "[0.1, 1]", "absolute": "[512, 1024]"}.items():
-        load_config(str(TINY_CONFIG), [*crop, kind, "INPUT.CROP.SIZE", size])
-    load_config(str(TINY_CONFIG), ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "[80, 96]"])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("relative", [1, 0.5]), ("relative_range", [0.1, 1]), ("absolute", [512, 1024])]
+)
+def test_crops_that_can_be_made_are_kept(kind, size):
+    node = load_config(
+        str(TINY_CONFIG), ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", kind, "INPUT.CROP.SIZE", str(size)]
+    ).INPUT.CROP
+    assert node.ENABLED and node.TYPE == kind and list(node.SIZE) == size
+
+
+def test_a_range_of_sizes_is_kept():
+    node = load_config(
+        str(TINY_CONFIG), ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "[80, 96]"]
+    ).INPUT
+    assert node.MIN_SIZE_TRAIN_SAMPLING == "range" and list(node.MIN_SIZE_TRAIN) == [80, 96]
 
 
 @pytest.mark.parametrize("value", ["(1," * 300 + ")" * 300, "1" + "+1" * 3000, "()" * 3000, "9" * 5000])
