@@ -179,7 +179,7 @@ def test_crops_that_can_be_made_are_kept(kind, size):
     node = load_config(
         str(TINY_CONFIG), ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", kind, "INPUT.CROP.SIZE", str(size)]
     ).INPUT.CROP
-    assert node.ENABLED and node.TYPE == kind and list(node.SIZE) == size
+    assert node.ENABLED and kind == node.TYPE and list(node.SIZE) == size
 
 
 def test_a_range_of_sizes_is_kept():
