@@ -2,10 +2,9 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from uniperceiver_v2.config import flat_settings
 from uniperceiver_v2.data import register_digit_scenes
 from uniperceiver_v2.data.datasets.builtin import register_grounding_sets, register_karpathy
 
@@ -33,18 +33,12 @@ def imported() -> Callable[[str], ModuleType]:
     return module_of
 
 
-def leaves(node: Mapping, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a configuration with its full key."""
-    for key, value in node.items():
-        yield from leaves(value, f"{path}{key}.") if isinstance(value, dict) else [(path + key, value)]
-
-
 @pytest.fixture
 def changed_settings() -> Callable[[Mapping, Mapping], set[str]]:
     """The keys with different values in two configurations, without the folder of outputs."""
 
     def changed(one: Mapping, other: Mapping) -> set[str]:
-        one, other = dict(leaves(one)), dict(leaves(other))
+        one, other = flat_settings(one), flat_settings(other)
         return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} - {"OUTPUT_DIR"}
 
     return changed

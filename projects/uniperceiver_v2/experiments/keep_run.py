@@ -2,8 +2,8 @@
 
     python projects/uniperceiver_v2/experiments/keep_run.py output/digit_scenes_tiny make_train 0
 
-The run's folder below records/<name>/<split>/ is named by the seed. Runs of `make train` fill the columns of
-docs/specialists.md, and tests compare projects/uniperceiver_v2/MODEL_ZOO.md with them.
+The run's folder below records/<name>/<split>/ is named by the seed. Runs of `make train` fill a column of
+docs/specialists.md.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ from run_records import (
 from study_tables import Plateau, StudyTables, write_between_marks
 
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
-from uniperceiver_v2.config import load_config
+from uniperceiver_v2.config import flat_settings, load_config
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.files import TINY_CONFIG
 
@@ -65,19 +65,10 @@ def refuse_other_settings(folder: Path, cfg: CfgNode, but: Collection[str]) -> N
     begun = folder / "config.yaml"
     if not begun.exists():
         return
-    before, now = (dict(_flat(yaml.safe_load(text))) for text in (begun.read_text(), cfg.dump()))
+    before, now = (flat_settings(yaml.safe_load(text)) for text in (begun.read_text(), cfg.dump()))
     changed = sorted(key for key in (before.keys() | now.keys()) - set(but) if before.get(key) != now.get(key))
     if changed:
         raise SystemExit(f"error: {folder} was begun with another {changed[0]}; remove the folder to begin anew")
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key with dots, value) of all values in nested dicts."""
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
 
 
 @dataclass(frozen=True)

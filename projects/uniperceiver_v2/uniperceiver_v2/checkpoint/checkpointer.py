@@ -15,16 +15,12 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..reading import read_tensors, require_finite, require_no_way_up
 from ..shards import divided_like, is_divided, local
+from .fitting import as_loaded, difference, require_fit, state_differences, strip_prefix
 from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts, remove_checkpoint
 from .states import require_alike
 from .writing import BackgroundWriter, on_host, parts_on_host
 
-# A message lists this number of differing keys, and counts the others.
-LISTED_DIFFERENCES = 12
 _LONGEST_NAME = 255  # characters of a file's name
-_PREFIX = "module."  # of keys that a run of several processes wrote
-# Weights of these types may be given for one another: they differ in precision only.
-_PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -319,15 +315,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
             isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
         ):
             raise UserError("the checkpoint's 'model' is not a dict of tensors by their names")
-        _require_one_value_each(state)
-        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, _PREFIX)
+        strip_prefix(state)
         if self._in_part:
             checkpoint["model"] = self._what_fits(state)
         else:
             require_fit(state, self.model)
         own = self.model.state_dict()
         if not self._weights_may_be_nan:
-            own_values = {key: _as_loaded(local(value), own.get(key)) for key, value in state.items()}
+            own_values = {key: as_loaded(local(value), own.get(key)) for key, value in state.items()}
             agreed(lambda: require_finite(own_values), shared=any(map(is_divided, state.values())))
         checkpoint["model"] = {key: divided_like(value, own[key]) for key, value in checkpoint["model"].items()}
         return super()._load_model(checkpoint)
@@ -335,7 +330,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _what_fits(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's state with the weights of the checkpoint that fit. The log lists the others."""
         own = self.model.state_dict()
-        fitting = {key: value for key, value in state.items() if key in own and not _difference(value, own[key])}
+        fitting = {key: value for key, value in state.items() if key in own and not difference(value, own[key])}
         if not fitting:
             raise UserError(f"none of the {len(state)} weights of the checkpoint fits the model")
         if differences := state_differences(state, own):
@@ -346,62 +341,3 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 "\n  ".join(differences),
             )
         return {**own, **fitting}
-
-
-def _require_one_value_each(state: Mapping[str, Tensor]) -> None:
-    """
-    Raises:
-        UserError: a weight is there twice, with the prefix of a run of several processes and without.
-    """
-    for key in state:
-        if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in state:
-            raise UserError(f"the checkpoint has {key} beside {key.removeprefix(_PREFIX)}: two values of one weight")
-
-
-def _as_loaded(given: Tensor, own: Tensor | None) -> Tensor:
-    """A weight as the model will have it: in its type, in which what is finite in a wider one may be infinite."""
-    narrower = own is not None and own.is_floating_point() and given.is_floating_point()
-    return given.to(own.dtype) if narrower and torch.finfo(own.dtype).max < torch.finfo(given.dtype).max else given
-
-
-def require_fit(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Check that weights fit a model key by key.
-
-    Raises:
-        UserError: they do not. The message lists the keys that differ.
-    """
-    differences = state_differences(state, model.state_dict())
-    if differences:
-        listed = "\n  ".join(differences[:LISTED_DIFFERENCES])
-        more = len(differences) - LISTED_DIFFERENCES
-        raise UserError(
-            f"the weights are of another architecture; {len(differences)} keys differ:\n  {listed}"
-            + (f"\n  and {more} more" if more > 0 else "")
-        )
-
-
-def state_differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """A line for each key that is missing, unknown, or has another shape or type. ``own`` is the model's state."""
-    lines = []
-    for key in sorted(state.keys() | own.keys()):
-        if key not in own:
-            lines.append(f"{key}: {list(state[key].shape)} in the checkpoint, not in the model")
-        elif key not in state:
-            lines.append(f"{key}: {list(own[key].shape)} in the model, not in the checkpoint")
-        elif difference := _difference(state[key], own[key]):
-            lines.append(f"{key}: {difference}")
-    return lines
-
-
-def _difference(given: Tensor, own: Tensor) -> str:
-    """In which property a weight differs from the model's, so that it cannot be copied without loss. "" if in none."""
-    kinds = given.dtype, own.dtype
-    on_host = given.device.type == "cpu" or is_divided(given)
-    dense = given.layout == torch.strided and on_host and not given.is_quantized
-    if not dense:
-        return "not a tensor of plain numbers in the checkpoint"
-    if given.shape != own.shape:
-        return f"{list(given.shape)} in the checkpoint, {list(own.shape)} in the model"
-    if kinds[0] != kinds[1] and not set(kinds) <= set(_PRECISIONS):
-        return f"{kinds[0]} in the checkpoint, {kinds[1]} in the model"
-    return ""

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .gathering import GatheringEvaluator
-from .truth import make_usable
+from .ground_truth import make_usable
 
 LIMITS = (10, 100, 300)  # the numbers of an image's best proposals that count
 

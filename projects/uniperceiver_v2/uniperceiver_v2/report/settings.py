@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from detectron2.config import get_cfg
 
-from ..config import add_uniperceiver_v2_config, task_defaults
+from ..config import add_uniperceiver_v2_config, flat_settings, task_defaults
 from ..errors import UserError
 from .blocks import Block, Code, Note, Table
 from .run import Missing, Run
@@ -24,7 +24,7 @@ def settings_blocks(run: Run) -> list[Block]:
     """
     if not run.settings:
         raise Missing("the run has no config.yaml that can be read")
-    chosen, defaults = _flat(run.settings), default_settings(run.settings)
+    chosen, defaults = flat_settings(run.settings), default_settings(run.settings)
     rows = [
         [key, _shown(value), _default(key, defaults)]
         for key, value in chosen.items()
@@ -41,7 +41,7 @@ def settings_blocks(run: Run) -> list[Block]:
 
 def differing_settings(runs: Sequence[Run]) -> Table | Note:
     """The settings that are not the same in all runs."""
-    flat = [_flat(run.settings) for run in runs]
+    flat = [flat_settings(run.settings) for run in runs]
     keys = [key for key in sorted(set().union(*flat)) if key != "OUTPUT_DIR"]
     rows = []
     for key in keys:
@@ -57,7 +57,7 @@ def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults by full keys, of Detectron2, of this project, and of the kinds of the tasks that a run has."""
     cfg = get_cfg()
     add_uniperceiver_v2_config(cfg)
-    defaults = _flat(cfg)
+    defaults = flat_settings(cfg)
     for name, node in (settings.get("TASKS") or {}).items():
         if isinstance(node, dict) and "KIND" in node:
             try:
@@ -66,7 +66,7 @@ def default_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             # What a task cannot do without is no difference from a default.
             needed = {key: node.get(key) for key in ("KIND", "DATASETS")}
-            defaults |= _flat({**own, **needed}, f"TASKS.{name}.")
+            defaults |= flat_settings({**own, **needed}, f"TASKS.{name}.")
     return defaults
 
 
@@ -77,17 +77,6 @@ def _default(key: str, defaults: Mapping[str, Any]) -> str:
     parts = key.split(".")
     is_free = any(defaults.get(".".join(parts[:length])) == {} for length in range(1, len(parts)))
     return "" if is_free else "no such setting today"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    def leaves() -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, Mapping) and value:
-                yield from _flat(value, f"{prefix}{key}.").items()
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(leaves())
 
 
 def _plain(value: Any) -> Any:

@@ -20,10 +20,10 @@ from ..data.datasets.records import Records, candidate_names, federation_of, loa
 from ..data.mappers.images import DetectionMapper
 from ..data.samples import DetectionSample
 from ..errors import UserError
+from ..evaluation.ground_truth import make_usable
 from ..evaluation.lvis_numpy import repair_lvis
 from ..evaluation.own_ids import OwnIdsEvaluator
 from ..evaluation.proposals import LIMITS, ProposalEvaluator
-from ..evaluation.truth import make_usable
 from ..kinds import LARGEST_SQUARE, ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
