@@ -123,7 +123,8 @@ def table(rows: list[Row]) -> tuple[str, bool]:
     ]
     level = True
     for program, unit in ((TRAINING, "iterations"), (PAGE, "answers")):
-        its = [row for row in rows if row.program == program]
+        if not (its := [row for row in rows if row.program == program]):
+            continue
         verdict, ends = judge(its), [part[-1] for part in _parts(its)]
         level = level and verdict.level
         values = (
@@ -171,6 +172,7 @@ class Training:
     """train_net.py, which goes on from where it was."""
 
     name = TRAINING
+    failures = ()  # each ends it
 
     def __init__(self, output: Path):
         self._metrics = output / "training" / "metrics.json"
@@ -298,13 +300,13 @@ def _stop(process: subprocess.Popen, number: int, good: tuple[int, ...]) -> int:
     return 0 if code in good else code
 
 
-def soak(hours: float, output: Path, pictures: Path, part: int) -> Iterator[Row]:
-    """A part of the soak.
+def soak(hours: float, programs: list[Training | WebPage], part: int) -> Iterator[Row]:
+    """A part of the soak, of programs that have just started.
 
     Raises:
         SystemExit: a program ended, or a question was not answered.
     """
-    programs, began = [Training(output), WebPage(output, pictures)], time.monotonic()
+    began = time.monotonic()
     try:
         while (seconds := time.monotonic() - began) < hours * 3600:
             time.sleep(min(BETWEEN_ROWS, hours * 3600 - seconds))
@@ -317,7 +319,7 @@ def soak(hours: float, output: Path, pictures: Path, part: int) -> Iterator[Row]
         codes = {program.name: program.stop() for program in programs}
     if any(codes.values()):
         raise SystemExit(f"error: exit codes {codes} after the signal to end")
-    if failures := programs[1].failures:
+    if failures := [failure for program in programs for failure in program.failures]:
         raise SystemExit(f"error: {len(failures)} questions without an answer, such as {failures[0]}")
 
 
@@ -325,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=3.0, help="of all parts together")
     parser.add_argument("--output", type=Path, default=Path("output/soak"))
+    parser.add_argument("--only", choices=(TRAINING, PAGE), help="one of the two programs in this part")
     args = parser.parse_args()
     output = args.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -336,9 +339,11 @@ def main() -> None:
     left = args.hours - sum(its[-1].seconds for its in _parts(rows)) / 3600
     data = Path(os.environ.get("DETECTRON2_DATASETS", REPOSITORY / "datasets")) / "digit_scenes" / "images" / "test"
     if left > 0:
+        programs = [] if args.only == PAGE else [Training(output)]
+        programs += [] if args.only == TRAINING else [WebPage(output, data)]
         try:
             with open(log, "a") as file:
-                for row in soak(left, output, data, part):
+                for row in soak(left, programs, part):
                     rows.append(row)
                     file.write(json.dumps(_written(row)) + "\n")
                     file.flush()

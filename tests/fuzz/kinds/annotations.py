@@ -1,4 +1,4 @@
-"""Annotations in every format: objects, captions, phrases, tables, texts."""
+"""Annotations in every format: objects, captions, phrases, tables, texts. They are trained on and evaluated."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from evaluated import PREDICTIONS, evaluate
 from mutations import damaged_bytes, damaged_json
 from PIL import Image
 from pycocotools import mask as mask_api
@@ -60,7 +61,9 @@ class Kind:
     def __init__(self, folder: Path):
         self._images = folder / "images"
         self._images.mkdir()
+        (folder / "labels").mkdir()
         for i in (1, 2):
+            (folder / "labels" / f"{i}.txt").write_text(f"{i - 1} 0.5 0.5 0.25 0.5\n")
             Image.effect_noise((WIDTH, HEIGHT), 50).convert("RGB").save(self._images / f"{i}.png")
         pictures = objects()["images"]
         texts = [{"id": i, "image_id": 1 + i % 2, "caption": f"a boat and {i} buoys"} for i in range(4)]
@@ -127,7 +130,10 @@ class Kind:
                         # As an absolute path in UTF-8, whose middle is left out if it is long.
                         path_in_utf8 = os.path.abspath(record["file_name"]).encode("utf-8", "backslashreplace").decode()
                         assert path_in_utf8[:500] in str(error)
-            build_evaluator(self._cfg, name, str(path.parent / "out"))
+        evaluator = build_evaluator(self._cfg, name, str(path.parent / "out"))
+        if metadata.evaluator_type in PREDICTIONS:
+            classes = len(metadata.get("thing_classes") or ())
+            evaluate(evaluator, metadata.evaluator_type, records[:4], classes)
 
     def is_named(self, path: Path, message: str) -> bool:
         """Of a dataset in several files, whichever is missing or wrong."""

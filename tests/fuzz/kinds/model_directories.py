@@ -51,7 +51,8 @@ class Kind:
         folder, name = path.name.split("+")
         directory = path.parent / folder
         shutil.copytree(self._folder / folder, directory, symlinks=True)
-        shutil.copy(path, directory / name)
+        (directory / name).unlink()
+        (directory / name).hardlink_to(path)
         if folder == "model":
             self._ask(directory)
         elif folder == "backbone":

@@ -95,12 +95,14 @@ class Kind:
     def read(self, path: Path, only_bytes: bool) -> None:
         own = self._place(path)
         try:
-            own.write_bytes(path.read_bytes())
+            own.unlink()
+            own.hardlink_to(path)
             for dataset in READERS[self._name(path)]:
                 records: Any = load_dataset(dataset)
                 if own.suffix == ".png":
                     read_segments(records[0])
         finally:
+            own.unlink(missing_ok=True)
             own.write_bytes(self._good[self._name(path)])
 
     def _name(self, path: Path) -> str:

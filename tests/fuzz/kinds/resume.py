@@ -87,7 +87,7 @@ class Kind:
         trainer, folder = self._trainer, path.parent / "run"
         folder.mkdir()
         trainer.checkpointer.save_dir = str(folder)
-        shutil.copy(path, folder / path.name)
+        (folder / path.name).hardlink_to(path)
         if path.name == "last_checkpoint":
             (folder / "model_0000041.pth").write_bytes(self._file)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import write_atomically
-from ..reading import read_tensors, require_finite, require_no_way_up
+from ..reading import open_file, read_tensors, require_finite, require_no_way_up
 from ..shards import divided_like, is_divided, local
 from .fitting import as_loaded, difference, require_fit, state_differences, strip_prefix
 from .parts import MANIFEST, PartsWriter, agreed, is_checkpoint, is_parts, read_parts, remove_checkpoint
@@ -193,10 +193,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f"write the name of a checkpoint beside it into it{self._known_checkpoints()}, or remove it to begin anew"
         )
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 name = file.read(_LONGEST_NAME + 1).decode("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+        except (OSError, ValueError) as error:
+            reason = "it is not a text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
             raise UserError(f"--resume: {path} cannot be read ({reason}); {way_out}") from error
         # A name with a folder would make a file from elsewhere the last checkpoint of this run.
         if not name or len(name) > _LONGEST_NAME or not name.isprintable() or os.path.basename(name) != name:

@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from .disk import open_text
 from .instances import (
     LARGEST_SIDE,
     Instance,
@@ -107,7 +108,7 @@ def check_json_of(name: str) -> None:
     """
     json_file = MetadataCatalog.get(name).get("json_file")
     try:
-        with open(json_file, encoding="utf-8") as file:
+        with open_text(json_file) as file:
             content = json.load(file)
         if not content.get("categories"):  # for example captions
             return

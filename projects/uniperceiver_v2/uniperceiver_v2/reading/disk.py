@@ -1,13 +1,13 @@
 """Reads files with retries, so that a temporary error does not change the data that a run is trained on."""
 
-import contextlib
 import errno
+import io
 import logging
 import os
 import stat
 import time
 from collections.abc import Callable
-from typing import IO, TypeVar
+from typing import IO, TextIO, TypeVar
 from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
@@ -117,13 +117,28 @@ def open_file(path: str) -> IO[bytes]:
         OSError: it cannot be opened.
         ValueError: it is not a regular file, and might never end, or it is an address with "..".
     """
-    with contextlib.suppress(FileNotFoundError):  # only PathManager knows this path
-        # Checked before opening, as opening a named pipe waits for a writer.
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
+    require_file(path)
     require_no_way_up(path)
     return PathManager.open(path, "rb")
+
+
+def open_text(path: str) -> TextIO:
+    """As :func:`open_file`, for a text in UTF-8 of any length."""
+    return io.TextIOWrapper(open_file(path), encoding="utf-8")
+
+
+def require_file(path: str, *, or_folder: bool = False) -> None:
+    """Refuse what is there and is no regular file. This comes before opening, as opening a named pipe waits for a writer.
+
+    Raises:
+        ValueError: it is a pipe, a socket or a device, or a folder where ``or_folder`` is False.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:  # or only PathManager knows this path
+        return
+    if not stat.S_ISREG(mode) and not (or_folder and stat.S_ISDIR(mode)):
+        raise ValueError(f"is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
 
 
 def require_no_way_up(path: str) -> None:

@@ -113,8 +113,8 @@ def read_xml(path: str) -> ElementTree.Element:
     Raises:
         UserError: it is not XML, or declares entities.
     """
-    content = read_file(path)
     try:
+        content = read_file(path)
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise ValueError("it declares entities, which might fill the memory")
         return ElementTree.fromstring(content)

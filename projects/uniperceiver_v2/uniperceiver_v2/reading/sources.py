@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from detectron2.data import MetadataCatalog
 
 from ..errors import UnreadableImage, UserError
-from .disk import DiskFault
+from .disk import DiskFault, require_file
 from .remote import is_remote
 
 # Keys of metadata with a path of the dataset's files: ours first, then those of Detectron2's own datasets.
@@ -27,10 +27,11 @@ _PROGRAM = "python datasets/"  # the beginning of a command that makes files of 
 
 
 @contextlib.contextmanager
-def while_reading(path: str) -> Iterator[None]:
-    """A context whose errors are about one file of a dataset that has several. :func:`explained` names this file in
-    place of the dataset's first one."""
+def while_reading(path: str, *, or_folder: bool = False) -> Iterator[None]:
+    """A context whose errors are about one file, or folder, of a dataset that has several. :func:`explained` names this
+    one in place of the dataset's first."""
     try:
+        require_file(path, or_folder=or_folder)
         yield
     except UserError:
         raise
@@ -51,6 +52,9 @@ def explained(name: str) -> Iterator[None]:
     """
     remedy = remedy_of(name)
     try:
+        for path in _paths_of(name):
+            with while_reading(path, or_folder=True):
+                pass
         yield
     except DiskFault:
         raise
@@ -91,9 +95,12 @@ def _read_at(error: Exception, name: str) -> str:
 
 def source_of(name: str) -> str:
     """A path of the dataset's files, or the dataset's name if no path is known."""
+    return os.path.abspath(next(iter(_paths_of(name)), name))
+
+
+def _paths_of(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
-    known = (metadata.get(key) for key in _PATHS)
-    return os.path.abspath(next((str(path) for path in known if path), name))
+    return [str(path) for path in (metadata.get(key) for key in _PATHS) if path]
 
 
 def require_source(name: str) -> None:

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ...errors import UserError
-from ...reading import id_order, picture_endings, while_reading
+from ...reading import id_order, open_text, picture_endings, while_reading
 from .records import Records, register_dataset
 
 
@@ -92,7 +92,7 @@ def _read_class_names(path: str) -> dict[str, str]:
     Raises:
         UserError: a line has no name, or two classes have the same name and no other one.
     """
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         lines = [line.split(maxsplit=1) for line in file if line.strip()]
     if not lines:
         raise UserError(f"{os.path.abspath(path)} names no class")
@@ -230,7 +230,7 @@ def register_proposals(name: str, json_file: str, image_root: str, **metadata: A
 def read_json(path: str) -> Any:
     """The content of a JSON of a registered dataset. Its errors are those of ``json``, which
     :func:`~uniperceiver_v2.reading.sources.explained` gives this file and the dataset's remedy."""
-    with while_reading(path), open(path, encoding="utf-8") as file:
+    with while_reading(path), open_text(path) as file:
         return json.load(file)
 
 
@@ -258,6 +258,6 @@ def register_text_lines(name: str, path: str, **metadata: Any) -> None:
 
 def load_text_lines(path: str) -> Records:
     """Records {"text_id", "text"} of a file with one text on each line. Empty lines are left out."""
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         texts = [line.strip() for line in file if line.strip()]
     return [{"text_id": index, "text": text} for index, text in enumerate(texts)]

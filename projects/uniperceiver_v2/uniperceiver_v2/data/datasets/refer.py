@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ...errors import UserError
-from ...reading import Unpickler, while_reading
+from ...reading import Unpickler, open_file, while_reading
 from .formats import string
 from .phrases import objects_by_image, place_of, record_of, register_grounding
 from .records import Records
@@ -111,7 +111,7 @@ def load_plain_pickle(path: str) -> Any:
     Raises:
         UserError: the pickle holds anything else, or is damaged.
     """
-    with open(path, "rb") as file:
+    with while_reading(path), open_file(path) as file:
         try:
             return Unpickler(file, encoding="utf-8", errors="replace").load()
         except Exception as error:  # a damaged pickle ends in whatever its first wrong byte leads to
