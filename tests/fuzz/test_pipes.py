@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from uniperceiver_v2.errors import UnreadableImage, UserError
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -149,3 +149,12 @@ def test_an_unknown_source_is_an_error_with_some_of_its_keys(tmp_path, keys_of):
         load_pretrained(nn.Module(), 1, [str(tmp_path / "x.safetensors")])
     with pytest.raises(UserError, match="not found"):
         load_pretrained(nn.Module(), 1, [str(tmp_path / "y.pth")])
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path):
+    state = resnet_state()
+    key = next(key for key in state if key.endswith("conv2.weight"))
+    state[key][0, 0, 0, 0] = torch.nan
+    path = written(tmp_path / "R-50.pkl", {"model": {k.removeprefix("backbone."): v.numpy() for k, v in state.items()}})
+    with pytest.raises(UserError, match=f"{path}: .* has 1 of .* NaN or infinite"):
+        load_pretrained(resnet_encoder(), 1, [path])

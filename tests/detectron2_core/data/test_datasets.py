@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import detectron2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -176,6 +177,16 @@ def test_lvis_faults(lvis_content, write, fault):
         lvis_content["annotations"][0]["id"] = 2
     with pytest.raises(AssertionError):
         load_lvis_json(write(lvis_content), "root/")
+
+
+@pytest.mark.skipif("detectron2_core" not in detectron2.__file__, reason="upstream keeps the last of them")
+@pytest.mark.parametrize("key", ["images", "categories"])
+@pytest.mark.parametrize("load", [load_coco_json, load_lvis_json])
+def test_of_two_entries_with_an_id_none_is_lost(coco_content, lvis_content, write, tmp_path, key, load):
+    content = coco_content if load is load_coco_json else lvis_content
+    content[key].append({**content[key][0]})
+    with pytest.raises(ValueError, match=f"Two {key} in .* have the same id"):
+        load(write(content), f"{tmp_path}/")
 
 
 COCO_FACTS = {"person": 1, "stop sign": 13, "backpack": 27, "dining table": 67, "toothbrush": 90}

@@ -128,7 +128,7 @@ def open_text(path: str) -> TextIO:
 
 
 def require_file(path: str, *, or_folder: bool = False) -> None:
-    """Refuse what is there and is no regular file. This comes before opening, as opening a named pipe waits for a writer.
+    """Refuse what is there and is no regular file, before it is opened: opening a named pipe waits for a writer.
 
     Raises:
         ValueError: it is a pipe, a socket or a device, or a folder where ``or_folder`` is False.

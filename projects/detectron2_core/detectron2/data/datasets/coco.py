@@ -43,11 +43,14 @@ def load_coco_json(
     Raises:
         AssertionError: annotation ids are not unique, or an annotation is marked "ignore".
         KeyError: an annotation's category is not among the JSON's.
-        ValueError: an annotation's box is empty.
+        ValueError: an annotation's box is empty, or two images or two categories have the same id.
     """
     json_file = PathManager.get_local_path(json_file)
     with contextlib.redirect_stdout(io.StringIO()):
         coco_api = COCO(json_file)
+    for key, by_id in (("images", coco_api.imgs), ("categories", coco_api.cats)):
+        if len(by_id) < len(coco_api.dataset.get(key, ())):  # one would take the place of the other
+            raise ValueError(f"Two {key} in '{json_file}' have the same id!")
     index_of = None if dataset_name is None else _set_category_metadata(coco_api, dataset_name)
 
     image_ids = sorted(coco_api.imgs)

@@ -51,13 +51,16 @@ def load_lvis_json(
         "not_exhaustive_category_ids" as in the file (ids, not indices).
 
     Raises:
-        ValueError: ``dataset_name`` has no known version of LVIS.
+        ValueError: ``dataset_name`` has no known version of LVIS, or two images or two categories have the same id.
         AssertionError: annotation ids are not unique, or a polygon has less than three points.
     """
     from lvis import LVIS
 
     json_file = PathManager.get_local_path(json_file)
     lvis_api = LVIS(json_file)
+    for key, by_id in (("images", lvis_api.imgs), ("categories", lvis_api.cats)):
+        if len(by_id) < len(lvis_api.dataset[key]):  # one would take the place of the other
+            raise ValueError(f"Two {key} in '{json_file}' have the same id!")
     metadata = {}
     if dataset_name is not None:
         metadata = _metadata_for(dataset_name, lvis_api.dataset["categories"])

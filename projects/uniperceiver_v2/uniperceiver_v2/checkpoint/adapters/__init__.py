@@ -11,6 +11,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...files import shipped
+from ...reading import require_finite
 from . import backbones, deformable_detr, mask2former, mask_dino, uniperceiver_v1
 from .reading import read_source
 from .table import Plan, Rule, Table, convert, reason_for
@@ -36,7 +37,8 @@ def load_pretrained(
         decoder: the unified decoder, for sources that fill it.
 
     Raises:
-        UserError: a file cannot be read or is of no known source, or a key of it or of the model is not accounted for.
+        UserError: a file cannot be read or is of no known source, a key of it or of the model is not accounted for, or
+            a weight is NaN or infinite.
     """
     tables = []
     for path in paths:
@@ -52,6 +54,7 @@ def load_pretrained(
         own = part.state_dict()
         try:
             values, table = convert(state, own, source.plan(state, own, heads))
+            require_finite(values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         part.load_state_dict({**own, **values})
