@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from operations import Operations
-from peak_memory import peak_memory
+from peak_memory import peak_memory, trim
 
 Work = Callable[[], object]
 MIB = 2**20
@@ -153,6 +153,7 @@ def compare(
     moved: float = 0.0,
     dtype: torch.dtype = torch.float32,
     warm_up: bool = True,
+    fresh: bool = False,
 ) -> Row:
     """Time two callables in turn. Each call is one repetition of the work.
 
@@ -166,6 +167,8 @@ def compare(
         dtype: the dtype of the matrix product with which our flops are compared.
         warm_up: False for work that takes minutes in plain Python, for which a first run is representative. Then one
             pair is run, without a warm-up.
+        fresh: each call finds no freed memory of earlier ones, as in a program that has just started. Else whoever runs
+            later has the pages that the other one has brought in.
     """
     gc.collect()
     pair, calls = 0.0, 1
@@ -180,6 +183,8 @@ def compare(
             gc.collect()
         order = [("ours", ours), ("peer", peer)]
         for kind, work in order if index % 2 == 0 else reversed(order):
+            if fresh:
+                trim()
             times[kind].append(elapsed(work, calls))
     if settings.profile:
         for side, work in (("ours", ours), (peer_name, peer)):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from uniperceiver_v2.engine.freed_memory import give_back_freed_memory
+
 Work = Callable[[], object]
 
 
@@ -29,15 +31,14 @@ def peak_memory(work: Work, on_gpu: bool = False) -> int:
 
 def own_memory() -> int:
     """Bytes that no other process can share: files that the process maps are left out, and so is what it has freed."""
-    _trim(ctypes.CDLL(None))
+    trim()
     return _resident("RssAnon")
 
 
-def _trim(libc: ctypes.CDLL) -> None:
+def trim() -> None:
     """Return freed memory to the system. Otherwise what comes next would use it, and seem to need none."""
     gc.collect()
-    if hasattr(libc, "malloc_trim"):  # glibc's
-        libc.malloc_trim(0)
+    give_back_freed_memory()
 
 
 def _gpu_peak(work: Work) -> int:
@@ -70,7 +71,7 @@ def _send_peak(work: Work, sending: Connection) -> None:
     if hasattr(libc, "mallopt"):  # glibc then returns freed memory to the system at once
         libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 65536)  # M_TRIM_THRESHOLD
-    _trim(libc)
+    trim()
     _map_libraries(libc)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM

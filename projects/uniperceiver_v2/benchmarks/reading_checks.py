@@ -58,7 +58,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             lambda: DatasetCatalog.get(NAME),
             peer_name="without",
             at_most=1.3,
-            warm_up=False,
+            fresh=True,
         )
         path.unlink()
         weights = Path(folder) / "model.pth"
@@ -84,6 +84,7 @@ def rows(args: argparse.Namespace) -> Iterator[harness.Row]:
             bare,
             peer_name="torch.load",
             at_most=1.2,
+            fresh=True,
         )
         weights.unlink()
         weights = Path(folder) / "model.safetensors"

@@ -9,7 +9,7 @@ it has the messages.
 import itertools
 import json
 import logging
-import struct
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -231,7 +231,7 @@ def _looks_right(part: _Part, categories: Collection[int] | None) -> bool:
             and _boxes_look_right(annotations, *sizes)
             and _segmentations_look_right([a.get("segmentation") for a in annotations], *sizes)
         )
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return False  # values of other types
 
 
@@ -266,28 +266,28 @@ def _segmentations_look_right(segmentations: list, widths: np.ndarray, heights: 
             encoded.append((segmentation, heights[number], widths[number]))
         elif segmentation is not None:
             return False
-    sizes = np.stack([widths, heights], axis=1)[np.array(owners, dtype=np.int64)]
+    sizes = np.stack([widths, heights])[:, np.array(owners, dtype=np.int64)]
     return _polygons_look_right(polygons, sizes) and _encoded_look_right(encoded)
 
 
 def _polygons_look_right(polygons: list[list[float]], sizes: np.ndarray) -> bool:
-    """Checks P polygons. ``sizes`` [P, 2] has width and height of each polygon's image."""
+    """Checks P polygons. ``sizes`` [2, P] has width and height of each polygon's image."""
     if not polygons:
         return True
     lengths = np.array(list(map(len, polygons)))
     if (lengths < 6).any() or (lengths % 2).any():
         return False
-    points = _numbers(polygons).reshape(-1, 2)
+    points = np.ascontiguousarray(_numbers(polygons).reshape(-1, 2).T)
     ends = np.cumsum(lengths // 2)
     starts = ends - lengths // 2
-    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # [P, 2]; NaN is kept
-    steps = np.abs(np.diff(points, axis=0, append=points[-1:])).max(axis=1)
+    low, high = np.minimum.reduceat(points, starts, 1), np.maximum.reduceat(points, starts, 1)  # [2, P]; NaN is kept
+    steps = np.abs(np.diff(points, append=points[:, -1:])).max(axis=0)
     steps[ends - 1] = 0  # the step to the next polygon does not count
     outlines = np.add.reduceat(steps, starts)
     return (
         _within_reach(low, sizes)
         and _within_reach(high, sizes)
-        and bool(np.all(outlines <= longest_outline(sizes[:, 1], sizes[:, 0])))
+        and bool(np.all(outlines <= longest_outline(sizes[1], sizes[0])))
     )
 
 
@@ -314,14 +314,17 @@ def _numbers(lists: list[list[float]]) -> np.ndarray:
     """All numbers of the lists, concatenated, float64.
 
     Raises:
-        TypeError: a value is not a Python int or float.
+        OverflowError, TypeError: a value is not a number that float64 has, or is a bool.
     """
-    flat = list(itertools.chain.from_iterable(lists))
-    types = list(map(type, flat))
-    floats = types.count(float)
-    if floats != len(types) and floats + types.count(int) != len(types):
+    flat = array("d")
+    for each in lists:
+        flat.fromlist(each)  # in a fifth of the time of np.array
+    numbers = np.frombuffer(flat)
+    may_be_bools = np.flatnonzero((numbers == 0) | (numbers == 1))
+    owners = np.searchsorted(np.cumsum([len(each) for each in lists]), may_be_bools, side="right")
+    if any(bool in map(type, lists[owner]) for owner in np.unique(owners).tolist()):
         raise TypeError
-    return np.frombuffer(struct.pack(f"{len(flat)}d", *flat))  # in two thirds of the time of np.array
+    return numbers
 
 
 def _within_reach(values: np.ndarray, sides: np.ndarray) -> bool:
