@@ -5,7 +5,7 @@ data, or says in one sentence which file, and which entry in it, cannot be used.
 """
 
 from .annotations import LARGEST_ID, check_annotations, check_entries, check_instances, check_json_of
-from .disk import LARGEST_FILE, open_file, open_text, patiently, read_file, require_no_way_up
+from .disk import LARGEST_FILE, open_file, open_text, patiently, read_file, require_file, require_no_way_up
 from .documents import read_columns, read_json, read_lines, read_table, read_text, read_xml, read_yaml
 from .ids import Id, id_order, is_id, sorted_ids
 from .images import READ_ERRORS, decode_image, picture_endings, pixels_of, read_image, read_reduced, read_size
@@ -60,6 +60,7 @@ __all__ = [
     "read_yaml",
     "remedy_of",
     "remote_stamp",
+    "require_file",
     "require_finite",
     "require_no_way_up",
     "require_size",

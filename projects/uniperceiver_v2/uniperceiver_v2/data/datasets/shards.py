@@ -24,7 +24,16 @@ from detectron2.utils import comm
 
 from ...errors import UnreadableImage, UserError
 from ...files import write_atomically
-from ...reading import LARGEST_FILE, find_remote, is_remote, members_of, open_copy, patiently, remote_stamp
+from ...reading import (
+    LARGEST_FILE,
+    find_remote,
+    is_remote,
+    members_of,
+    open_copy,
+    patiently,
+    remote_stamp,
+    require_file,
+)
 from ..order import SHARDS_AT_A_TIME, ShardOrder
 from .records import register_dataset
 from .shard_index import VARIABLE, Entry, indexed
@@ -228,9 +237,11 @@ def _load_shard(path: str, stamp: Stamp) -> Shard:
     index_path = f"{path}.index.npz"
     expected = [_INDEX_VERSION, *stamp]
     # An index is a zip archive, whose checksums are compared. There may be none yet, or one that is damaged in any way.
-    with contextlib.suppress(Exception), np.load(index_path, allow_pickle=False) as index:
-        keys, members = index["keys"], index["members"]
-        known = index["stamp"].tolist() == expected and keys.dtype.kind == "S" and members.dtype == np.int64
+    with contextlib.suppress(Exception):
+        require_file(index_path)
+        with np.load(index_path, allow_pickle=False) as index:
+            keys, members, found = index["keys"], index["members"], index["stamp"].tolist()
+        known = found == expected and keys.dtype.kind == "S" and members.dtype == np.int64
         if known and keys.ndim == 1 and members.shape == (len(keys), 4) and (members >= 0).all():
             return Shard(path, stamp, keys, members)
     keys, members = _read_headers(path)

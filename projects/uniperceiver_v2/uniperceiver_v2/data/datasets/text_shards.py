@@ -16,6 +16,7 @@ from isal import isal_zlib
 
 from ...errors import UnreadableImage
 from ...files import write_atomically
+from ...reading import require_file
 from .shards import InShards, Stamp, load_each, read_part, register_shards
 from .texts import tidy
 
@@ -78,6 +79,7 @@ def _load_shard(path: str, stamp: Stamp) -> TextShard:
     written."""
     index_path = f"{path}.index.npy"
     with contextlib.suppress(Exception):  # there is no index yet, or it is damaged in whatever way
+        require_file(index_path)
         index = np.load(index_path, mmap_mode="r", allow_pickle=False)
         if index.dtype == np.int64 and np.array_equal(index[:2], _head(stamp, index[2:])):
             return TextShard(path, stamp, index[2:])
