@@ -162,6 +162,7 @@ ENTRIES = {
     "an image's id beyond 64 bits": (("images", 1), {"id": 10**30}, '"id" 1000'),
     "an image's id of a float": (("images", 1), {"id": 6.0}, "id.* 6.0"),
     "an image's half pixel": (("images", 1), {"height": 60.5}, "image 6 has height 60.5"),
+    "an image without a height": (("images", 1), {"height": None}, "image 6 has no height"),
     "a category twice": (("categories", 1), {"name": "red"}, "two categories are both called 'red'"),
     "a category without a text": (("categories", 1), {"name": None}, "a category has the name None"),
     "a category with an empty name": (("categories", 1), {"name": " "}, "a category has the name ' '"),

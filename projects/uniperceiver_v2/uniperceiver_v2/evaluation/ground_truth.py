@@ -5,6 +5,7 @@ import io
 import logging
 from typing import Any
 
+from ..errors import UserError
 from ..reading import LARGEST_ID, check_entries, check_instances
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def make_usable(truth: Any, json_file: str) -> bool:
         whether each object has a segmentation. If not, only boxes can be evaluated.
 
     Raises:
-        UserError: an image, a category or an annotation is wrong.
+        UserError: an image, a category or an annotation is wrong, or an image whose masks are evaluated has no size.
     """
     check_entries(json_file, truth.dataset)
     check_instances(json_file, truth.dataset)
@@ -37,4 +38,10 @@ def make_usable(truth: Any, json_file: str) -> bool:
     bare = next((a for a in annotations if a["image_id"] in truth.imgs and not a.get("segmentation")), None)
     if bare is not None:
         logger.warning("%s: annotation %s has no segmentation, so masks are not evaluated", json_file, bare["id"])
-    return bare is None
+        return False
+    for image in truth.imgs.values():
+        if image.get("height") is None or image.get("width") is None:
+            raise UserError(
+                f"{json_file}: image {image['id']} has no height or no width, which masks need"
+            )
+    return True

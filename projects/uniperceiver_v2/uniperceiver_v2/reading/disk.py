@@ -131,8 +131,11 @@ def require_file(path: str, *, or_folder: bool = False) -> None:
     """Refuse what is there and is no regular file, before it is opened: opening a named pipe waits for a writer.
 
     Raises:
+        FileNotFoundError: the path has a null character, which no file's has.
         ValueError: it is a pipe, a socket or a device, or a folder where ``or_folder`` is False.
     """
+    if "\0" in path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:  # or only PathManager knows this path
