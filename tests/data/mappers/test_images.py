@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from uniperceiver_v2.data import load_dataset
 from uniperceiver_v2.data.mappers import augmentations
 from uniperceiver_v2.data.mappers.augmentations import BoundedResize, CenterCrop, RandomResizedCrop
-from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper
+from uniperceiver_v2.data.mappers.images import ClassificationMapper, DetectionMapper, as_tensor
 from uniperceiver_v2.data.order import numpy_draws_from
 from uniperceiver_v2.errors import UnreadableImage
 
@@ -249,3 +249,10 @@ def test_a_picture_that_would_become_too_large_is_unreadable(tmp_path, monkeypat
     Image.fromarray(np.zeros((1, 2000, 3), np.uint8)).save(path)
     with pytest.raises(UnreadableImage, match=r"row\.png: of 2000 x 1 pixels it would be resized to 64000 x 32"):
         mapper(record)
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 3), (1, 4, 3), (1, 1, 3), (5, 4, 3)])
+def test_a_mirrored_image_of_any_size_is_a_tensor(shape):
+    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    for mirrored in (image[:, ::-1], image[::-1]):
+        assert as_tensor(mirrored).tolist() == mirrored.transpose(2, 0, 1).tolist()

@@ -41,7 +41,5 @@ def make_usable(truth: Any, json_file: str) -> bool:
         return False
     for image in truth.imgs.values():
         if image.get("height") is None or image.get("width") is None:
-            raise UserError(
-                f"{json_file}: image {image['id']} has no height or no width, which masks need"
-            )
+            raise UserError(f"{json_file}: image {image['id']} has no height or no width, which masks need")
     return True
