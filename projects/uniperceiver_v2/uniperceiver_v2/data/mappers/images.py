@@ -110,7 +110,7 @@ def _transformed(image: np.ndarray, augmentations: T.AugmentationList) -> tuple[
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
     """An image [H,W,3] as a tensor [3,H,W]."""
-    # A copy, and not what numpy takes for contiguous: a mirrored side of one pixel keeps its negative stride there.
+    # A copy, and not what numpy takes for contiguous: a mirrored image of one pixel keeps a negative stride there.
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
