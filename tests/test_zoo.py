@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import pytest
 import torch
@@ -54,9 +55,36 @@ ROWS = {
 
 def figure(results: dict, path: str) -> str:
     """Of results.json, as the documents print it."""
+    return _printed([value(results, path)], path)
+
+
+def value(results: dict, path: str) -> float | None:
     for key in path.split("/"):
         results = results[key]
-    return "-" if results is None else f"{results:.2f}" if path.endswith("perplexity") else f"{results:.1f}"
+    return results
+
+
+def mean_of_seeds(runs: list[dict], path: str) -> str:
+    """Of the results of several seeds, as the documents print it."""
+    return _printed([value(run, path) for run in runs], path)
+
+
+def _printed(values: list[float | None], path: str) -> str:
+    """The mean and, of several values, their standard deviation. Some have no value for captions that name nothing."""
+    there = [x for x in values if x is not None]
+    places = 2 if path.endswith("perplexity") else 1
+    if not there:
+        return "-"
+    mean = f"{statistics.mean(there):.{places}f}"
+    if len(there) < len(values):
+        return f"{mean} ({len(there)} of {len(values)} seeds)"
+    return f"{mean} ± {statistics.stdev(there):.{places}f}" if len(there) > 1 else mean
+
+
+def runs_of_make_train() -> list[dict]:
+    """The results of `make train`, seeds 0, 1 and 2."""
+    folder = REPOSITORY / "projects/uniperceiver_v2/experiments/records/make_train/test"
+    return [json.loads((folder / str(seed) / "run.json").read_text())["results"] for seed in range(3)]
 
 
 def words(path: str) -> str:
@@ -100,19 +128,43 @@ def test_documents_have_the_figures_of_the_results():
     assert results["digit_scenes_captions_test"]["caption_truth"]["places"] is None
 
 
+def test_the_readme_has_the_figures_of_make_train():
+    runs, readme = runs_of_make_train(), (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    figures = {
+        "box {}, mask {}": ("digit_scenes_test/bbox/AP", "digit_scenes_test/segm/AP"),
+        "{}% top-1": ("digits_test/classification/top1",),
+        "CIDEr {}, {}% wholly true": (
+            "digit_scenes_captions_test/caption/CIDEr",
+            "digit_scenes_captions_test/caption_truth/true",
+        ),
+        "text R@1 {}%, image R@1 {}%": (
+            "digit_scenes_retrieval_test/text_retrieval/R@1",
+            "digit_scenes_retrieval_test/image_retrieval/R@1",
+        ),
+        "{}% of masked words": ("digit_corpus_test/language_modelling/accuracy",),
+        "{}% at IoU 0.5": ("digit_scenes_phrases_test/grounding/Acc@0.5",),
+    }
+    for form, paths in figures.items():
+        assert form.format(*(mean_of_seeds(runs, path) for path in paths)) in readme
+
+
 def test_the_model_zoos_table_has_the_figures_of_the_results():
     results = json.loads((REPOSITORY / MODEL_ZOO["digit_scenes/small"] / "results.json").read_text())
+    runs = runs_of_make_train()
     table = (REPOSITORY / "projects/uniperceiver_v2/MODEL_ZOO.md").read_text(encoding="utf-8")
     table = table.partition("| metric | dataset | tiny | zoo | small |")[2].partition("\n\n")[0]
     dataset, seen = "", set()
     for row in table.splitlines()[2:]:
-        label, named, _, zoo, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        label, named, tiny, zoo, _ = (cell.strip() for cell in row.strip("|").split("|"))
         dataset = named.strip("`") or dataset
         label = re.sub(r" \(oracle.*\)", "", label)
         if label.startswith("duplicates"):
             continue  # counted by experiments/duplicates.py
         form, *names = ROWS[dataset, label]
-        assert zoo == " / ".join(figure(results[dataset], form.format(name)) for name in names), (dataset, label)
+        paths = [form.format(name) for name in names]
+        assert zoo == " / ".join(figure(results[dataset], path) for path in paths), (dataset, label)
+        own = [run[dataset] for run in runs]
+        assert tiny == " / ".join(mean_of_seeds(own, path) for path in paths), (dataset, label)
         seen.add((dataset, label))
     assert seen == ROWS.keys()
 
