@@ -59,6 +59,14 @@ def test_a_hundred_broken_files_of_each_kind_give_no_finding(ended):
         assert refused > 3  # the damage is felt
 
 
+def test_a_named_pipe_in_place_of_a_file_is_refused():
+    program = [sys.executable, str(FOLDER / "pipes.py")]
+    process = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr[-2000:]
+    files = dict(re.findall(r"^(\w+) (\d+)$", process.stdout, re.MULTILINE))
+    assert files.keys() == set(KINDS) - {"parts"} and min(map(int, files.values())) > 0
+
+
 def test_a_campaign_that_was_stopped_goes_on_where_it_was(ended):
     process, folder = ended
     log = folder / "blocks.jsonl"
