@@ -77,14 +77,15 @@ class Kind:
     def read(self, path: Path, only_bytes: bool) -> None:
         directory = path.parent / "model_0000041"
         directory.mkdir()
-        files = {**self._good, path.name: path.read_bytes()}
+        files = dict(self._good)
         if path.name != MANIFEST and not only_bytes:
-            own = {
-                "files": {**self._manifest["files"], path.name: [len(files[path.name]), zlib.crc32(files[path.name])]}
-            }
+            content = path.read_bytes()
+            own = {"files": {**self._manifest["files"], path.name: [len(content), zlib.crc32(content)]}}
             files[MANIFEST] = json.dumps(own).encode()
         for name, content in files.items():
-            (directory / name).write_bytes(content)
+            if name != path.name:
+                (directory / name).write_bytes(content)
+        (directory / path.name).hardlink_to(path)
         read_weights(directory, only_bytes)
 
     def is_named(self, path: Path, message: str) -> bool:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import sync_folder, write_atomically, write_json
-from ..reading import Unpickler, read_json, read_tensors
+from ..reading import Unpickler, open_file, read_json, read_tensors
 from ..shards import is_divided
 from .writing import map_tensors
 
@@ -123,7 +123,7 @@ def _own_files(directory: str, rest: Any) -> dict[str, list[int]]:
 
 def _size_and_checksum(path: str) -> list[int]:
     checksum = 0
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while piece := file.read(_AT_A_TIME):
             checksum = isal_zlib.crc32(piece, checksum)
         return [file.tell(), checksum]
@@ -245,8 +245,9 @@ def _require_undamaged(path: str, name: str, expected: list[int]) -> None:
     file = os.path.join(path, name)
     try:
         found = _size_and_checksum(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read, a part of a checkpoint: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{file} cannot be read, a part of a checkpoint: {reason}") from error
     if found != expected:
         reason = "its size is another" if found[:1] != expected[:1] else "it has another checksum"
         raise _damaged(file, f"{reason} than was saved")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from detectron2.data import MetadataCatalog
 
 from ..errors import UnreadableImage, UserError
-from .disk import DiskFault, require_file
+from .disk import DiskFault, patiently, require_file
 from .remote import is_remote
 
 # Keys of metadata with a path of the dataset's files: ours first, then those of Detectron2's own datasets.
@@ -31,7 +31,7 @@ def while_reading(path: str, *, or_folder: bool = False) -> Iterator[None]:
     """A context whose errors are about one file, or folder, of a dataset that has several. :func:`explained` names this
     one in place of the dataset's first."""
     try:
-        require_file(path, or_folder=or_folder)
+        patiently(lambda: require_file(path, or_folder=or_folder), path)
         yield
     except UserError:
         raise

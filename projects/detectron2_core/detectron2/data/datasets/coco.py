@@ -48,9 +48,7 @@ def load_coco_json(
     json_file = PathManager.get_local_path(json_file)
     with contextlib.redirect_stdout(io.StringIO()):
         coco_api = COCO(json_file)
-    for key, by_id in (("images", coco_api.imgs), ("categories", coco_api.cats)):
-        if len(by_id) < len(coco_api.dataset.get(key, ())):  # one would take the place of the other
-            raise ValueError(f"Two {key} in '{json_file}' have the same id!")
+    _require_different_ids(coco_api, json_file)
     index_of = None if dataset_name is None else _set_category_metadata(coco_api, dataset_name)
 
     image_ids = sorted(coco_api.imgs)
@@ -85,6 +83,13 @@ def load_coco_json(
     if invalid:
         logger.warning("Filtered out %d instances without valid segmentation.", invalid)
     return records
+
+
+def _require_different_ids(api, json_file: str) -> None:
+    """Of two images or two categories with an id, COCO's and LVIS's programs would keep the last one."""
+    for key, by_id in (("images", api.imgs), ("categories", api.cats)):
+        if len(by_id) < len(api.dataset.get(key, ())):
+            raise ValueError(f"Two {key} in '{json_file}' have the same id!")
 
 
 def _set_category_metadata(coco_api: COCO, dataset_name: str) -> dict[int, int]:

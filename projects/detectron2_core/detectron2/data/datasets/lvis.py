@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..catalog import DatasetCatalog, Metadata, MetadataCatalog
 from .builtin_meta import _get_coco_instances_meta
-from .coco import _is_polygon
+from .coco import _is_polygon, _require_different_ids
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
@@ -58,9 +58,7 @@ def load_lvis_json(
 
     json_file = PathManager.get_local_path(json_file)
     lvis_api = LVIS(json_file)
-    for key, by_id in (("images", lvis_api.imgs), ("categories", lvis_api.cats)):
-        if len(by_id) < len(lvis_api.dataset[key]):  # one would take the place of the other
-            raise ValueError(f"Two {key} in '{json_file}' have the same id!")
+    _require_different_ids(lvis_api, json_file)
     metadata = {}
     if dataset_name is not None:
         metadata = _metadata_for(dataset_name, lvis_api.dataset["categories"])
