@@ -135,6 +135,7 @@ def _tiny_config() -> "CfgNode":
     node.DECODER.update({"LAYERS": 1, "HEADS": 4, "FFN_DIM": 32, "EXPERTS": 3, "ACTIVE_EXPERTS": 2})
     node.REGION.update({"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "POINTS": 2, "FFN_DIM": 48, "ENCODER_LAYERS": 1})
     node.REGION.update({"DECODER_LAYERS": 2, "NUM_QUERIES": 12, "ANCHOR_SIZE": 0.2, "DENOISING_QUERIES": 4})
+    node.REGION.FINE_DIM = 8
     node.CRITERION.NUM_POINTS = 64
     for name, kind in (
         ("scenes", "detection"),
@@ -146,6 +147,7 @@ def _tiny_config() -> "CfgNode":
     ):
         cfg.TASKS.NAMES.append(name)
         cfg.TASKS[name] = CfgNode(task_defaults(name, kind))
+    cfg.TASKS.scenes.CENTRE_WEIGHT = cfg.TASKS.phrases.CENTRE_WEIGHT = 2.0
     return cfg
 
 

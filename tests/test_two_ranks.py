@@ -5,6 +5,7 @@ computed in float64, so that only rounding may differ.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
@@ -141,6 +142,9 @@ def model(tiny_model):
             for parameter in part.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     tiny_model.tasks["alone"] = RetrievalTask(replace(RETRIEVAL.task_of("alone").settings, gather_features=False))
+    scenes = tiny_model.tasks["scenes"]
+    tiny_model.tasks["centred"] = copy.copy(scenes)
+    tiny_model.tasks["centred"].settings = replace(scenes.settings, centred_states=True)
     return tiny_model.double().train()
 
 
@@ -156,6 +160,7 @@ def batches(model) -> dict[str, list[dict]]:
     ]
     return {
         **{name: [scene(count) for count in counts] for name, counts in OBJECTS.items()},
+        "centred states": [{**scene(count), "task": "centred"} for count in OBJECTS["detection"]],
         "classification": [
             {"task": "digits", "image": image(), "candidates": NAMES, "label": label} for label in (3, 1, 4, 1)
         ],
@@ -240,8 +245,9 @@ def test_weighed_parts_of_a_batch_make_the_whole(model, batches, kind):
 
 
 def test_weighed_parts_of_grounding(model, batches):
-    """As of detection, and without alignment: what is subtracted from its targets is the mean of a part's phrases."""
-    without = replace(model.tasks["phrases"].settings, alignment_weight=0.0)
+    """As of detection, and without alignment and centres: what is subtracted from their targets is the mean of a part's
+    phrases."""
+    without = replace(model.tasks["phrases"].settings, alignment_weight=0.0, centre_weight=0.0)
     model.tasks["phrases"].settings = without
     batch = batches["grounding"]
     with float64_without_chance():
@@ -266,6 +272,7 @@ def test_what_counts(model, batches):
         "nothing to detect": [0, 0],
         "classification": [2, 2],
         "captioning": [words[0] + words[3] + words[2], 3 * words[1]],
+        "centred states": [5, 1],
         "grounding": [5, 1],
         "phrases on one rank": [5, 3],
         "language modelling": [5, 2],

@@ -1,5 +1,6 @@
 """Detection: its losses compared with plain formulas, its predictions with plain rules."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,8 +10,10 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.modeling.image_encoder import Proposals, RegionTargets
+from uniperceiver_v2.modeling.image_encoder.centre_map import centre_heat, centre_losses
 from uniperceiver_v2.tasks.detection import ImageSizes, best_pairs, paste_masks
 
+NAMES = ("zero", "one", "two", "three", "seven")  # those of the scenes
 REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}
 
 
@@ -80,6 +83,57 @@ def test_category_losses_are_equation_7(tiny_model, scenes):
     weights = regions.weights.tolist()
     expected = sum(w * loss for w, loss in zip(weights, of_states, strict=True)) / sum(weights)
     assert losses["loss_alignment"].item() == pytest.approx(settings.alignment_weight * expected, rel=1e-4)
+
+
+def supervision(model, batch: list[dict]):
+    """Targets of a batch, and what the region network returns for them."""
+    with torch.no_grad():
+        images = model.train().preprocess(batch)
+        targets = RegionTargets.from_instances([x["instances"] for x in batch], images)
+        torch.manual_seed(7)
+        return targets, model.image_encoder(images, targets)[1]
+
+
+def test_centred_states_are_aligned_without_their_mean(tiny_model, scenes):
+    task = tiny_model.tasks["scenes"]
+    task.settings = dataclasses.replace(task.settings, centred_states=True)
+    _, regions = supervision(tiny_model, scenes)
+    states = tiny_model.image_encoder.fusion.semantics(regions.states).detach().double()
+    names, temperature = tiny_model.alignment_targets(NAMES), tiny_model.likelihood.temperature.item()
+    expected = [
+        plain_cross_entropy((state - states.mean(0))[None], names, [label], temperature)
+        for state, label in zip(states, regions.labels.tolist(), strict=True)
+    ]
+    weights = regions.weights.tolist()
+    mean = sum(w * loss for w, loss in zip(weights, expected, strict=True)) / sum(weights)
+    torch.manual_seed(7)
+    losses = train_losses(tiny_model, scenes)
+    assert losses["loss_alignment"].item() == pytest.approx(task.settings.alignment_weight * mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("unsure", [(), (2, 4)])
+def test_the_centre_loss_is_a_mean_over_objects(tiny_model, scenes, unsure):
+    """Of categories that are not exhaustively annotated, nobody knows all centres."""
+    task = tiny_model.tasks["scenes"]
+    if unsure:
+        task.settings = dataclasses.replace(task.settings, federated_sample=len(NAMES))
+        for item in scenes:
+            item.update(category_images=[1] * len(NAMES), unsure_categories=())
+        scenes[0]["unsure_categories"] = unsure
+    targets, regions = supervision(tiny_model, scenes)
+    names = torch.nn.functional.normalize(tiny_model.alignment_targets(NAMES).detach(), dim=-1)
+    centres, total = tiny_model.image_encoder.centres, 0.0
+    for image, cells in enumerate(centres.features(regions.fine)):
+        for label in set(range(len(NAMES))) - set(unsure if image == 0 else ()):
+            logits = (cells * names[label][:, None, None]).sum(0) + centres.bias
+            named = (targets.labels[image] == label) & targets.valid[image]
+            height, width = scenes[image]["image"].shape[-2:]  # of a batch of 64 x 64 pixels
+            boxes = targets.boxes[image : image + 1] * torch.tensor([width, height, width, height]) / 64
+            heat = centre_heat(boxes, named[None, :, None], tuple(logits.shape))[0, 0]
+            total += centre_losses(logits, heat).sum().item()
+    torch.manual_seed(7)
+    losses = train_losses(tiny_model, scenes)
+    assert losses["loss_centre"].item() == pytest.approx(task.settings.centre_weight * total / 3, rel=1e-4)
 
 
 @pytest.mark.parametrize(("boxes_from_masks", "steps"), [(False, 30), (True, 60)])

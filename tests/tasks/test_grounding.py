@@ -12,7 +12,7 @@ from uniperceiver_v2.modeling.image_encoder import RegionTargets
 from uniperceiver_v2.tasks.grounding import phrase_losses, phrases_found, referent_losses
 
 REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}
-NAMES = ["loss_phrase", "loss_referent", "loss_alignment"]
+NAMES = ["loss_phrase", "loss_referent", "loss_alignment", "loss_centre"]
 
 
 @pytest.fixture

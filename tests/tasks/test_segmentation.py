@@ -18,6 +18,8 @@ def parted(scenes) -> list[dict]:
 
 
 def test_losses_are_those_of_detection(tiny_model, parted):
+    weight = tiny_model.tasks["scenes"].settings.centre_weight
+    tiny_model.tasks["segmentation"] = SegmentationTask(SegmentationSettings(centre_weight=weight))
     found = {}
     for task in ("segmentation", "detection"):
         torch.manual_seed(3)

@@ -139,6 +139,13 @@ class _GatherFromRanks(torch.autograd.Function):
         return grad[rank_in_group() * ctx.rows :][: ctx.rows]
 
 
+def mean_over_ranks(rows: Tensor) -> Tensor:
+    """The mean [...] of the rows [n,...] of all ranks of the group, of which each may have another n, with gradients as
+    those of :func:`gather_from_ranks`. Zeros if no rank has a row."""
+    sums = gather_from_ranks(rows.float().sum(0, keepdim=True)).sum(0)
+    return (sums / sum_over_ranks(sums.new_tensor(len(rows))).clamp(min=1)).to(rows.dtype)
+
+
 def gather_from_ranks(rows: Tensor) -> Tensor:
     """Concatenates the rows [n,...] of the group's ranks to [group size · n,...], in the order of ranks, with
     gradients.

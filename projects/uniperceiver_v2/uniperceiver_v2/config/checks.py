@@ -103,7 +103,7 @@ def _check_experts(cfg: CfgNode) -> None:
 def _check_regions(cfg: CfgNode) -> None:
     prefix, node = "MODEL.UNIPERCEIVER_V2.REGION", cfg.MODEL.UNIPERCEIVER_V2.REGION
     _check_choice(f"{prefix}.CONVENTIONS", node.CONVENTIONS, list(CONVENTIONS))
-    for key, least in (("FIRST_SCALE", 0), ("EXTRA_SCALES", 0), ("OBJECTNESS_PARTS", 1)):
+    for key, least in (("FIRST_SCALE", 0), ("EXTRA_SCALES", 0), ("FINE_DIM", 0), ("OBJECTNESS_PARTS", 1)):
         if node[key] < least:
             raise UserError(f"{prefix}.{key} must be at least {least}, not {node[key]}")
 
@@ -138,6 +138,10 @@ def _check_tasks(cfg: CfgNode, sharers: int) -> None:
             raise UserError(
                 f"{prefix}.IMS_PER_BATCH: the {task.IMS_PER_BATCH // sharers} of a process are fewer than "
                 f"SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})"
+            )
+        if task.get("CENTRE_WEIGHT", 0) and not cfg.MODEL.UNIPERCEIVER_V2.REGION.FINE_DIM:
+            raise UserError(
+                f"{prefix}.CENTRE_WEIGHT needs a map of centres: MODEL.UNIPERCEIVER_V2.REGION.FINE_DIM above 0"
             )
 
 

@@ -153,6 +153,8 @@ def _add_model_config(cfg: CN) -> None:
     node.REGION.ANCHOR_SIZE = 0.05  # side of a token's anchor at the finest scale, as a share of the image
     node.REGION.FIRST_SCALE = 1  # the finest map of the backbone that is a scale; 0 makes a scale of each map
     node.REGION.EXTRA_SCALES = 1  # scales that strided convolutions add behind the coarsest map
+    # Width of a map of the finest stride that enters the finest scale, and says in training where centres are; 0: none.
+    node.REGION.FINE_DIM = 0
     node.REGION.OBJECTNESS_PARTS = 1  # an object is what is any of these; Mask DINO's classes are as many
     # How its weights have to be computed: "" as this project does, "mask_dino" or "mask_dino_mask2box".
     node.REGION.CONVENTIONS = ""

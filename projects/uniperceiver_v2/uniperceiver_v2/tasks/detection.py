@@ -29,7 +29,7 @@ from ..modeling.image_encoder import ImageEncoding, Proposals, RegionTargets
 from ..modeling.image_encoder.boxes import cxcywh_to_xyxy
 from ..modeling.image_encoder.structures import boxes_of_masks
 from ..modeling.model import UniPerceiver
-from ..ranks import mean_divisor, sum_over_ranks
+from ..ranks import mean_divisor, mean_over_ranks, sum_over_ranks
 from ..visualization import draw_test_scenes
 from .category_sample import CategorySample
 from .task import NamingTask, log_accuracy, naming_datasets
@@ -42,6 +42,10 @@ class DetectionSettings(TaskSettings):
 
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
+    centred_states: bool = setting(
+        False, "whether their mean is subtracted from the states that are aligned, as it is from the names"
+    )
+    centre_weight: float = setting(0.0, "of the loss of the map of centres, see `REGION.FINE_DIM`", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
     temperature: float = setting(
         1.0, "divides the logits of scores; `python -m uniperceiver_v2.calibrate` fits it", above=0
@@ -114,21 +118,33 @@ class DetectionTask(NamingTask):
         # Align before fuse: every state of the region network that is matched to an object is also compared with the
         # names, as the text encoder encodes them. The matched proposals are too few to teach the region network to
         # distinguish categories. And as long as it cannot, the unified decoder learns to make all candidates equal.
-        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
+        states = model.image_encoder.fusion.semantics(regions.states)
+        if self.settings.centred_states:
+            # What all states have in common hides what differs between them.
+            states = states - mean_over_ranks(states)
+        aligned = model.likelihood(states, alignment_targets)
         owner = regions.labels
         state_labels = categories.labels.flatten()[owner]
         aligned = categories.compared(aligned, owner // targets.valid.shape[1], state_labels)
         right = (logits.argmax(-1) == labels).sum()
-        hits, matched, answering = sum_over_ranks(right, len(labels), regions.weights.sum())
+        hits, matched, answering, objects = sum_over_ranks(
+            right, len(labels), regions.weights.sum(), targets.valid.sum()
+        )
         log_accuracy("category_accuracy", hits, matched)
         category = F.cross_entropy(logits, labels, reduction="sum") / mean_divisor(matched)
         of_states = F.cross_entropy(aligned, state_labels, reduction="none")
         alignment = (of_states * regions.weights).sum() / mean_divisor(answering)
-        return {
+        losses = {
             **regions.losses,
             "loss_category": self.settings.category_weight * category,
             "loss_alignment": self.settings.alignment_weight * alignment,
         }
+        if self.settings.centre_weight:
+            true = F.one_hot(categories.labels, len(categories.texts)).bool() & targets.valid[..., None]
+            known = torch.ones_like(true[:, 0]) if categories.unsure is None else ~categories.unsure
+            centres = model.image_encoder.centre_loss(regions, alignment_targets, targets, true, known)
+            losses["loss_centre"] = self.settings.centre_weight * centres / mean_divisor(objects)
+        return losses
 
     def _categories(self, inputs: Sequence[DetectionSample], labels: Tensor) -> CategorySample:
         texts, count = self.candidates_of(inputs), self.settings.federated_sample

@@ -34,6 +34,7 @@ class GroundingSettings(TaskSettings):
     phrase_weight: float = setting(2.0, "of the loss over the phrases for each proposal", at_least=0)
     referent_weight: float = setting(2.0, "of the loss over the proposals for each phrase", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
+    centre_weight: float = setting(0.0, "of the loss of the map of centres, see `REGION.FINE_DIM`", at_least=0)
     none: str = setting("none", "text of the candidate that is right where no phrase is true of a proposal")
     phrases_per_image: int = setting(16, "phrases drawn of an image in training, where it has as many", above=0)
     proposals_per_phrase: int = setting(10, "proposals that a prediction ranks for each phrase", above=0)
@@ -74,9 +75,8 @@ class GroundingTask(Task):
         of_phrases = referent_losses(logits[..., 1:], true, false)
 
         # Align before fuse, as in detection: every state that answers for an object.
-        aligned = model.likelihood(
-            model.image_encoder.fusion.semantics(regions.states), self._alignment_targets(means, phrases)
-        )
+        alignment_targets = self._alignment_targets(means, phrases)
+        aligned = model.likelihood(model.image_encoder.fusion.semantics(regions.states), alignment_targets)
         owner = regions.labels
         of_states = phrase_losses(
             aligned[:, 1:], aligned[:, 0], phrases.true.flatten(0, 1)[owner], phrases.false.flatten(0, 1)[owner]
@@ -85,12 +85,18 @@ class GroundingTask(Task):
         hits, asked = phrases_found(logits[..., 1:] - logits[..., :1], true, answered)
         objects, answering, hits, asked = sum_over_ranks(targets.valid.sum(), regions.weights.sum(), hits, asked)
         log_accuracy("phrase_accuracy", hits, asked)
-        return {
+        losses = {
             **regions.losses,
             "loss_phrase": self.settings.phrase_weight * of_proposals.sum() / mean_divisor(objects),
             "loss_referent": self.settings.referent_weight * of_phrases.sum() / mean_divisor(objects),
             "loss_alignment": self.settings.alignment_weight * of_states / mean_divisor(answering),
         }
+        if self.settings.centre_weight:
+            centres = model.image_encoder.centre_loss(
+                regions, alignment_targets[1:], targets, phrases.true, phrases.asked
+            )
+            losses["loss_centre"] = self.settings.centre_weight * centres / mean_divisor(objects)
+        return losses
 
     @staticmethod
     def _alignment_targets(means: Tensor, phrases: PhraseTargets) -> Tensor:

@@ -33,6 +33,10 @@ class SegmentationSettings(TaskSettings):
 
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
+    centred_states: bool = setting(
+        False, "whether their mean is subtracted from the states that are aligned, as it is from the names"
+    )
+    centre_weight: float = setting(0.0, "of the loss of the map of centres, see `REGION.FINE_DIM`", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
     score_threshold: float = setting(0.3, "a proposal with a lower score gets no pixels", at_least=0, at_most=1)
     overlap_threshold: float = setting(

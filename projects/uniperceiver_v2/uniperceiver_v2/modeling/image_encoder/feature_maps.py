@@ -32,18 +32,24 @@ class FeatureProjection(nn.Module):
             )
         self.scale_embedding = nn.Parameter(torch.randn(len(self.projections), dim) * 0.02)
 
-    def forward(self, maps: list[Tensor], valid: Tensor, has_padding: bool = True) -> FeatureMaps:
+    def forward(
+        self, maps: list[Tensor], valid: Tensor, has_padding: bool = True, detail: Tensor | None = None
+    ) -> FeatureMaps:
         """
         Args:
             maps: [B,C_l,h_l,w_l] backbone maps, finest first.
             valid: [B,H,W] bool of the batch of images.
             has_padding: False if `valid` is all True. Positions are then computed once for all images.
+            detail: [B,dim,h,w], added to the finest scale. It may reach a row or a column beyond it.
         """
         batch = valid.shape[0]  # torch.export would make a constant of len(valid)
         valid = valid if has_padding else valid[:1]
         scales = [project(x) for project, x in zip(self.projections, maps, strict=False)]
         for number, project in enumerate(self.projections[len(maps) :]):
             scales.append(project(scales[-1] if number else maps[-1]))
+        if detail is not None:
+            height, width = scales[0].shape[-2:]
+            scales[0] = scales[0] + detail[..., :height, :width]
         shapes = [tuple(x.shape[-2:]) for x in scales]
         valids = [resize_valid(valid, shape) for shape in shapes]
         dim = scales[0].shape[1]

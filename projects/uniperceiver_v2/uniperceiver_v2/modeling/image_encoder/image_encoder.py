@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError, nearest
 from .captured import CapturedPasses
+from .centre_map import CentreMap
 from .conventions import CONVENTIONS
 from .criterion import RegionCriterion
 from .matcher import MatchCosts
@@ -37,6 +38,7 @@ class ImageEncoder(nn.Module):
         backbone: a Detectron2 backbone with at least two output maps.
         regions: the region proposal network.
         fusion, global_tokens: the modules of equations (2) and (3).
+        centres: compares the region network's fine map with texts, in training; None if it has none.
         boxes_around_masks, masks_are_learned: see `Proposals`.
         captured: of training passes without targets and without padding; None to launch each kernel by itself.
     """
@@ -49,13 +51,14 @@ class ImageEncoder(nn.Module):
         regions: RegionNetwork,
         fusion: ProposalFusion,
         global_tokens: GlobalTokens,
+        centres: CentreMap | None = None,
         boxes_around_masks: bool = False,
         masks_are_learned: bool = True,
         captured: CapturedPasses | None = None,
     ):
         super().__init__()
         self.backbone, self.regions = backbone, regions
-        self.fusion, self.global_tokens = fusion, global_tokens
+        self.fusion, self.global_tokens, self.centres = fusion, global_tokens, centres
         self.boxes_around_masks, self.masks_are_learned = boxes_around_masks, masks_are_learned
         self._channels_last, self._captured = False, captured
 
@@ -95,6 +98,7 @@ class ImageEncoder(nn.Module):
             first_scale=region.FIRST_SCALE,
             extra_scales=region.EXTRA_SCALES,
             objectness_parts=region.OBJECTNESS_PARTS,
+            fine_dim=region.FINE_DIM,
             conventions=CONVENTIONS[region.CONVENTIONS],
         )
         return {
@@ -104,10 +108,18 @@ class ImageEncoder(nn.Module):
             "global_tokens": GlobalTokens(
                 shapes[-1].channels, node.EMBED_DIM, node.DECODER.HEADS, node.ATTENTION_POOLS
             ),
+            "centres": CentreMap(region.FINE_DIM, node.EMBED_DIM) if region.FINE_DIM else None,
             "boxes_around_masks": region.BOXES_AROUND_MASKS and cfg.MODEL.MASK_ON,
             "masks_are_learned": cfg.MODEL.MASK_ON,
             "captured": CapturedPasses() if node.CUDA_GRAPHS and cfg.MODEL.DEVICE.startswith("cuda") else None,
         }
+
+    def centre_loss(
+        self, regions: RegionSupervision, texts: Tensor, targets: RegionTargets, true: Tensor, asked: Tensor
+    ) -> Tensor:
+        """`CentreMap.loss` on the fine map of a batch, which the region network has to have."""
+        assert self.centres is not None and regions.fine is not None
+        return self.centres.loss(regions.fine, texts, targets, true, asked)
 
     def put_channels_last(self) -> None:
         """Lets convolutions compute with the channels of a pixel side by side in memory (NHWC), as the tensor cores of

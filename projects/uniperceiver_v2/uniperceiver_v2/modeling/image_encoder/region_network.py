@@ -11,6 +11,7 @@ from ...ranks import mean_divisor, sum_over_ranks
 from ..layers import MLP, DeformableAttention, compile_modules
 from ..layers.compilation import Backend
 from .boxes import touched
+from .centre_map import FineMap, convolution
 from .conventions import Conventions
 from .criterion import RegionCriterion, RegionPredictions, mask_windows
 from .deformable_encoder import DeformableEncoder
@@ -46,6 +47,7 @@ class RegionOutput:
         extent: [B,2], see `structures.image_extent`.
         masks_in_boxes: see `Proposals`.
         padding_is_image: see `Conventions`. Boxes are then those of the padded map.
+        fine: [B,fine_dim,h,w], the fine map, if there is one.
     """
 
     hidden: Tensor
@@ -58,6 +60,7 @@ class RegionOutput:
     extent: Tensor
     masks_in_boxes: bool
     padding_is_image: bool
+    fine: Tensor | None = None
 
     @property
     def num_denoising(self) -> int:
@@ -102,6 +105,7 @@ class RegionSupervision:
             queries of all decoder layers by the one-to-one matching, and near misses among the denoising queries.
         labels: [K] int64, the category of each state's object.
         weights: [K], with which states count: the near misses of an object count together as one for each layer.
+        fine: see `RegionOutput`.
     """
 
     losses: dict[str, Tensor]
@@ -109,6 +113,7 @@ class RegionSupervision:
     states: Tensor
     labels: Tensor
     weights: Tensor
+    fine: Tensor | None = None
 
 
 class RegionNetwork(nn.Module):
@@ -130,6 +135,7 @@ class RegionNetwork(nn.Module):
         first_scale: the number of the finest backbone map that is a scale; 0 makes all of them scales.
         extra_scales: see `FeatureProjection`.
         objectness_parts: see `largest`.
+        fine_dim: width of the fine map, whose features enter the finest scale; 0: none.
         conventions: what differs in networks with weights from elsewhere.
     """
 
@@ -152,12 +158,15 @@ class RegionNetwork(nn.Module):
         first_scale: int = 1,
         extra_scales: int = 1,
         objectness_parts: int = 1,
+        fine_dim: int = 0,
         conventions: Conventions | None = None,
     ):
         super().__init__()
         self.conventions = conventions = conventions or Conventions()
         self.first_scale, levels = first_scale, len(channels) - first_scale + extra_scales
         self.project = FeatureProjection(channels[first_scale:], dim, extra_scales, conventions.position_in_pixel)
+        self.fine = FineMap(channels, fine_dim) if fine_dim else None
+        self.detail = convolution(fine_dim, dim, stride=2**first_scale) if fine_dim else None
         self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
         self.pixel_embedding = PixelEmbedding(channels[0], dim, mask_dim)
         self.select = QuerySelection(dim, num_queries, anchor_size, objectness_parts, conventions)
@@ -196,7 +205,9 @@ class RegionNetwork(nn.Module):
         if self.conventions.padding_is_image:
             valid, has_padding = torch.ones_like(valid), False
             targets = None if targets is None else targets.of_padded_map()
-        features = self.project(maps[self.first_scale :], valid, has_padding)
+        fine = None if self.fine is None else self.fine(maps)
+        detail = None if self.detail is None else self.detail(fine)
+        features = self.project(maps[self.first_scale :], valid, has_padding, detail)
         memory = self.encoder(features)
         height, width = features.spatial_shapes[0]
         finest = memory[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
@@ -228,6 +239,7 @@ class RegionNetwork(nn.Module):
             extent=own_extent,
             masks_in_boxes=self.criterion.masks_in_boxes,
             padding_is_image=self.conventions.padding_is_image,
+            fine=fine,
         )
 
     def _judge(self, states: Tensor) -> Tensor:
@@ -294,4 +306,5 @@ class RegionNetwork(nn.Module):
             states=torch.cat(states),
             labels=torch.cat([targets.labels[m.image, m.target] for m in (answering, dense)]),
             weights=torch.cat((weights[answering.image, answering.query], weights.new_ones(len(dense.image)))),
+            fine=output.fine,
         )
