@@ -24,7 +24,7 @@ from uniperceiver_v2.data.datasets.records import load_dataset
 from uniperceiver_v2.files import REPOSITORY
 from uniperceiver_v2.predictor import MODEL_ZOO
 from uniperceiver_v2.report.matching import category_curves, matched
-from uniperceiver_v2.tasks.detection import calibrated
+from uniperceiver_v2.tasks.labelled_proposals import calibrated
 
 ZOO = REPOSITORY / MODEL_ZOO["digit_scenes/small"]
 TRAINED = {"scenes": "tiny_digit_scenes_train", "digits": "tiny_digits_train"}

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from uniperceiver_v2.modeling.image_encoder import Proposals, RegionTargets
 from uniperceiver_v2.modeling.image_encoder.centre_map import centre_heat, centre_losses
-from uniperceiver_v2.tasks.detection import ImageSizes, best_pairs, paste_masks
+from uniperceiver_v2.tasks.labelled_proposals import ImageSizes, best_pairs, paste_masks
 
 NAMES = ("zero", "one", "two", "three", "seven")  # those of the scenes
 REGION_LOSSES = {"loss_objectness", "loss_box", "loss_giou", "loss_mask", "loss_dice"}

@@ -19,7 +19,7 @@ import train_net
 from uniperceiver_v2.config import load_config
 from uniperceiver_v2.data import build_test_loader
 from uniperceiver_v2.files import REPOSITORY
-from uniperceiver_v2.tasks.detection import paste_masks
+from uniperceiver_v2.tasks.labelled_proposals import paste_masks
 
 from ...data import miniatures
 from . import mask_dino_keys as keys

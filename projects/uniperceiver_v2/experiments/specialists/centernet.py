@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, AutoModel
 
 from uniperceiver_v2.modeling.image_encoder.boxes import box_overlaps, xyxy_to_cxcywh
+from uniperceiver_v2.modeling.image_encoder.centre_map import centre_losses
 
 from .common import BEST_OF_IMAGE, NUM_CLASSES, Pixels, Specialist, resnet_config
 from .language_model import pad, text_encoder_files
@@ -172,12 +173,8 @@ def peaks(heat: Tensor) -> Tensor:
 
 
 def centre_loss(logits: Tensor, heat: Tensor) -> Tensor:
-    """The focal loss of the paper, divided by the number of centres. Cells near a centre weigh less as background."""
-    right, wrong = F.logsigmoid(logits), F.logsigmoid(-logits)
-    centre = heat == 1
-    positive = right * wrong.exp() ** 2 * centre
-    negative = wrong * right.exp() ** 2 * (1 - heat) ** 4 * ~centre
-    return -(positive + negative).sum() / centre.sum().clamp(min=1)
+    """The focal loss of the paper, divided by the number of centres."""
+    return centre_losses(logits, heat).sum() / (heat == 1).sum().clamp(min=1)
 
 
 DETECTOR = Specialist(

@@ -17,8 +17,8 @@ from ..modeling.image_encoder import Proposals
 from ..modeling.image_encoder.boxes import xyxy_to_cxcywh
 from ..predictor import Predictor
 from ..tasks import ImageSizes, LabelledProposals
-from ..tasks.detection import best_pairs
 from ..tasks.generation import Step
+from ..tasks.labelled_proposals import best_pairs
 from .description import DESCRIPTION, FORMAT
 from .files import require
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from detectron2.config import CfgNode
 
 from ..config import load_config
 from ..data.datasets.custom import FORMATS
@@ -25,6 +26,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "classification": {"IMS_PER_BATCH": 16, "CROP_SCALE": [0.5, 1.0]},
     "captioning": {"IMS_PER_BATCH": 8, "CAPTIONS_PER_IMAGE": 5},
     "language_modelling": {"IMS_PER_BATCH": 32, "MASKED_SHARE": 0.3},
+}
+# Of models that have a map of centres.
+_WITH_CENTRES: dict[str, dict[str, Any]] = {
+    "detection": {"CENTRED_STATES": True, "CENTRE_WEIGHT": 20.0},
+    "grounding": {"CENTRE_WEIGHT": 10.0},
 }
 _STEPS = {"detection": 11.0, "grounding": 12.0, "classification": 4.0, "captioning": 4.0, "language_modelling": 4.0}
 
@@ -48,8 +54,12 @@ def configuration(seen: Sequence[Seen], start: Start, output: Path) -> str:
     settings: dict[str, Any] = {"_BASE_": shown_path(start.base, output.parent)}
     reasons: dict[str, str] = {}
     settings["DATASETS"] = {"CUSTOM": custom, "TEST": tested}
+    model = load_config(str(start.base), training=False, datasets=False).MODEL.UNIPERCEIVER_V2
+    if model.REGION.FINE_DIM:
+        for node in tasks.values():
+            node.update(_WITH_CENTRES.get(node["KIND"], {}))
     settings["TASKS"] = {"NAMES": list(tasks), **tasks}
-    _choose_model(seen, start, settings, reasons)
+    _choose_model(seen, start, model, settings, reasons)
     _choose_iterations(seen, tasks, bool(start.weights), settings, reasons)
     settings["OUTPUT_DIR"] = f"output/{output.stem}"
     return _as_yaml(settings, reasons)
@@ -93,8 +103,8 @@ def _tasks_of(seen: Sequence[Seen]) -> tuple[dict, dict, list[str]]:
     return custom, tasks, tested
 
 
-def _choose_model(seen: Sequence[Seen], start: Start, settings: dict, reasons: dict[str, str]) -> None:
-    node = load_config(str(start.base), training=False, datasets=False).MODEL.UNIPERCEIVER_V2
+def _choose_model(seen: Sequence[Seen], start: Start, node: CfgNode, settings: dict, reasons: dict[str, str]) -> None:
+    """Of the ``node`` MODEL.UNIPERCEIVER_V2 of the configuration that training starts from, what fits the data."""
     sizes = np.array([size for dataset in seen for size in dataset.sizes], dtype=np.float64).reshape(-1, 2)
     with_objects = [d for d in seen if d.evaluator_type in ("coco", "lvis", "grounding")]
     annotations = [(a, r) for d in with_objects for r in d.records for a in r["annotations"]]

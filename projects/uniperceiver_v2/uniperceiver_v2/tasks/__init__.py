@@ -3,8 +3,9 @@
 from ..kinds import register_kind
 from .captioning import CAPTIONING, CaptioningTask
 from .classification import CLASSIFICATION, ClassificationTask
-from .detection import DETECTION, DetectionTask, ImageSizes, LabelledProposals
+from .detection import DETECTION, DetectionTask
 from .grounding import GROUNDING, GroundingTask
+from .labelled_proposals import ImageSizes, LabelledProposals
 from .language_modelling import LANGUAGE_MODELLING, LanguageModellingTask
 from .question_answering import QUESTION_ANSWERING, QuestionAnsweringTask
 from .region_captioning import REGION_CAPTIONING, RegionCaptioningTask

@@ -22,7 +22,7 @@ from ..modeling.image_encoder import ImageEncoding, RegionTargets
 from ..modeling.model import UniPerceiver
 from ..ranks import mean_divisor, sum_over_ranks
 from ..transfer import send
-from .detection import ImageSizes, LabelledProposals
+from .labelled_proposals import ImageSizes, LabelledProposals
 from .task import Task, log_accuracy
 
 

@@ -23,7 +23,8 @@ from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from .category_sample import CategorySample
-from .detection import DetectionTask, ImageSizes, LabelledProposals
+from .detection import DetectionTask
+from .labelled_proposals import ImageSizes, LabelledProposals
 from .task import NamingTask, naming_datasets
 
 
