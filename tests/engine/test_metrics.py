@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from uniperceiver_v2.engine import metrics
 from uniperceiver_v2.engine.metrics import MetricsFile, RunScalars, TensorBoardEvents, reproducible
+from uniperceiver_v2.errors import UserError
 from uniperceiver_v2.modeling.likelihood import Likelihood
 
 PLACES = ("in step", "before checkpoint", "after checkpoint", "after evaluation", "in row", "after row", "by a signal")
@@ -197,6 +199,17 @@ def test_a_new_run_keeps_the_old_file_under_another_name(tmp_path):
     Loop(path, max_iter=4).run()
     assert [row["iteration"] for row in rows(path)] == [3]
     assert (tmp_path / "new" / "metrics.previous.json").read_bytes() == old
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "a pipe"), (os.mkdir, "a folder")])
+def test_what_is_no_file_is_refused_before_training(tmp_path, make, what, resumed):
+    """A pipe would wait for ever: a new run for a reader, a resumed one for a writer."""
+    path = tmp_path / "metrics.json"
+    make(path)
+    loop = Loop(path, max_iter=10)
+    with pytest.raises(UserError, match=rf"{path} is {what}.*, not a file: the rows of a run"):
+        loop.train(4 if resumed else 0, 10)
 
 
 def test_a_checkpoint_without_a_state_goes_on_and_what_is_no_row_is_dropped(tmp_path, caplog):

@@ -19,7 +19,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
+from ..errors import UserError
 from ..files import write_atomically
+from ..reading.disk import require_file
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class MetricsFile(HookBase):
 
     Raises:
         OSError: the file cannot be read or written. The error names the file.
+        UserError: what is there is no regular file. A pipe would wait for a reader for ever.
     """
 
     def __init__(self, path: str, period: int, eval_period: int = 0):
@@ -80,6 +83,10 @@ class MetricsFile(HookBase):
         start = self.trainer.start_iter
         if comm.is_main_process():
             with _naming(self._path):
+                try:
+                    require_file(self._path)
+                except ValueError as error:
+                    raise UserError(f"{self._path} {error}: the rows of a run are to be written there") from error
                 self._go_on(start) if start > 0 else self._begin()
         self._is_open = True
         if start > 0 and self._is_due(start - 1):
