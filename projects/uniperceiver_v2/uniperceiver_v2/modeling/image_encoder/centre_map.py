@@ -92,19 +92,19 @@ def centre_heat(boxes: Tensor, true: Tensor, size: tuple[int, int]) -> Tensor:
         [B,T,h,w], 0 where no object has the text.
     """
     height, width = size
-    cells = boxes * boxes.new_tensor([width, height, width, height])
-    along_x, along_y = (
-        torch.exp(-(((torch.arange(side, device=boxes.device) - centre) / spread) ** 2) / 2)
-        for side, centre, spread in (
-            (width, cells[..., :1].floor().clamp(0, width - 1), (cells[..., 2:3] / 6).clamp(min=0.5)),
-            (height, cells[..., 1:2].floor().clamp(0, height - 1), (cells[..., 3:] / 6).clamp(min=0.5)),
-        )
-    )
+    along_x, along_y = (_along(boxes[..., axis, None], boxes[..., axis + 2, None], size[1 - axis]) for axis in (0, 1))
     heat = boxes.new_zeros(len(boxes), true.shape[-1], height, width)
     for place in range(true.shape[1]):  # all objects at once would take N times the memory
         around = along_y[:, place, :, None] * along_x[:, place, None]
         heat = torch.maximum(heat, around[:, None] * true[:, place, :, None, None])
     return heat
+
+
+def _along(centre: Tensor, side: Tensor, cells: int) -> Tensor:
+    """[B,N,cells], how near each cell of an axis is to the cell of a centre [B,N,1] in 0..1, by the side [B,N,1]."""
+    middle = (centre * cells).floor().clamp(0, cells - 1)
+    spread = (side * (cells / 6)).clamp(min=0.5)
+    return torch.exp(-(((torch.arange(cells, device=centre.device) - middle) / spread) ** 2) / 2)
 
 
 def centre_losses(logits: Tensor, heat: Tensor) -> Tensor:
