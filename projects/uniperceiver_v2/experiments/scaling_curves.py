@@ -55,7 +55,7 @@ def settings_of_width(width: float) -> dict[str, Any]:
     sizes = {
         "EMBED_DIM": node.EMBED_DIM,
         "DECODER.FFN_DIM": node.DECODER.FFN_DIM,
-        **{f"REGION.{key}": node.REGION[key] for key in ("DIM", "MASK_DIM", "FFN_DIM")},
+        **{f"REGION.{key}": node.REGION[key] for key in ("DIM", "MASK_DIM", "FFN_DIM", "FINE_DIM")},
         "BACKBONE.CONFIG.embedding_size": node.BACKBONE.CONFIG.embedding_size,
     }
     widened = {key: round(width * size) for key, size in sizes.items()}
