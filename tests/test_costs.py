@@ -64,6 +64,8 @@ def batch_of(model, task: str) -> list[dict]:
 @pytest.fixture(autouse=True)
 def few_words(tiny_model):
     """Fewer words, as the vocabulary is most of a tiny model's work."""
+    scenes = tiny_model.tasks["scenes"]
+    scenes.settings = replace(scenes.settings, centred_states=True)
     for task in ("captions", "corpus"):
         tiny_model.tasks[task].settings = replace(tiny_model.tasks[task].settings, vocabulary_sample=32)
 

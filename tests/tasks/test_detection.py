@@ -113,7 +113,7 @@ def test_centred_states_are_aligned_without_their_mean(tiny_model, scenes):
 
 @pytest.mark.parametrize("unsure", [(), (2, 4)])
 def test_the_centre_loss_is_a_mean_over_objects(tiny_model, scenes, unsure):
-    """Of categories that are not exhaustively annotated, nobody knows all centres."""
+    """Of a federated sample, an image has its own categories, without those that it does not exhaustively annotate."""
     task = tiny_model.tasks["scenes"]
     if unsure:
         task.settings = dataclasses.replace(task.settings, federated_sample=len(NAMES))
@@ -124,7 +124,8 @@ def test_the_centre_loss_is_a_mean_over_objects(tiny_model, scenes, unsure):
     names = torch.nn.functional.normalize(tiny_model.alignment_targets(NAMES).detach(), dim=-1)
     centres, total = tiny_model.image_encoder.centres, 0.0
     for image, cells in enumerate(centres.features(regions.fine)):
-        for label in set(range(len(NAMES))) - set(unsure if image == 0 else ()):
+        own = set(targets.labels[image][targets.valid[image]].tolist())
+        for label in own - set(unsure if image == 0 else ()) if unsure else range(len(NAMES)):
             logits = (cells * names[label][:, None, None]).sum(0) + centres.bias
             named = (targets.labels[image] == label) & targets.valid[image]
             height, width = scenes[image]["image"].shape[-2:]  # of a batch of 64 x 64 pixels

@@ -143,7 +143,8 @@ def mean_over_ranks(rows: Tensor) -> Tensor:
     """The mean [...] of the rows [n,...] of all ranks of the group, of which each may have another n, with gradients as
     those of :func:`gather_from_ranks`. Zeros if no rank has a row."""
     sums = gather_from_ranks(rows.float().sum(0, keepdim=True)).sum(0)
-    return (sums / sum_over_ranks(sums.new_tensor(len(rows))).clamp(min=1)).to(rows.dtype)
+    count = sum_over_ranks(sums.new_full((), len(rows)))
+    return (sums / count.clamp(min=1)).to(rows.dtype)
 
 
 def gather_from_ranks(rows: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def test_fine_features_enter_the_finest_scale(tiny_config, first_scale, size):
     region = tiny_config.MODEL.UNIPERCEIVER_V2.REGION
     region.FIRST_SCALE = first_scale
     regions = build_model(tiny_config).eval().image_encoder.regions
+    assert regions.detail[0].stride == (2**first_scale,) * 2
     # Maps whose last row and column are cut off, as some backbones do with odd sides.
     sides = [[max(side // 4 >> level, 1) for side in size] for level in range(4)]
     maps = [torch.randn(1, width, *side) for width, side in zip((8, 12, 16, 24), sides, strict=True)]

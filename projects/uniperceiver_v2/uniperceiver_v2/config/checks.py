@@ -103,7 +103,7 @@ def _check_experts(cfg: CfgNode) -> None:
 def _check_regions(cfg: CfgNode) -> None:
     prefix, node = "MODEL.UNIPERCEIVER_V2.REGION", cfg.MODEL.UNIPERCEIVER_V2.REGION
     _check_choice(f"{prefix}.CONVENTIONS", node.CONVENTIONS, list(CONVENTIONS))
-    for key, least in (("FIRST_SCALE", 0), ("EXTRA_SCALES", 0), ("FINE_DIM", 0), ("OBJECTNESS_PARTS", 1)):
+    for key, least in (("FIRST_SCALE", 0), ("EXTRA_SCALES", 0), ("OBJECTNESS_PARTS", 1)):
         if node[key] < least:
             raise UserError(f"{prefix}.{key} must be at least {least}, not {node[key]}")
 

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
         for key in ("DIM", "MASK_DIM", "HEADS", "POINTS", "FFN_DIM", "DECODER_LAYERS", "NUM_QUERIES")
     },
     f"{_MODEL}.REGION.ENCODER_LAYERS": (0, LARGEST_SIZE),
+    f"{_MODEL}.REGION.FINE_DIM": (0, LARGEST_SIZE),
     f"{_MODEL}.REGION.DENOISING_QUERIES": (0, LARGEST_SIZE),
     f"{_MODEL}.REGION.BOX_NOISE": (0, 1),
     f"{_MODEL}.REGION.ANCHOR_SIZE": (1e-6, 1),

@@ -55,9 +55,12 @@ def configuration(seen: Sequence[Seen], start: Start, output: Path) -> str:
     reasons: dict[str, str] = {}
     settings["DATASETS"] = {"CUSTOM": custom, "TEST": tested}
     model = load_config(str(start.base), training=False, datasets=False).MODEL.UNIPERCEIVER_V2
+    # A single category has nothing to be told from.
+    alone = any(d.evaluator_type in ("coco", "lvis") and len(d.counts()) < 2 for d in seen)
     if model.REGION.FINE_DIM:
         for node in tasks.values():
-            node.update(_WITH_CENTRES.get(node["KIND"], {}))
+            if node["KIND"] != "detection" or not alone:
+                node.update(_WITH_CENTRES.get(node["KIND"], {}))
     settings["TASKS"] = {"NAMES": list(tasks), **tasks}
     _choose_model(seen, start, model, settings, reasons)
     _choose_iterations(seen, tasks, bool(start.weights), settings, reasons)

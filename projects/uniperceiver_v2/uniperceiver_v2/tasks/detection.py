@@ -41,7 +41,7 @@ class DetectionSettings(TaskSettings):
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
     centred_states: bool = setting(
-        False, "whether their mean is subtracted from the states that are aligned, as it is from the names"
+        False, "whether the states that are aligned are without their mean over the batch, as the names are"
     )
     centre_weight: float = setting(0.0, "of the loss of the map of centres, see `REGION.FINE_DIM`", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")
@@ -139,7 +139,8 @@ class DetectionTask(NamingTask):
         }
         if self.settings.centre_weight:
             true = F.one_hot(categories.labels, len(categories.texts)).bool() & targets.valid[..., None]
-            known = torch.ones_like(true[:, 0]) if categories.unsure is None else ~categories.unsure
+            # Of a federated sample, an image's own categories at most: others may be there without annotations.
+            known = torch.ones_like(true[:, 0]) if categories.unsure is None else true.any(1) & ~categories.unsure
             centres = model.image_encoder.centre_loss(regions, alignment_targets, targets, true, known)
             losses["loss_centre"] = self.settings.centre_weight * centres / mean_divisor(objects)
         return losses

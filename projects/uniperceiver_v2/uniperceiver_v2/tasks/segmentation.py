@@ -35,7 +35,7 @@ class SegmentationSettings(TaskSettings):
     category_weight: float = setting(2.0, "of the category loss", at_least=0)
     alignment_weight: float = setting(5.0, "of the alignment loss", at_least=0)
     centred_states: bool = setting(
-        False, "whether their mean is subtracted from the states that are aligned, as it is from the names"
+        False, "whether the states that are aligned are without their mean over the batch, as the names are"
     )
     centre_weight: float = setting(0.0, "of the loss of the map of centres, see `REGION.FINE_DIM`", at_least=0)
     prompt: str = setting("{}", "text that each name is put into")

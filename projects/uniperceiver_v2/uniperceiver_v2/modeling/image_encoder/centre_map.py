@@ -1,5 +1,6 @@
-"""A map of stride 4 that says where objects of each name or phrase have their centres (Zhou et al., Objects as Points,
-2019).
+"""A map of the finest stride that says where objects of each name or phrase have their centres.
+
+Source: Zhou et al., Objects as Points, 2019.
 
 It serves training. A region network learns late what its states have to know of a shape or a colour; a map of
 centres learns it soon, and hands it on, as the same features enter the region network's finest scale.
@@ -40,8 +41,9 @@ class FineMap(nn.Module):
 
 
 def convolution(channels: int, width: int, stride: int = 1) -> nn.Sequential:
-    """3×3, normalised in groups of four channels."""
-    weights = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
+    """A normalised convolution of 3×3, or of more for a stride above 2, so that it skips no cell."""
+    side = max(3, stride + 1) // 2 * 2 + 1 if stride > 2 else 3
+    weights = nn.Conv2d(channels, width, kernel_size=side, stride=stride, padding=side // 2, bias=False)
     return nn.Sequential(weights, group_norm(width))
 
 

@@ -99,6 +99,7 @@ class ImageEncoder(nn.Module):
             extra_scales=region.EXTRA_SCALES,
             objectness_parts=region.OBJECTNESS_PARTS,
             fine_dim=region.FINE_DIM,
+            fine_stride=shapes[min(region.FIRST_SCALE, len(shapes) - 1)].stride // shapes[0].stride,
             conventions=CONVENTIONS[region.CONVENTIONS],
         )
         return {

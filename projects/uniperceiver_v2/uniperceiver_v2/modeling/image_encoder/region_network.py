@@ -136,6 +136,7 @@ class RegionNetwork(nn.Module):
         extra_scales: see `FeatureProjection`.
         objectness_parts: see `largest`.
         fine_dim: width of the fine map, whose features enter the finest scale; 0: none.
+        fine_stride: the stride of the finest scale in cells of the fine map.
         conventions: what differs in networks with weights from elsewhere.
     """
 
@@ -159,6 +160,7 @@ class RegionNetwork(nn.Module):
         extra_scales: int = 1,
         objectness_parts: int = 1,
         fine_dim: int = 0,
+        fine_stride: int = 2,
         conventions: Conventions | None = None,
     ):
         super().__init__()
@@ -166,7 +168,7 @@ class RegionNetwork(nn.Module):
         self.first_scale, levels = first_scale, len(channels) - first_scale + extra_scales
         self.project = FeatureProjection(channels[first_scale:], dim, extra_scales, conventions.position_in_pixel)
         self.fine = FineMap(channels, fine_dim) if fine_dim else None
-        self.detail = convolution(fine_dim, dim, stride=2**first_scale) if fine_dim else None
+        self.detail = convolution(fine_dim, dim, stride=fine_stride) if fine_dim else None
         self.encoder = DeformableEncoder(encoder_layers, dim, heads, levels, points, ffn_dim)
         self.pixel_embedding = PixelEmbedding(channels[0], dim, mask_dim)
         self.select = QuerySelection(dim, num_queries, anchor_size, objectness_parts, conventions)
