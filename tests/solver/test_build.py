@@ -99,6 +99,8 @@ def test_every_parameter_of_the_real_model_has_the_rate_and_decay_of_its_part(ti
         matrix = parameters.get(f"{owner}.weight")
         if name in NEVER_DECAYED:
             decay = 0.0
+        elif matrix is None:
+            decay = 0.02  # the bias of the map of centres, which stands alone
         elif matrix.ndim == 1:
             decay = 0.01  # norms are all that have a weight for each channel
         else:

@@ -33,7 +33,15 @@ SMALL = {
     },
     "TEXT_ENCODER": {"PATH": "configs/digit_scenes/text_encoder"},
     "DECODER": {"LAYERS": 1, "HEADS": 4, "FFN_DIM": 32, "EXPERTS": 3, "ACTIVE_EXPERTS": 2},
-    "REGION": {"DIM": 32, "MASK_DIM": 16, "HEADS": 4, "FFN_DIM": 48, "DECODER_LAYERS": 2, "NUM_QUERIES": 12},
+    "REGION": {
+        "DIM": 32,
+        "MASK_DIM": 16,
+        "HEADS": 4,
+        "FFN_DIM": 48,
+        "DECODER_LAYERS": 2,
+        "NUM_QUERIES": 12,
+        "FINE_DIM": 8,
+    },
     "CRITERION": {"NUM_POINTS": 64, "WEIGHTS": {"BOX": 5.0}},
 }
 PLAUSIBLE = (0, 1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 0.1, 0.5, 1.0, True, False, [1, 2], [4, 8, 8, 12], "GN", "basic")
