@@ -42,7 +42,7 @@ class FineMap(nn.Module):
 
 def convolution(channels: int, width: int, stride: int = 1) -> nn.Sequential:
     """A normalised convolution of 3×3, or of more for a stride above 2, so that it skips no cell."""
-    side = max(3, stride + 1) // 2 * 2 + 1 if stride > 2 else 3
+    side = max(3, stride // 2 * 2 + 1)
     weights = nn.Conv2d(channels, width, kernel_size=side, stride=stride, padding=side // 2, bias=False)
     return nn.Sequential(weights, group_norm(width))
 
