@@ -46,7 +46,11 @@ def caption_log_likelihoods(
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
     longest = max(len(caption) for caption in captions)
     size = max(min(PAIRS, LOGITS // (longest * len(words))), 1)
-    return torch.cat([_of_batch(model, images, captions, part, words) for part in pairs.split(size)])
+    # In one piece from the start: a small result of each batch would keep the memory below it from the next one.
+    found = torch.empty(len(pairs))
+    for part, its in zip(pairs.split(size), found.split(size), strict=True):
+        its.copy_(_of_batch(model, images, captions, part, words))
+    return found
 
 
 def _of_batch(
@@ -61,7 +65,7 @@ def _of_batch(
     cache = model.decoder.begin([prefix]).select(send(rows, tokens.device))
     features = model.decoder.extend(cache, texts, CAPTION)
     log_probs = model.likelihood.against(words)(features).log_softmax(-1)
-    return log_probs.gather(2, next_ids[:, :, None])[..., 0].masked_fill(~said, 0).sum(1).cpu()
+    return log_probs.gather(2, next_ids[:, :, None])[..., 0].masked_fill(~said, 0).sum(1)
 
 
 def _padded(images: Sequence[Tensor], model: UniPerceiver) -> tuple[Tensor, Tensor | None]:
