@@ -14,6 +14,7 @@ from ..transfer import send
 from .captioning import CAPTION
 
 PAIRS = 512  # decoded at once
+BLOCK = 4 * PAIRS  # sorted by their captions' lengths before they are decoded, so that little of a batch is padding
 LOGITS = 2**26  # computed at once: 256 MiB
 
 
@@ -33,7 +34,8 @@ def caption_log_likelihoods(
 ) -> Tensor:
     """The sum of log P over the words and the stop token of each pair's caption, given its image.
 
-    An image is decoded once for all of its captions in a batch, as its keys and values do not depend on them.
+    The text encoder reads each caption once, whatever the number of its pairs. An image is decoded once for all of its
+    captions in a batch, as its keys and values do not depend on them.
 
     Args:
         images: tokens [T,d] of each image, see :func:`tokens_of_images`, on any device.
@@ -44,27 +46,46 @@ def caption_log_likelihoods(
         [P] float32, on the CPU.
     """
     words = model.vocabulary(IMAGE_TEXT_TO_TEXT)
-    longest = max(len(caption) for caption in captions)
-    size = max(min(PAIRS, LOGITS // (longest * len(words))), 1)
+    lengths = torch.tensor([len(caption) for caption in captions])
+    size = max(min(PAIRS, LOGITS // (int(lengths.max()) * len(words))), 1)
+    texts = _encoded(model, captions, pairs[:, 1].unique(), size)
     # In one piece from the start: a small result of each batch would keep the memory below it from the next one.
     found = torch.empty(len(pairs))
-    for part, its in zip(pairs.split(size), found.split(size), strict=True):
-        its.copy_(_of_batch(model, images, captions, part, words))
+    for block in torch.arange(len(pairs)).split(BLOCK):
+        for part in block[lengths[pairs[block, 1]].argsort()].split(size):
+            found[part] = _of_batch(model, images, captions, texts, pairs[part], words).cpu()
     return found
 
 
+def _encoded(model: UniPerceiver, captions: Sequence[Tensor], which: Tensor, size: int) -> dict[int, Tensor]:
+    """Tokens [T-1,d] of the captions ``which``, without the stop token, which predicts nothing."""
+    by_length = sorted(which.tolist(), key=lambda index: len(captions[index]))
+    texts: dict[int, Tensor] = {}
+    for first in range(0, len(by_length), size):
+        part = by_length[first : first + size]
+        tokens = model.text_encoder(*model.text_encoder.pad([captions[index][:-1] for index in part]), causal=True)
+        texts.update((index, row[: len(captions[index]) - 1]) for index, row in zip(part, tokens, strict=True))
+    return texts
+
+
 def _of_batch(
-    model: UniPerceiver, images: Sequence[Tensor], captions: Sequence[Tensor], pairs: Tensor, words: Tensor
+    model: UniPerceiver,
+    images: Sequence[Tensor],
+    captions: Sequence[Tensor],
+    texts: dict[int, Tensor],
+    pairs: Tensor,
+    words: Tensor,
 ) -> Tensor:
-    which, rows = pairs[:, 0].unique_consecutive(return_inverse=True)
+    which, rows = pairs[:, 0].unique(return_inverse=True)
     tokens, valid = _padded([images[index] for index in which.tolist()], model)
     prefix = Segment(tokens, valid, Attributes("image", "input", IMAGE_TEXT_TO_TEXT))
-    token_ids, said = model.text_encoder.pad([captions[index] for index in pairs[:, 1].tolist()])
-    token_ids, said, next_ids = token_ids[:, :-1], said[:, 1:], token_ids[:, 1:]
-    texts = model.text_encoder(token_ids, said, causal=True)
     cache = model.decoder.begin([prefix]).select(send(rows, tokens.device))
-    features = model.decoder.extend(cache, texts, CAPTION)
+    own = pairs[:, 1].tolist()
+    # Zeros behind a shorter text are seen by none of its words.
+    said_tokens = nn.utils.rnn.pad_sequence([texts[index] for index in own], batch_first=True)
+    features = model.decoder.extend(cache, said_tokens, CAPTION)
     log_probs = model.likelihood.against(words)(features).log_softmax(-1)
+    next_ids, said = model.text_encoder.pad([captions[index][1:] for index in own])
     return log_probs.gather(2, next_ids[:, :, None])[..., 0].masked_fill(~said, 0).sum(1)
 
 
