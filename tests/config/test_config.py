@@ -204,6 +204,7 @@ def test_nearest_lists_what_is_valid_where_nothing_is_close():
         ("captioning", "MAX_LENGTH", "0", "must be at least 1, not 0"),
         ("captioning", "DRAWN_CAPTIONS", "1", "must be at least 2, not 1"),
         ("retrieval", "RERANK", "24", "no task of TASKS.NAMES is of KIND captioning"),
+        ("captioning", "RERANK", "True", "no task of TASKS.NAMES is of KIND retrieval"),
     ],
 )
 def test_settings_of_texts_are_checked(config_file, kind, key, value, expected):

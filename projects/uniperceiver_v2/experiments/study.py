@@ -168,7 +168,8 @@ class Study:
             "TASKS.NAMES": list(self.tasks_of(name)),
             **self._training_data(whole),
             "DATASETS.TEST": (),
-            "TASKS.scene_pairs.RERANK": 0,  # retrieval by itself, also in arms without captioning
+            "TASKS.scene_pairs.RERANK": 0,  # each task by itself, also in arms without the other
+            "TASKS.scene_captions.RERANK": False,
             "SOLVER.STEPS": tuple(round(step * shortened) for step in whole.SOLVER.STEPS),
             "SOLVER.CHECKPOINT_PERIOD": 200,
             "SOLVER.CHECKPOINTS_KEPT": 1,

@@ -161,13 +161,19 @@ def _check_evaluation(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if kind_of_dataset(name) is not None:  # a subclass of the trainer may evaluate the others
             evaluating_task(cfg, name)
-    for name in cfg.TASKS.NAMES:
-        if cfg.TASKS[name].get("RERANK", 0) and all(cfg.TASKS[x].KIND != "captioning" for x in cfg.TASKS.NAMES):
-            raise UserError(
-                f"TASKS.{name}.RERANK compares by the likelihood of captions, but no task of TASKS.NAMES is of KIND "
-                "captioning; without one it has to be 0"
-            )
+    _check_rerank(cfg)
     _check_best(cfg)
+
+
+def _check_rerank(cfg: CfgNode) -> None:
+    kinds = {cfg.TASKS[name].KIND for name in cfg.TASKS.NAMES}
+    for name in cfg.TASKS.NAMES:
+        other = "retrieval" if cfg.TASKS[name].KIND == "captioning" else "captioning"
+        if cfg.TASKS[name].get("RERANK", 0) and other not in kinds:
+            raise UserError(
+                f"TASKS.{name}.RERANK asks the likelihood of {other}, but no task of TASKS.NAMES is of KIND {other}; "
+                "without one it has to be off"
+            )
 
 
 def _check_best(cfg: CfgNode) -> None:

@@ -204,19 +204,20 @@ class Predictor(TrainedModel):
         return self._asker.ask(images, "question_answering", answer, on_error)
 
     @overload
-    def caption(self, images: ImageLike, beams: int = ...) -> Caption: ...
+    def caption(self, images: ImageLike, beams: int | None = ...) -> Caption: ...
     @overload
     def caption(
-        self, images: ImagesLike | EncodedImages, beams: int = ..., *, on_error: Literal["raise"] = ...
+        self, images: ImagesLike | EncodedImages, beams: int | None = ..., *, on_error: Literal["raise"] = ...
     ) -> list[Caption]: ...
     @overload
     def caption(
-        self, images: ImagesLike | EncodedImages, beams: int = ..., *, on_error: Literal["skip"]
+        self, images: ImagesLike | EncodedImages, beams: int | None = ..., *, on_error: Literal["skip"]
     ) -> list[Caption | None]: ...
 
-    def caption(self, images: Any, beams: int = 3, *, on_error: OnError = "raise") -> Any:
-        """A caption of each image, found with this number of beams; 1 is greedy and the fastest."""
-        if beams < 1:
+    def caption(self, images: Any, beams: int | None = None, *, on_error: OnError = "raise") -> Any:
+        """A caption of each image, found with this number of beams, by default the task's ``BEAM_SIZE``; 1 is greedy and
+        the fastest."""
+        if beams is not None and beams < 1:
             raise UserError(f"beams are 1 or more, not {beams}")
         task = self._tasks["captioning"]
 
@@ -228,7 +229,7 @@ class Predictor(TrainedModel):
         return self._asker.ask(images, "captioning", answer, on_error)
 
     def describe(
-        self, images: ImageLike | ImagesLike | EncodedImages, boxes: Sequence[Any], beams: int = 3
+        self, images: ImageLike | ImagesLike | EncodedImages, boxes: Sequence[Any], beams: int | None = None
     ) -> list[list[Caption]]:
         """Captions of regions, such as the boxes of :meth:`detect`.
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..data import captioned_images, load_captions, same_images
 from ..data.datasets.records import Records
 from ..data.datasets.shards import ShardRecords
-from ..data.datasets.texts import build_tokenizer
+from ..data.datasets.texts import build_tokenizer, encode
 from ..data.mappers.captions import CaptionMapper, ReferenceMapper
 from ..data.samples import CaptionedSample
 from ..evaluation import TRUTH_METRICS, CaptionEvaluator, SceneCaptionEvaluator
 from ..evaluation.caption_metrics import METRICS
 from ..kinds import ConfiguredTask, TaskKind, TaskSettings, setting
 from ..measured import measure
-from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, Attributes, Segment
+from ..modeling.decoder import IMAGE_TEXT_TO_TEXT, IMAGE_TO_TEXT, Attributes, Segment
 from ..modeling.image_encoder import ImageEncoding
 from ..modeling.model import UniPerceiver
 from ..modeling.text_encoder import TextEncoder
@@ -60,6 +60,11 @@ class GenerationSettings(TaskSettings):
         """Whether training draws captions for rewards."""
         return False
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a prediction is chosen among the captions of all beams."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningSettings(GenerationSettings, CaptionedImageSettings):
@@ -75,10 +80,19 @@ class CaptioningSettings(GenerationSettings, CaptionedImageSettings):
         0.0, "drawn captions that are wholly true become likelier; for data whose scenes are known", at_least=0
     )
     drawn_captions: int = setting(5, "captions drawn of each image where a reward has a weight", at_least=2)
+    rerank: bool = setting(
+        False,
+        "of the most likely captions, as many as beams, say the one that retrieval, too, finds likely; a task of "
+        "retrieval has to be trained",
+    )
 
     @property
     def rewarded(self) -> bool:
         return self.cider_weight > 0 or self.truth_weight > 0
+
+    @property
+    def chooses(self) -> bool:
+        return self.rerank
 
 
 class CaptioningTask(Task):
@@ -154,19 +168,27 @@ class CaptioningTask(Task):
 
     def predict(self, model: UniPerceiver, inputs: Sequence[CaptionedSample]) -> list[dict]:
         encoding = self.encode(model, inputs)
-        captions = self.generate(model, encoding, self.settings.beam_size)
+        captions = self.generate(model, encoding)
         return [
             {"caption": caption, "log_likelihood": log_likelihood, "image_feature": feature}
             for (caption, log_likelihood), feature in zip(captions, encoding.mean_global_token(), strict=True)
         ]
 
-    def generate(self, model: UniPerceiver, encoding: ImageEncoding, beam_size: int) -> list[tuple[str, float]]:
-        """A caption of each encoded image, with its log-likelihood."""
+    def generate(
+        self, model: UniPerceiver, encoding: ImageEncoding, beam_size: int | None = None
+    ) -> list[tuple[str, float]]:
+        """A caption of each encoded image, with its log-likelihood; by default with ``BEAM_SIZE`` beams."""
+        beam_size = self.settings.beam_size if beam_size is None else beam_size
         start = torch.full((len(encoding.global_tokens),), model.text_encoder.bos_id, device=model.device)
-        return self.search(model.text_encoder, next_words(model, encoding), start, beam_size)
+        count = beam_size if self.settings.chooses else 1
+        found = self.search(model.text_encoder, next_words(model, encoding), start, beam_size, count)
+        return found if count == 1 else _chosen(model, encoding, found)
 
-    def search(self, text_encoder: TextEncoder, step: Step, start: Tensor, beam_size: int) -> list[tuple[str, float]]:
-        """The captions that a step of generation leads to from the start tokens [B], with their log-likelihoods."""
+    def search(
+        self, text_encoder: TextEncoder, step: Step, start: Tensor, beam_size: int, count: int = 1
+    ) -> list[tuple[str, float]]:
+        """The captions that a step of generation leads to from the start tokens [B], with their log-likelihoods:
+        ``count`` of each, the most likely one first."""
         generated = search(
             step,
             start,
@@ -174,8 +196,26 @@ class CaptioningTask(Task):
             beam_size=beam_size,
             length_penalty=self.settings.length_penalty,
             max_length=min(self.settings.max_length, text_encoder.max_length),
+            count=count,
         )
         return list(zip(text_encoder.decode(generated.token_ids), generated.log_likelihoods.tolist()))
+
+
+def _chosen(
+    model: UniPerceiver, encoding: ImageEncoding, captions: Sequence[tuple[str, float]]
+) -> list[tuple[str, float]]:
+    """The best of each image's captions, n of each of the B images, one behind the other.
+
+    Captioning and retrieval both say how likely a caption t is for an image x. The best one has the greatest
+    log P(t | x) + cos(x, t) / τ, the product of both likelihoods.
+    """
+    images = model.decode_image(encoding)  # [B,d]
+    token_ids = [encode(model.text_encoder.tokenizer, text) for text, _ in captions]
+    texts = model.encode_texts(*model.text_encoder.pad(token_ids), IMAGE_TO_TEXT).unflatten(0, (len(images), -1))
+    cosines = F.cosine_similarity(images[:, None].float(), texts.float(), dim=-1)
+    given = cosines.new_tensor([log_likelihood for _, log_likelihood in captions]).view_as(cosines)
+    best = (given + cosines / model.likelihood.temperature).argmax(1).tolist()
+    return [captions[image * cosines.shape[1] + place] for image, place in enumerate(best)]
 
 
 def decode_captions(

@@ -52,7 +52,7 @@ class RegionCaptioningTask(CaptioningTask):
         return list(range(sum(len(x["caption_token_ids"]) for x in inputs)))
 
     def predict(self, model: UniPerceiver, inputs: Sequence[RegionSample]) -> list[dict]:
-        captions = iter(self.generate(model, self.encode(model, inputs), self.settings.beam_size))
+        captions = iter(self.generate(model, self.encode(model, inputs)))
         results = []
         for item in inputs:
             own = [next(captions) for _ in range(len(item["regions"]))]
