@@ -10,6 +10,7 @@ from uniperceiver_v2.modeling.decoder import IMAGE_TEXT_TO_TEXT, Segment, attrib
 from uniperceiver_v2.tasks import CAPTIONING, CaptioningTask
 from uniperceiver_v2.tasks.captioning import CAPTION, decode_captions, next_words
 from uniperceiver_v2.tasks.generation import search
+from uniperceiver_v2.tasks.retrieval import RetrievalTask
 
 TEXTS = ("a red seven to the left of a blue three", "three twos", "")
 
@@ -195,6 +196,32 @@ def test_caches_change_neither_words_nor_likelihoods(model, captioned, beam_size
         assert [prediction["caption"]] == model.text_encoder.decode(anew.token_ids)
         assert prediction["log_likelihood"] == pytest.approx(anew.log_likelihoods.item(), abs=1e-5, rel=1e-5)
     assert len({x["caption"] for x in found}) == 3
+
+
+@torch.no_grad()
+def test_of_the_beams_captions_retrieval_chooses(model, captioned):
+    """The caption with the greatest log P(t | x) + cos(x, t) / τ in float64, by features computed one by one."""
+    plain = {"BEAM_SIZE": 8, "LENGTH_PENALTY": 0.0, "MAX_LENGTH": 6}
+    with_settings(model, **plain)
+    likeliest = [x["caption"] for x in model(captioned)]
+    with_settings(model, **plain, RERANK=True)
+    found = model(captioned)
+    for item, prediction in zip(captioned, found, strict=True):
+        encoding = encode(model, [item])
+        start = torch.full((1,), model.text_encoder.bos_id)
+        beams = {"beam_size": 8, "length_penalty": 0.0, "max_length": 6, "count": 8}
+        best = search(next_words(model, encoding), start, model.text_encoder.eos_id, **beams)
+        captions = model.text_encoder.decode(best.token_ids)
+        image = RetrievalTask.image_features(model, encoding)[0].double()
+        scores = []
+        for caption, log_likelihood in zip(captions, best.log_likelihoods.tolist(), strict=True):
+            (ids,), _ = model.text_encoder.tokenize([caption])
+            cosine = image @ RetrievalTask.text_features(model, [ids])[0].double()
+            scores.append(log_likelihood + cosine.item() / model.likelihood.temperature.item())
+        place = max(range(8), key=scores.__getitem__)
+        assert prediction["caption"] == captions[place]
+        assert prediction["log_likelihood"] == pytest.approx(best.log_likelihoods[place].item(), abs=1e-4)
+    assert [x["caption"] for x in found] != likeliest  # else nothing was chosen
 
 
 @pytest.mark.parametrize("model", [4], indirect=True)

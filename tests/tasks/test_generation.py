@@ -50,8 +50,9 @@ def all_sequences(vocabulary: int, max_length: int):
     yield from itertools.product(words, repeat=max_length)
 
 
-def plain_search(toy: Toy, image: int, beam_size: int, penalty: float, max_length: int) -> tuple[float, tuple]:
-    """The same rules with lists, and without an early end. With one beam it ends at the first stop token."""
+def plain_search(toy: Toy, image: int, beam_size: int, penalty: float, max_length: int) -> list[tuple[float, tuple]]:
+    """The same rules with lists, and without an early end: all that finish, the best first. With one beam it ends at
+    the first stop token."""
     beams, finished = [(0.0, ())], []
     for length in range(1, max_length + 1):
         options = [
@@ -67,11 +68,11 @@ def plain_search(toy: Toy, image: int, beam_size: int, penalty: float, max_lengt
             if end
         ]
         beams = [option for option, end in zip(options, ended, strict=True) if not end][:beam_size]
-    return max(finished)
+    return sorted(finished, key=lambda hypothesis: -hypothesis[0])
 
 
-def found(generated, image: int) -> tuple[int, ...]:
-    return tuple(generated.token_ids[image, : generated.lengths[image]].tolist())
+def found(generated, row: int) -> tuple[int, ...]:
+    return tuple(generated.token_ids[row, : generated.lengths[row]].tolist())
 
 
 SIZES = {
@@ -102,10 +103,29 @@ def test_search_is_a_plain_one_with_lists(beam_size, seed, batch, vocabulary, ma
     toy = Toy(seed, batch, vocabulary, max_length)
     generated = search(toy.step, toy.start, STOP, beam_size=beam_size, length_penalty=penalty, max_length=max_length)
     for image in range(batch):
-        score, sequence = plain_search(toy, image, beam_size, penalty, max_length)
+        score, sequence = plain_search(toy, image, beam_size, penalty, max_length)[0]
         assert found(generated, image) == sequence
         assert generated.log_likelihoods[image].item() == pytest.approx(score * len(sequence) ** penalty, abs=1e-5)
         assert (generated.token_ids[image, generated.lengths[image] :] == STOP).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(beam_size=st.integers(2, 4), count=st.integers(1, 5), **{**SIZES, "vocabulary": st.integers(2, 6)})
+def test_the_best_few_are_those_of_a_plain_search(beam_size, count, seed, batch, vocabulary, max_length, penalty):
+    toy = Toy(seed, batch, vocabulary, max_length)
+    sizes = {"beam_size": beam_size, "length_penalty": penalty, "max_length": max_length}
+    generated = search(toy.step, toy.start, STOP, count=count, **sizes)
+    assert len(generated.token_ids) == batch * count
+    for image in range(batch):
+        expected = plain_search(toy, image, beam_size, penalty, max_length)[:count]
+        rows = range(image * count, (image + 1) * count)
+        assert [found(generated, row) for row in rows] == [
+            *(sequence for _, sequence in expected),
+            *[()] * (count - len(expected)),
+        ]
+        for row, (score, sequence) in zip(rows, expected, strict=False):
+            assert generated.log_likelihoods[row].item() == pytest.approx(score * len(sequence) ** penalty, abs=1e-5)
+        assert all(generated.log_likelihoods[row] == -math.inf for row in rows[len(expected) :])
 
 
 def test_greedy_takes_the_likeliest_token_until_the_first_stop():
@@ -141,8 +161,9 @@ def test_forbidden_tokens_are_never_taken():
     assert generated.log_likelihoods.isfinite().all()
 
 
-@pytest.mark.parametrize("sizes", [{"beam_size": 0, "max_length": 3}, {"beam_size": 2, "max_length": 0}])
-def test_sizes_of_nothing_are_refused(sizes):
+@pytest.mark.parametrize("wrong", ["beam_size", "max_length", "count"])
+def test_sizes_of_nothing_are_refused(wrong):
+    sizes = {"beam_size": 2, "max_length": 3, "count": 1, wrong: 0}
     with pytest.raises(ValueError, match="1 or more"):
         search(lambda tokens, rows: tokens, torch.zeros(1), STOP, length_penalty=1.0, **sizes)
 

@@ -215,8 +215,8 @@ class Predictor(TrainedModel):
     ) -> list[Caption | None]: ...
 
     def caption(self, images: Any, beams: int | None = None, *, on_error: OnError = "raise") -> Any:
-        """A caption of each image, found with this number of beams, by default the task's ``BEAM_SIZE``; 1 is greedy and
-        the fastest."""
+        """A caption of each image, found with this number of beams, by default the task's ``BEAM_SIZE``. One beam is
+        greedy and the fastest, and chooses nothing where the task has ``RERANK``."""
         if beams is not None and beams < 1:
             raise UserError(f"beams are 1 or more, not {beams}")
         task = self._tasks["captioning"]

@@ -71,8 +71,8 @@ def search(
 
     A step takes the 2 · beam_size best continuations of a sequence. Those among the first beam_size that end with the
     stop token are finished hypotheses. The best beam_size of the others are the next beams. A sequence is decided when
-    no beam can reach a better score than its best hypotheses, ``count`` in number. One beam is greedy search, which ends
-    with the first stop token.
+    no beam can reach a better score than the last of its ``count`` best hypotheses. One beam is greedy search, which
+    ends with the first stop token.
 
     Args:
         step: log-probabilities of the next token, at most 0. -inf forbids a token.
