@@ -61,7 +61,7 @@ class Captioner(nn.Module):
         return self.model(encoder_outputs=outputs, labels=labels).loss
 
     def _captions(self, inputs: list[dict]) -> list[dict]:
-        """The most likely captions of three beams, as the generalist's are chosen."""
+        """The most likely captions of three beams."""
         found = self.model.generate(
             pixel_values=self.pixels(inputs),
             num_beams=3,
