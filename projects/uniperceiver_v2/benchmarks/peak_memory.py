@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from uniperceiver_v2.engine.freed_memory import give_back_freed_memory
+from uniperceiver_v2.freed_memory import give_back_freed_memory
 
 Work = Callable[[], object]
 

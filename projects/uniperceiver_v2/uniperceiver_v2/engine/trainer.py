@@ -24,12 +24,12 @@ from ..config import sampling_ratios
 from ..data import build_task_train_loader, build_test_loader
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..freed_memory import give_back_freed_memory
 from ..kinds import KINDS, kind_of_dataset
 from ..modeling.decoder import expert_routes, routes_table
 from ..solver import build_optimizer
 from .autocast_answers import answers_under_autocast
 from .best import BestCheckpoint, KeptCheckpoints, StoppedEarly
-from .freed_memory import give_back_freed_memory
 from .gradients import broadcast_state
 from .metrics import MetricsFile, RunScalars, TensorBoardEvents
 from .patient_evaluation import PatientEvaluator

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...errors import UnreadableImage, UserError
+from ...freed_memory import give_back_freed_memory
 from ..datasets.once_a_node import OneCopy, processes_here
 from ..datasets.records import Records
 from ..datasets.shards import InShards
@@ -174,6 +175,7 @@ class TrainLoader:
                 batch_size=None,
                 collate_fn=pack if self.num_workers else _as_it_is,
                 num_workers=self.num_workers,
+                worker_init_fn=_give_back_what_is_inherited,
                 # The seed of the workers, which is drawn when they start, is not taken from the random numbers of
                 # training.
                 generator=torch.Generator(),
@@ -202,6 +204,11 @@ class TrainLoader:
             f"DATALOADER.MAX_CORRUPT_SHARE ({self._max_corrupt_share}) allows, among them "
             f"{'; '.join(sorted(self._named)[:3])}{self._remedy}"
         )
+
+
+def _give_back_what_is_inherited(_worker: int) -> None:
+    """A forked worker begins with the main process's heap, which has room that was freed there."""
+    give_back_freed_memory()
 
 
 def _as_it_is(loaded: tuple) -> tuple:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniperceiver_v2.engine.freed_memory import give_back_freed_memory
+from uniperceiver_v2.freed_memory import give_back_freed_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory")
