@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ __all__ = [
     "get_event_storage",
     "has_event_storage",
 ]
+
+LONGEST_HISTORY = 2000  # values of a scalar; a million, as fvcore's own limit, are 120 MB
 
 _storages: list[EventStorage] = []
 
@@ -50,12 +52,15 @@ def has_event_storage() -> bool:
 class EventStorage:
     """Stores the history of every scalar by name. Stores pictures and histograms until a writer has written them.
 
+    A history is the last :data:`LONGEST_HISTORY` values, so that a long training takes no more memory than a short one;
+    its ``global_avg`` is of all values. Upstream keeps a million.
+
     It is a context. Inside it ``get_event_storage()`` returns this object, so that any module can put scalars without
     having the storage as an argument.
     """
 
     def __init__(self, start_iter: int = 0):
-        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._history: dict[str, HistoryBuffer] = defaultdict(partial(HistoryBuffer, LONGEST_HISTORY))
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
