@@ -128,7 +128,7 @@ ADAMW = {
     "SOLVER.OPTIMIZER": "AdamW",
     **{f"TASKS.{task}.LOSS_WEIGHT": weight for task, weight in LOSS_WEIGHTS.items()},
 }
-MIXED = {"scenes": 3, "scene_phrases": 1, "digits": 3, "scene_captions": 2, "scene_pairs": 2, "corpus": 6}
+MIXED = {"scenes": 3, "scene_phrases": 1, "digits": 1, "scene_captions": 2, "scene_pairs": 2, "corpus": 6}
 HALVES = {f"TASKS.{task}.IMS_PER_BATCH": load_config(str(CONFIG)).TASKS[task].IMS_PER_BATCH // 2 for task in TESTS}
 WITHOUT_CENTRES = {
     "MODEL.UNIPERCEIVER_V2.REGION.FINE_DIM": 0,
