@@ -29,7 +29,7 @@ __all__ = [
     "has_event_storage",
 ]
 
-LONGEST_HISTORY = 2000  # values of a scalar; a million, as fvcore's own limit, are 120 MB
+_LONGEST_HISTORY = 2000  # values of a scalar; a million, as fvcore's own limit, are 120 MB
 
 _storages: list[EventStorage] = []
 
@@ -52,7 +52,7 @@ def has_event_storage() -> bool:
 class EventStorage:
     """Stores the history of every scalar by name. Stores pictures and histograms until a writer has written them.
 
-    A history is the last :data:`LONGEST_HISTORY` values, so that a long training takes no more memory than a short one;
+    A history is the last 2,000 values, so that a long training takes no more memory than a short one;
     its ``global_avg`` is of all values. Upstream keeps a million.
 
     It is a context. Inside it ``get_event_storage()`` returns this object, so that any module can put scalars without
@@ -60,7 +60,7 @@ class EventStorage:
     """
 
     def __init__(self, start_iter: int = 0):
-        self._history: dict[str, HistoryBuffer] = defaultdict(partial(HistoryBuffer, LONGEST_HISTORY))
+        self._history: dict[str, HistoryBuffer] = defaultdict(partial(HistoryBuffer, _LONGEST_HISTORY))
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
