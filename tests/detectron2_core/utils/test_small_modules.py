@@ -10,6 +10,7 @@ import detectron2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.colormap import colormap, random_color, random_colors
 from detectron2.utils.env import TORCH_VERSION, seed_all_rng
@@ -50,7 +51,7 @@ class TestLocate:
             ("collections.OrderedDict", __import__("collections").OrderedDict),
             ("torch.nn.Linear", torch.nn.Linear),
             ("torch.nn.functional.relu", torch.nn.functional.relu),
-            ("detectron2.structures.boxes.Boxes.area", detectron2.structures.boxes.Boxes.area),
+            ("detectron2.structures.boxes.Boxes.area", Boxes.area),
             ("os.path", os.path),
         ],
     )
