@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,10 +61,10 @@ class Row(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of a program. ``low`` and ``most`` memory grow by MiB an hour; numbers of handles and threads are (before, at
+    """Of a program. ``least`` and ``most`` memory grow by MiB an hour; numbers of handles and threads are (before, at
     the end)."""
 
-    low: float
+    least: float
     most: float
     handles: tuple[float, float]
     threads: tuple[float, float]
@@ -74,16 +74,15 @@ class Verdict(NamedTuple):
 def judge(rows: list[Row]) -> Verdict:
     """The verdict on a program's rows.
 
-    Memory rises in an evaluation and falls after it, so the lower quartile and the most of a window are compared with
-    those of other windows. The least may be that of a moment at which processes end or start. Growth is the median
-    slope between any two windows of the second half of a part. Handles and threads are the medians of a part's second
-    and last quarter, added up over the parts.
+    Memory rises in an evaluation and falls after it, so the least and the most of a window are compared with those of
+    other windows. Their growth is the median slope between any two windows of the second half of a part. Handles and
+    threads are the medians of a part's second and last quarter, added up over the parts.
     """
     parts = [part for part in _parts(rows) if len(part) >= SHORTEST_PART]
     if not parts:
         raise SystemExit(f"error: no part has {SHORTEST_PART} rows, which a verdict takes")
     windows = [_windows(part[len(part) // 2 :]) for part in parts]
-    low, most = (_growth(windows, statistic) for statistic in (_lower_quartile, max))
+    least, most = (_growth(windows, extreme) for extreme in (min, max))
     held = median(row.memory for part in windows for window in part for row in window)
     handles, threads = (
         tuple(
@@ -94,8 +93,8 @@ def judge(rows: list[Row]) -> Verdict:
         )
         for name in ("handles", "threads")
     )
-    level = max(low, most) <= MOST_GROWTH * held and all(end <= before for before, end in (handles, threads))
-    return Verdict(low, most, handles, threads, level)
+    level = max(least, most) <= MOST_GROWTH * held and all(end <= before for before, end in (handles, threads))
+    return Verdict(least, most, handles, threads, level)
 
 
 def _windows(rows: list[Row]) -> list[list[Row]]:
@@ -103,15 +102,11 @@ def _windows(rows: list[Row]) -> list[list[Row]]:
     return [rows[end - WINDOW : end] for end in range(len(rows), WINDOW - 1, -WINDOW)][::-1]
 
 
-def _lower_quartile(values: Iterable[float]) -> float:
-    return quantiles(values, n=4)[0]
-
-
-def _growth(windows: list[list[list[Row]]], statistic: Callable[[Iterable[float]], float]) -> float:
-    """In MiB an hour, of a statistic of the memory in the windows of each part."""
+def _growth(windows: list[list[list[Row]]], extreme: Callable[[Iterable[float]], float]) -> float:
+    """In MiB an hour, of the least or the most memory of the windows of each part."""
     slopes = []
     for part in windows:
-        points = [(window[0].seconds, statistic(row.memory for row in window)) for window in part]
+        points = [(window[0].seconds, extreme(row.memory for row in window)) for window in part]
         slopes += [(memory - before) / (at - since) for (since, before), (at, memory) in combinations(points, 2)]
     return 3600 * median(slopes)
 
@@ -123,7 +118,7 @@ def _parts(rows: list[Row]) -> list[list[Row]]:
 def table(rows: list[Row]) -> tuple[str, bool]:
     """A table for people, and whether all programs are level."""
     lines = [
-        "| program | hours | parts | done | memory, MiB | low / most grow, MiB/h | handles | threads | verdict |",
+        "| program | hours | parts | done | memory, MiB | least / most grow, MiB/h | handles | threads | verdict |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     level = True
@@ -138,7 +133,7 @@ def table(rows: list[Row]) -> tuple[str, bool]:
             len(ends),
             f"{sum(end.done for end in ends):,} {unit}",
             f"{median(row.memory for row in its[len(its) // 2 :]):.0f}",
-            f"{verdict.low:+.1f} / {verdict.most:+.1f}",
+            f"{verdict.least:+.1f} / {verdict.most:+.1f}",
             "{:g} → {:g}".format(*verdict.handles),
             "{:g} → {:g}".format(*verdict.threads),
             "level" if verdict.level else "NOT LEVEL",

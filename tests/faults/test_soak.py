@@ -35,15 +35,9 @@ def rows(program: str = TRAINING, part: int = 0, growth: float = 0.0, handles: f
 
 def test_a_program_that_stays_level_is_found_so():
     verdict = judge(rows() + rows(part=1))
-    assert verdict.level and abs(verdict.low) < 5 and abs(verdict.most) < 5
+    assert verdict.level and abs(verdict.least) < 5 and abs(verdict.most) < 5
     text, level = table(rows() + rows(part=1) + rows(PAGE))
     assert level and "| training | 5.97 | 2 | 35,800 iterations | " in text
-
-
-def test_a_moment_without_some_processes_is_no_leak():
-    made_up = rows()
-    made_up[100] = made_up[100]._replace(memory=500)
-    assert judge(made_up).level
 
 
 @pytest.mark.parametrize("leak", [{"growth": 40.0}, {"handles": 2.0}, {"threads": 1.0}])
