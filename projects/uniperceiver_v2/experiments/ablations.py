@@ -1,6 +1,6 @@
 """The paper's Tables 2, 3 and 4 in miniature: what each part of the model and of its training is worth on digit_scenes.
 
-    python projects/uniperceiver_v2/experiments/ablations.py [--iterations 3000] [--seeds 3] [--jobs 2] [--only ARM ...]
+    python projects/uniperceiver_v2/experiments/ablations.py [--iterations 2100] [--seeds 3] [--jobs 2] [--only ARM ...]
 
 The trainer of train_net.py trains every arm with the small generalist's configuration. It is tested on the test sets of
 the prepared tree, with DETECTRON2_DATASETS=datasets/development on the development tree. A run of all tasks has
@@ -260,7 +260,7 @@ STUDY = Ablations(
     document=REPOSITORY / "docs" / "ablations.md",
     lengths=lengths,
     seeds=3,
-    iterations=3000,
+    iterations=2100,
     reference="whole",
     comparisons=COMPARISONS,
     plateaus=PLATEAUS,

@@ -9,8 +9,9 @@ development tree. specialists/ has a file for each model.
 
 - A specialist trains with this project's loader on the training data of one of the small generalist's tasks, and is
   evaluated by that task's evaluators.
-- Its time is that of the processor, with one thread, so that other programs do not shorten it. Reading of data counts,
-  evaluation does not. The rate rises for a twentieth of the time and then falls as half a cosine.
+- Its time is that of one thread of the machine on which the generalist's was measured. A specialist's `pace` says how
+  many iterations that is, reading of data included, so that all machines do the same run. The rate rises for a
+  twentieth of the time and then falls as half a cosine.
 - Every run has its own folder below records/specialist_runs/<split>/ with its report (run.json) and its log
   (log.jsonl.gz), which are committed. Finished runs are not repeated, interrupted ones continue from their last
   checkpoint, and several processes divide the runs among them.
@@ -57,7 +58,7 @@ GENERALISTS = {
 # A sixth of the generalist's time, and all of it. docs/specialists.md says how it was measured.
 SECONDS = (180.0, 1100.0)
 WARM_UP = 0.05  # of the time
-SAVE_PERIOD = 30.0  # seconds of the processor between checkpoints
+SAVE_PERIOD = 30.0  # seconds between checkpoints
 LOG_LINES = 50  # of a run
 
 
@@ -74,6 +75,10 @@ class Run:
     @property
     def specialist(self) -> Specialist:
         return SPECIALISTS[self.name]
+
+    @property
+    def iterations(self) -> int:
+        return max(1, round(self.seconds * self.specialist.pace))
 
     @property
     def folder(self) -> Path:
@@ -103,7 +108,7 @@ def do(run: Run) -> None:
                 "rate": run.rate,
                 "seed": run.seed,
                 "split": split_of_data(),
-                "iterations": log[-1]["iteration"],
+                "iterations": run.iterations,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "results": results,
             },
@@ -112,40 +117,36 @@ def do(run: Run) -> None:
 
 
 def train(model: nn.Module, run: Run, cfg: CfgNode) -> list[dict[str, float]]:
-    """Train for the run's time, from its checkpoint if there is one. Returns the log."""
+    """Train for the run's iterations, from its checkpoint if there is one. Returns the log."""
     specialist, checkpoint = run.specialist, run.folder / "checkpoint.pth"
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.rate, weight_decay=specialist.weight_decay)
-    iteration, used, log = 0, 0.0, []
+    done, log, losses = 0, [], []
     if checkpoint.exists():
         state = read_tensors(str(checkpoint))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
-        iteration, used, log = state["iteration"], state["seconds"], state["log"]
-    batches = iter(build_task_train_loader(cfg, specialist.task, CountFrom(iteration)))
+        done, log, losses = state["iteration"], state["log"], state["losses"]
+    batches = iter(build_task_train_loader(cfg, specialist.task, CountFrom(done)))
     model.train()
-    start, saved, losses = time.process_time() - used, used, []
-    while True:
-        optimizer.param_groups[0]["lr"] = run.rate * rate_share(used / run.seconds)
+    saved = time.monotonic()
+    for iteration in range(done + 1, run.iterations + 1):
+        optimizer.param_groups[0]["lr"] = run.rate * rate_share((iteration - 1) / run.iterations)
         loss = model(next(batches))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), specialist.clip)
         optimizer.step()
-        iteration += 1
-        used = time.process_time() - start
         losses.append(loss.item())
-        ended = used >= run.seconds
-        if ended or used >= (len(log) + 1) * run.seconds / LOG_LINES:
-            log.append({"iteration": iteration, "seconds": round(used, 1), "loss": sum(losses) / len(losses)})
+        if iteration * LOG_LINES >= (len(log) + 1) * run.iterations:
+            log.append({"iteration": iteration, "loss": sum(losses) / len(losses)})
             losses = []
-        if ended or used - saved >= SAVE_PERIOD:
-            saved = used
+        if iteration == run.iterations or time.monotonic() - saved >= SAVE_PERIOD:
+            saved = time.monotonic()
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
-            state |= {"seconds": used, "log": log, "random": torch.get_rng_state()}
+            state |= {"log": log, "losses": losses, "random": torch.get_rng_state()}
             write_atomically(str(checkpoint), lambda file, state=state: torch.save(state, file))
-        if ended:
-            return log
+    return log
 
 
 def rate_share(share: float) -> float:
@@ -238,7 +239,7 @@ def _results_of(path: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(SPECIALISTS), default=list(SPECIALISTS), metavar="NAME")
-    parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread's processor time")
+    parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread")
     parser.add_argument("--rates", nargs="+", type=float, help="peak learning rates, in place of the chosen ones")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the runs")

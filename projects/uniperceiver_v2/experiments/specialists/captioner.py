@@ -89,4 +89,5 @@ SPECIALIST = Specialist(
     },
     build=Captioner,
     rate=2e-3,
+    pace=3.6,
 )

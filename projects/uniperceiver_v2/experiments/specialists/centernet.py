@@ -182,6 +182,7 @@ DETECTOR = Specialist(
     tests={"digit_scenes_test": {"box AP": ("bbox", "AP")}},
     build=Detector,
     rate=2e-3,
+    pace=5.6,
     weight_decay=0.05,
     settings={"MODEL.MASK_ON": False},
 )
@@ -190,6 +191,7 @@ PHRASE_DETECTOR = Specialist(
     tests={"digit_scenes_phrases_test": {"phrases found": ("grounding", "Acc@0.5")}},
     build=PhraseDetector,
     rate=1e-3,
+    pace=4.4,
     weight_decay=0.05,
     settings={"MODEL.MASK_ON": False},
 )

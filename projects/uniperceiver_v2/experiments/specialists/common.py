@@ -28,6 +28,7 @@ class Specialist:
         tests: {test dataset: {name of a figure: (kind of result, key)}}.
         build: makes the model with random weights, from the settings of the small generalist.
         rate: the largest learning rate, chosen on the development tree.
+        pace: iterations a second of one thread, on the machine on which `make train` takes 0.55 s for one of its own.
         weight_decay: of AdamW.
         clip: the largest norm of a gradient.
         settings: settings that differ from the generalist's, such as the size of a batch.
@@ -37,6 +38,7 @@ class Specialist:
     tests: Mapping[str, Mapping[str, tuple[str, str]]]
     build: Callable[[CfgNode], nn.Module]
     rate: float
+    pace: float
     weight_decay: float = 0.01
     clip: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -81,6 +81,7 @@ SPECIALIST = Specialist(
     tests={"digit_scenes_test": {"box AP": ("bbox", "AP")}},
     build=DeformableDetr,
     rate=5e-4,
+    pace=3.3,
     weight_decay=1e-4,
     clip=0.1,
     settings={"MODEL.MASK_ON": False},

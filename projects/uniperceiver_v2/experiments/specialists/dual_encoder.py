@@ -76,6 +76,7 @@ SPECIALIST = Specialist(
     },
     build=DualEncoder,
     rate=1e-3,
+    pace=1.2,
     weight_decay=0.05,
     settings={"TASKS.scene_pairs.IMS_PER_BATCH": 32},
 )

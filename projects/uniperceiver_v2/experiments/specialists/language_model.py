@@ -52,4 +52,5 @@ SPECIALIST = Specialist(
     tests={"digit_corpus_test": {"masked words": ("language_modelling", "accuracy")}},
     build=MaskedLanguageModel,
     rate=2e-3,
+    pace=13.9,
 )

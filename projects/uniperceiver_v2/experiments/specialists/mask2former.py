@@ -64,6 +64,7 @@ SPECIALIST = Specialist(
     tests={"digit_scenes_test": {"box AP": ("bbox", "AP"), "mask AP": ("segm", "AP")}},
     build=Mask2Former,
     rate=5e-4,
+    pace=3.3,
     weight_decay=0.05,
     clip=0.1,
 )

@@ -34,6 +34,7 @@ SPECIALIST = Specialist(
     tests={"digits_test": {"top-1": ("classification", "top1")}},
     build=Classifier,
     rate=2e-3,
+    pace=3.3,
     weight_decay=0.05,
     settings={"TASKS.digits.IMS_PER_BATCH": 32},
 )
