@@ -1,7 +1,7 @@
 """The specialists learn, are evaluated by the project's evaluators, and their runs are kept, resumed and compared."""
 
 import gzip
-import itertools
+import importlib.util
 import json
 import math
 
@@ -17,12 +17,18 @@ NAMES = (
     "CenterNet",
     "Deformable DETR",
     "Mask2Former",
+    "Mask R-CNN",
     "CenterNet of phrases",
     "ResNet",
     "VisionEncoderDecoder",
     "dual encoder",
     "RoBERTa",
 )
+UPSTREAM = importlib.util.find_spec("detectron2.modeling.roi_heads") is not None
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.skipif(name == "Mask R-CNN" and not UPSTREAM, reason="upstream has it"))
+    for name in NAMES
+]
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def test_every_specialist_is_tested_here(runs):
     assert sorted(NAMES) == sorted(runs.SPECIALISTS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_specialist_learns_a_few_samples(runs, tmp_path, name):
     run = runs.Run(name, 1.0, runs.SPECIALISTS[name].rate, 0, tmp_path)
     cfg = run.configuration()
@@ -61,7 +67,7 @@ def test_a_specialist_learns_a_few_samples(runs, tmp_path, name):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_run_leaves_the_results_of_the_projects_evaluator(runs, tmp_path, name):
     specialist = runs.SPECIALISTS[name]
     run = runs.Run(name, 0.01, specialist.rate, 0, tmp_path)
@@ -105,6 +111,18 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_is_not_repeated(runs, 
     assert [line["iteration"] for line in log] == [1, 2, 3, 4, 5]
     monkeypatch.setattr(runs, "train", None)
     runs.do(run)
+
+
+@pytest.mark.skipif(UPSTREAM, reason="upstream has its layers")
+def test_a_specialist_whose_layers_are_not_installed_is_left_out_and_refused_by_name(runs, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(runs, "do", done.append)
+    monkeypatch.setattr(runs, "write_document", lambda *_: None)
+    runs.main(["--seeds", "1", "--seconds", "1"])
+    assert [run.name for run in done] == [name for name in runs.SPECIALISTS if name != "Mask R-CNN"]
+    with pytest.raises(SystemExit):
+        runs.main(["--only", "Mask R-CNN"])
+    assert "Mask R-CNN needs detectron2.modeling.roi_heads" in capsys.readouterr().err
 
 
 def test_rate_rises_and_falls_to_nothing(runs):

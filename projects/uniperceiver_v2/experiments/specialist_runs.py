@@ -238,7 +238,7 @@ def _results_of(path: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=list(SPECIALISTS), default=list(SPECIALISTS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(SPECIALISTS), metavar="NAME")
     parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread")
     parser.add_argument("--rates", nargs="+", type=float, help="peak learning rates, in place of the chosen ones")
     parser.add_argument("--seeds", type=int, default=3)
@@ -252,10 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a column of the table and its results.json or run.json, one for each seed",
     )
     args = parser.parse_args(arguments)
+    chosen = args.only or [name for name, specialist in SPECIALISTS.items() if specialist.is_installed]
+    for name in chosen:
+        if not SPECIALISTS[name].is_installed:
+            parser.error(f"{name} needs {SPECIALISTS[name].needs}, which is not installed")
     if not args.table:
         torch.set_num_threads(1)
         output = args.output / split_of_data()
-        for seed, seconds, name in itertools.product(range(args.seeds), args.seconds, args.only):
+        for seed, seconds, name in itertools.product(range(args.seeds), args.seconds, chosen):
             for rate in args.rates or [SPECIALISTS[name].rate]:
                 do(Run(name, seconds, rate, seed, output))
     write_document(args.output, dict(args.generalist) if args.generalist else GENERALISTS)

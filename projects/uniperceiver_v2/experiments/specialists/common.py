@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ class Specialist:
         weight_decay: of AdamW.
         clip: the largest norm of a gradient.
         settings: settings that differ from the generalist's, such as the size of a batch.
+        needs: a module that not every installation has.
     """
 
     task: str
@@ -42,6 +44,11 @@ class Specialist:
     weight_decay: float = 0.01
     clip: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = "torch"
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.needs) is not None
 
 
 class Pixels(nn.Module):
