@@ -1,7 +1,7 @@
 """Words in new combinations: what a model knows of digits and of phrases that its training left out.
 
     python datasets/prepare_digit_scenes.py --development
-    python projects/uniperceiver_v2/experiments/open_labels.py [--iterations 2000] [--seeds 1] [--only ARM ...]
+    python projects/uniperceiver_v2/experiments/open_labels.py [--iterations 2100] [--seeds 1] [--only ARM ...]
 
 Two arms train the small generalist on all of its tasks: "everything" on the development tree, "left out" on the same
 tree without ``DIGITS`` and ``FORMS``, which this program prepares. No training picture of the second arm shows a red
@@ -207,6 +207,7 @@ STUDY = OpenLabels(
     document=REPOSITORY / "docs" / "specialists.md",
     first_column="training",
     prefix=PREFIX,
+    iterations=2100,
     split="development",
 )
 
