@@ -1,6 +1,7 @@
 """The study of open labels: its groups of digits, phrases, captions and images, and its two arms."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -57,25 +58,29 @@ def test_digits_count_as_found_by_class_overlap_and_score(labels, facts, tmp_pat
     assert labels.found_digits(folder, *facts)["left out"] == 0.0
 
 
-def test_digits_are_named_by_their_best_detection(labels, facts):
-    def found(boxes, names, scores):
-        at = [every.index(name) for name in names]
-        fields = {"pred_boxes": Boxes(boxes), "pred_classes": torch.tensor(at), "scores": torch.tensor(scores)}
-        return SimpleNamespace(instances=Instances((80, 80), **fields))
+def instances(labels, boxes, names, scores):
+    classes = torch.tensor([labels.LABELS.index(name) for name in names])
+    return Instances((80, 80), pred_boxes=Boxes(boxes), pred_classes=classes, scores=torch.tensor(scores))
 
-    every = [f"{colour} {name}" for colour in labels.COLOURS for name in labels.NAMES]
+
+def test_digits_are_named_by_their_best_detection(labels, facts):
     seven, one = [0, 0, 10, 20], [40, 40, 50, 60]
-    answers = {
-        "1.png": found([seven, seven, one], ["red seven", "red one", "blue one"], [0.2, 0.1, 0.9]),
-        "2.png": found([[5, 5, 25, 12]], ["blue seven"], [0.9]),  # overlaps too little
+    found = {
+        1: instances(labels, [seven, seven, one], ["red seven", "red one", "blue one"], [0.2, 0.1, 0.9]),
+        2: instances(labels, [[5, 5, 25, 12]], ["blue seven"], [0.9]),  # overlaps too little
     }
-    predictor = SimpleNamespace(
-        detect=lambda files, asked, threshold: [answers[file] for file in files] if asked == every else []
-    )
-    files = {1: "1.png", 2: "2.png"}
-    assert labels.named_digits(predictor, facts[0], files) == {"left out": 100.0, "others": 50.0}
-    answers["1.png"].instances.scores = torch.tensor([0.1, 0.2, 0.9])
-    assert labels.named_digits(predictor, facts[0], files)["left out"] == 0.0
+    assert labels.named_digits(found, facts[0]) == {"left out": 100.0, "others": 50.0}
+    found[1].scores = torch.tensor([0.1, 0.2, 0.9])
+    assert labels.named_digits(found, facts[0])["left out"] == 0.0
+
+
+def test_a_model_is_asked_for_all_colours_and_digits(labels):
+    def detect(files, asked, threshold):
+        assert asked == labels.LABELS and len(set(asked)) == 70 and threshold == 0.0
+        return [SimpleNamespace(instances=file) for file in files]
+
+    found = labels.detect_labels(SimpleNamespace(detect=detect), {4: "a.png", 2: "b.png"})
+    assert found == {4: "a.png", 2: "b.png"}
 
 
 def test_phrases_are_grouped_by_what_of_them_was_left_out(labels, tmp_path):
@@ -137,7 +142,7 @@ def trees(labels, small_data, small_tree, prepare_digit_scenes, monkeypatch):
 
 
 def test_arms_differ_in_their_training_data_alone(labels, trees, changed_settings):
-    arms = [labels.STUDY.configuration(name, 0, 700) for name in labels.STUDY.arms]
+    arms = [labels.STUDY.configuration(name, 0, 700) for name in ("everything", "left out")]
     assert changed_settings(*arms) == {f"TASKS.{task}.DATASETS" for task in labels.TESTS}
     train = "left_out_digit_scenes_phrases_train"
     assert "left_out" in MetadataCatalog.get(train).json_file and train in arms[1].TASKS.scene_phrases.DATASETS
@@ -151,3 +156,20 @@ def test_an_arm_trains_and_stands_in_the_table(labels, trees, small_config):
         "| left out | development | 1 |"
     )
     assert rows[3].count(" - ") < 6, "six scenes have some of the groups"
+
+
+def test_the_closed_vocabulary_learns_combinations_and_stands_in_the_table(labels, trees, small_config):
+    labels.STUDY.train(labels.CLOSED, 0, 3)
+    folder = labels.STUDY.folder_of(labels.CLOSED, 0, 3)
+    content = json.loads((folder / "combinations.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    source = json.loads(Path(MetadataCatalog.get("left_out_digit_scenes_train").json_file).read_text())
+    digits = {category["id"]: category["name"] for category in source["categories"]}
+    things = [one for one in source["annotations"] if not one["iscrowd"]]
+    expected = [f"{one['color']} {digits[one['category_id']]}" for one in things]
+    assert [names[one["category_id"]] for one in content["annotations"]] == expected
+    labels.STUDY.main(["--jobs", "0", "--iterations", "3", "--output", str(labels.STUDY.output)])
+    (row,) = [line for line in labels.STUDY.document.read_text().splitlines() if labels.CLOSED in line]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[1:4] == ["closed vocabulary", "development", "1"] and cells.count("-") == 11
+    assert all(0 <= float(cell) <= 100 for cell in cells[6:8])

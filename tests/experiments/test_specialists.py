@@ -42,6 +42,12 @@ def runs(imported, small_data, small_config, monkeypatch, tmp_path):
     return module
 
 
+def test_specialists_are_tested_at_the_size_of_their_training(runs, imported, monkeypatch):
+    monkeypatch.setattr(runs, "CONFIG", imported("study").TINY_CONFIG)
+    cfg = runs.Run("CenterNet", 1.0, 1e-3, 0, None).configuration()
+    assert (cfg.INPUT.MIN_SIZE_TEST,) == cfg.INPUT.MIN_SIZE_TRAIN[:1] == (96,)
+
+
 def test_every_specialist_is_tested_here(runs):
     assert sorted(NAMES) == sorted(runs.SPECIALISTS)
 

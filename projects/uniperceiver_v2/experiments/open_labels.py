@@ -9,7 +9,8 @@ seven, no training text names one, and no training phrase says "the largest digi
 Both are tested on the same development scenes, with digits and phrases sorted by whether they were left out. Each word
 by itself was learned. So the second arm knows what was left out only if it puts words together, and the first one shows
 what it would know otherwise. Detection has ten digits as classes, of which none was left out, so it is also asked with
-colours and digits as labels. A model with a list of such classes would have no output for what was left out.
+colours and digits as labels. Beside them "closed vocabulary" is a detector for one task that has a list of such classes
+(closed_vocabulary.py) and the training scenes of the second arm.
 
 Writes its table into docs/specialists.md. study.py describes how runs are kept and resumed.
 """
@@ -21,14 +22,17 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from closed_vocabulary import LABELS, train_closed_vocabulary
 from cures import PREFIX, register_development
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from run_records import claimed, keep_log, keep_report
 from study import Arm, Study
 
 from uniperceiver_v2 import Predictor
@@ -37,7 +41,6 @@ from uniperceiver_v2.data import load_dataset, register_digit_scenes
 from uniperceiver_v2.data.datasets.builtin import datasets_root
 from uniperceiver_v2.engine import UniPerceiverTrainer
 from uniperceiver_v2.evaluation.digit_scenes.facts import Scene, SceneFacts, Thing
-from uniperceiver_v2.evaluation.digit_scenes.parser import COLOURS, NAMES
 from uniperceiver_v2.files import REPOSITORY, TINY_CONFIG
 
 DIGITS = ("red seven", "blue three", "green one", "yellow five", "purple two", "white seven")  # an eighth of all
@@ -45,6 +48,7 @@ FORMS = {
     "extreme": re.compile(r"\b(largest|smallest|leftmost|rightmost|highest|lowest)\b"),
     "relation": re.compile(r"\b(to the (left|right) of|above|below)\b"),
 }
+CLOSED = "closed vocabulary"  # the arm that is a detector of its own
 LEFT_OUT = "left_out_"  # before the names of the datasets of the second arm
 TESTS = {
     "scenes": f"{PREFIX}digit_scenes_test",
@@ -90,18 +94,23 @@ def found_digits(folder: Path, facts: SceneFacts, class_names: list[str]) -> dic
     return shares(answers)
 
 
-def named_digits(predictor: Predictor, facts: SceneFacts, files: Mapping[int, str]) -> dict[str, float]:
-    """The share of digits whose best detection has their colour and name, among all colours and names as labels."""
-    labels = [f"{colour} {name}" for colour in COLOURS for name in NAMES]
+def detect_labels(predictor: Predictor, files: Mapping[int, str]) -> dict[int, Instances]:
+    """What a model finds in images when it is asked for ``LABELS``. files: paths by image id."""
+    found = predictor.detect(list(files.values()), LABELS, threshold=0.0)
+    return dict(zip(files, (detections.instances for detections in found), strict=True))
+
+
+def named_digits(found: Mapping[int, Instances], facts: SceneFacts) -> dict[str, float]:
+    """The share of digits whose best detection has their colour and name. found: by image, with indices of
+    ``LABELS`` as classes."""
     answers = defaultdict(list)
-    images = list(facts.by_image)
-    for image, found in zip(images, predictor.detect([files[i] for i in images], labels, threshold=0.0), strict=True):
-        for thing in facts.by_image[image]:
+    for image, scene in facts.by_image.items():
+        for thing in scene:
             if not thing.is_crowd:
                 x, y, width, height = thing.box
-                overlaps = pairwise_iou(Boxes([[x, y, x + width, y + height]]), found.instances.pred_boxes)[0]
-                own = found.instances[overlaps >= IOU]
-                best = [labels[own.pred_classes[own.scores.argmax()]]] if len(own) else []
+                overlaps = pairwise_iou(Boxes([[x, y, x + width, y + height]]), found[image].pred_boxes)[0]
+                own = found[image][overlaps >= IOU]
+                best = [LABELS[own.pred_classes[own.scores.argmax()]]] if len(own) else []
                 answers["left out" if is_left_out(thing) else "others"].append(best == [f"{thing.colour} {thing.name}"])
     return shares(answers)
 
@@ -175,8 +184,23 @@ class OpenLabels(Study):
             results[self.tests[task]]["groups"] = groups(folder, facts, class_names)
         predictor = Predictor(trainer.cfg, Path(trainer.cfg.OUTPUT_DIR) / "model_final.pth")
         files = {record["image_id"]: record["file_name"] for record in load_dataset(self.tests["scenes"])}
-        results[self.tests["scenes"]]["named"] = named_digits(predictor, facts, files)
+        results[self.tests["scenes"]]["named"] = named_digits(detect_labels(predictor, files), facts)
         return results
+
+    def train(self, name: str, seed: int, iterations: int) -> None:
+        if name != CLOSED:
+            super().train(name, seed, iterations)
+            return
+        folder, test = self.folder_of(name, seed, iterations), self.tests["scenes"]
+        with claimed(folder) as ours:
+            if not ours or self.is_finished(name, seed, iterations):
+                return
+            start = time.monotonic()
+            found, log = train_closed_vocabulary(folder, f"{LEFT_OUT}digit_scenes_train", test, iterations, seed)
+            named = named_digits(found, SceneFacts(MetadataCatalog.get(self.tests["scene_captions"]).scene_facts))
+            keep_log(folder, log)
+            minutes = (time.monotonic() - start) / 60
+            keep_report(folder, {"minutes": minutes, "split": self.split, "results": {test: {"named": named}}})
 
 
 def _training_left_out() -> dict[str, list[str]]:
@@ -186,7 +210,7 @@ def _training_left_out() -> dict[str, list[str]]:
 
 STUDY = OpenLabels(
     __file__,
-    arms={"everything": Arm(), "left out": Arm(settings=_training_left_out())},
+    arms={"everything": Arm(), "left out": Arm(settings=_training_left_out()), CLOSED: Arm(("scenes",))},
     tests=TESTS,
     metrics={
         "digits, left out": ("scenes", "groups", "left out"),
@@ -203,7 +227,7 @@ STUDY = OpenLabels(
         "image R@1, left out": ("scene_pairs", "groups", "left out"),
         "other images": ("scene_pairs", "groups", "others"),
     },
-    tables={"": {"everything": ("everything",), "left out": ("left out",)}},
+    tables={"": {name: (name,) for name in ("everything", "left out", CLOSED)}},
     document=REPOSITORY / "docs" / "specialists.md",
     first_column="training",
     prefix=PREFIX,

@@ -85,7 +85,11 @@ class Run:
         return self.output / f"{self.name.replace(' ', '_')}_{self.seconds:g}_{self.rate:g}_{self.seed}"
 
     def configuration(self) -> CfgNode:
-        return load_config(str(CONFIG), settings_of({"SEED": self.seed, **self.specialist.settings}))
+        size = load_config(str(CONFIG)).INPUT.MIN_SIZE_TRAIN[
+            0
+        ]  # and not a larger one, as the generalist is tested with
+        settings = {"SEED": self.seed, "INPUT.MIN_SIZE_TEST": size, **self.specialist.settings}
+        return load_config(str(CONFIG), settings_of(settings))
 
 
 def do(run: Run) -> None:

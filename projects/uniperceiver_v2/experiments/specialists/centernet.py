@@ -43,7 +43,7 @@ class CentreMap(nn.Module):
         maps = [convolution(x) for convolution, x in zip(self.lateral, self.backbone(images).feature_maps)]
         top = maps[-1]
         for finer in reversed(maps[:-1]):
-            top = finer + F.interpolate(top, scale_factor=2, mode="nearest")
+            top = finer + F.interpolate(top, finer.shape[-2:], mode="nearest")
         top = self.joint(top)
         return self.features(self.classes(top)), self.distances(self.sides(top)).exp()
 
@@ -55,6 +55,8 @@ def _convolution() -> nn.Module:
 class Detector(nn.Module):
     """Of ten classes."""
 
+    num_classes = NUM_CLASSES
+
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.map, self.pixels = CentreMap(), Pixels(cfg)
@@ -62,16 +64,15 @@ class Detector(nn.Module):
         self._make_classes(cfg)
 
     def _make_classes(self, cfg: CfgNode) -> None:
-        self.names = nn.Embedding(NUM_CLASSES, WIDTH)
+        self.names = nn.Embedding(self.num_classes, WIDTH)
 
     def _classes(self, inputs: list[dict]) -> Tensor:
         """What is asked for in each image, [B,P,d]."""
         return self.names.weight.expand(len(inputs), -1, -1)
 
-    @staticmethod
-    def _objects(x: dict) -> Tensor:
+    def _objects(self, x: dict) -> Tensor:
         """Which objects of an image each of its classes means, bool [P,N]."""
-        return F.one_hot(x["instances"].gt_classes, NUM_CLASSES).T.bool()
+        return F.one_hot(x["instances"].gt_classes, self.num_classes).T.bool()
 
     def forward(self, inputs: list[dict]) -> Tensor | list[dict]:
         features, distances = self.map(self.pixels(inputs))
@@ -124,8 +125,7 @@ class PhraseDetector(Detector):
         places = [torch.tensor([row_of[phrase] for phrase in x["phrases"]], dtype=torch.int64) for x in inputs]
         return self.of_text(means)[nn.utils.rnn.pad_sequence(places, True)]
 
-    @staticmethod
-    def _objects(x: dict) -> Tensor:
+    def _objects(self, x: dict) -> Tensor:
         return x["phrase_objects"]
 
     def _instances(self, heat: Tensor, boxes: Tensor, x: dict) -> Instances:
