@@ -90,7 +90,6 @@ def train_closed_vocabulary(
     torch.manual_seed(seed)
     model = ClosedVocabulary(cfg)
     log = train(model, run, cfg)
-    (folder / "checkpoint.pth").unlink()
     model.eval()
     with torch.no_grad():
         found = {
@@ -98,4 +97,5 @@ def train_closed_vocabulary(
             for inputs in build_test_loader(cfg, test)
             for x, result in zip(inputs, model(inputs), strict=True)
         }
+    (folder / "checkpoint.pth").unlink()
     return found, log

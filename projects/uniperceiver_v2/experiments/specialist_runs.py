@@ -85,9 +85,7 @@ class Run:
         return self.output / f"{self.name.replace(' ', '_')}_{self.seconds:g}_{self.rate:g}_{self.seed}"
 
     def configuration(self) -> CfgNode:
-        size = load_config(str(CONFIG)).INPUT.MIN_SIZE_TRAIN[
-            0
-        ]  # and not a larger one, as the generalist is tested with
+        size = load_config(str(CONFIG)).INPUT.MIN_SIZE_TRAIN[0]  # also in tests, where the generalist's is larger
         settings = {"SEED": self.seed, "INPUT.MIN_SIZE_TEST": size, **self.specialist.settings}
         return load_config(str(CONFIG), settings_of(settings))
 
