@@ -109,6 +109,16 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
     assert "| usual rate |  |  | - |" in two_arms.document.read_text()
 
 
+def test_data_is_prepared_for_runs_and_not_for_a_table_alone(two_arms, monkeypatch):
+    steps = []
+    two_arms.prepare = lambda: steps.append("prepare")
+    monkeypatch.setattr(two_arms, "train", lambda *run: steps.append(run))
+    two_arms.main(["--jobs", "0", "--output", str(two_arms.output)])
+    assert steps == []
+    two_arms.main(["--run", "usual", "1", "--iterations", "7", "--output", str(two_arms.output)])
+    assert steps == ["prepare", ("usual", 1, 7)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arm", "iterations"),

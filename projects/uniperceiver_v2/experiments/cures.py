@@ -80,6 +80,15 @@ ROWS = {
     "one-to-many (one token an object)": "one-to-many",
     "constant rate with one step (half a cosine instead)": "constant rate",
 }
+
+
+def register_development() -> None:
+    """Register the development tree's datasets under names with a prefix, unless they are registered already."""
+    if TESTS["scenes"] not in DatasetCatalog.list():
+        root = os.path.join(datasets_root(), "development", "digit_scenes")
+        register_digit_scenes(root, prefix=PREFIX)
+
+
 STUDY = Study(
     __file__,
     arms=ARMS,
@@ -90,16 +99,9 @@ STUDY = Study(
     first_column="left out",
     prefix=PREFIX,
     split="development",
+    prepare=register_development,
 )
 
 
-def register_development() -> None:
-    """Register the development tree's datasets under names with a prefix, unless they are registered already."""
-    if TESTS["scenes"] not in DatasetCatalog.list():
-        root = os.path.join(datasets_root(), "development", "digit_scenes")
-        register_digit_scenes(root, prefix=PREFIX)
-
-
 if __name__ == "__main__":
-    register_development()
     STUDY.main()

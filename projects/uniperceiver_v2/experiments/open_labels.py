@@ -208,6 +208,17 @@ def _training_left_out() -> dict[str, list[str]]:
     return {f"TASKS.{task}.DATASETS": [LEFT_OUT + name for name in tasks[task].DATASETS] for task in TESTS}
 
 
+def prepare_and_register() -> None:
+    """Make both trees' datasets known, and write the second tree unless it is there."""
+    register_development()
+    if f"{LEFT_OUT}digit_scenes_train" not in DatasetCatalog.list():
+        root = os.path.join(datasets_root(), "left_out", "digit_scenes")
+        command = [sys.executable, str(REPOSITORY / "datasets" / "prepare_digit_scenes.py"), "--development"]
+        options = ["--output", root, "--leave-out", *DIGITS, "--leave-out-phrases", *FORMS]
+        subprocess.run([*command, *options], check=True)
+        register_digit_scenes(root, prefix=LEFT_OUT)
+
+
 STUDY = OpenLabels(
     __file__,
     arms={"everything": Arm(), "left out": Arm(settings=_training_left_out()), CLOSED: Arm(("scenes",))},
@@ -233,20 +244,9 @@ STUDY = OpenLabels(
     prefix=PREFIX,
     iterations=2100,
     split="development",
+    prepare=prepare_and_register,
 )
 
 
-def prepare_and_register() -> None:
-    """Make both trees' datasets known, and write the second tree unless it is there."""
-    register_development()
-    if f"{LEFT_OUT}digit_scenes_train" not in DatasetCatalog.list():
-        root = os.path.join(datasets_root(), "left_out", "digit_scenes")
-        command = [sys.executable, str(REPOSITORY / "datasets" / "prepare_digit_scenes.py"), "--development"]
-        options = ["--output", root, "--leave-out", *DIGITS, "--leave-out-phrases", *FORMS]
-        subprocess.run([*command, *options], check=True)
-        register_digit_scenes(root, prefix=LEFT_OUT)
-
-
 if __name__ == "__main__":
-    prepare_and_register()
     STUDY.main()

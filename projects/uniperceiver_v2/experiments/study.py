@@ -110,6 +110,7 @@ class Study:
         reference: the arm with which each row is compared by paired tests, if any.
         comparisons: {row: (arms, arms with which they are compared)}, further paired tests.
         plateaus: {task: the plateau that it should have left at the end}, for tasks that are judged.
+        prepare: makes data known that the runs need, called before them.
         output: the folder of the runs.
     """
 
@@ -128,6 +129,7 @@ class Study:
     reference: str = ""
     comparisons: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     plateaus: dict[str, Plateau] = field(default_factory=dict)
+    prepare: Callable[[], None] | None = None
     output: Path = field(init=False)
     may_change: ClassVar[tuple[str, ...]] = ()  # settings of a run that goes on
 
@@ -247,6 +249,8 @@ class Study:
         """
         args = self._options(arguments)
         self.output = args.output
+        if self.prepare is not None and (args.run or args.jobs):
+            self.prepare()
         if args.run:
             self.train(args.run[0], int(args.run[1]), args.iterations)
             return args
