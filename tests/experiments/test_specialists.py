@@ -42,10 +42,12 @@ def runs(imported, small_data, small_config, monkeypatch, tmp_path):
     return module
 
 
-def test_specialists_are_tested_at_the_size_of_their_training(runs, imported, monkeypatch):
+def test_specialists_are_tested_at_the_size_of_their_training_and_at_the_generalists(runs, imported, monkeypatch):
     monkeypatch.setattr(runs, "CONFIG", imported("study").TINY_CONFIG)
-    cfg = runs.Run("CenterNet", 1.0, 1e-3, 0, None).configuration()
+    run = runs.Run("CenterNet", 1.0, 1e-3, 0, None)
+    cfg = run.configuration()
     assert (cfg.INPUT.MIN_SIZE_TEST,) == cfg.INPUT.MIN_SIZE_TRAIN[:1] == (96,)
+    assert run.configuration(larger=True).INPUT.MIN_SIZE_TEST == 112
 
 
 def test_every_specialist_is_tested_here(runs):
@@ -82,6 +84,9 @@ def test_a_run_leaves_the_results_of_the_projects_evaluator(runs, tmp_path, name
     assert report["split"] == "test" and report["iterations"] >= 1 and report["seconds"] == 0.01
     for _, dataset, kind, key in runs.figures_of(name):
         assert 0 <= report["results"][dataset][kind][key] <= 100 or math.isnan(report["results"][dataset][kind][key])
+        if specialist.any_size:
+            assert report["larger"]["results"][dataset][kind].keys() == report["results"][dataset][kind].keys()
+    assert ("larger" in report) == (specialist.task in ("scenes", "scene_phrases"))
     written = {path.name for path in (run.folder / "inference" / dataset).iterdir()}
     assert written & {"predictions.json", "coco_instances_results.json"}
     lines = gzip.decompress((run.folder / "log.jsonl.gz").read_bytes()).splitlines()
@@ -172,6 +177,16 @@ def test_table_has_the_runs_that_are_there_and_nothing_of_the_choosing(runs, tmp
     assert "| RoBERTa | masked words | 99.0 | - |" in text
     assert f"| ResNet | 2.5M | development | 60 | {chosen:g} | 0 | 1,000 | top-1 99.0 |" in text
     assert f"| ResNet | 2.5M | test | 170 | {10 * chosen:g} | 0 | 1,000 | top-1 50.0 |" in text
+
+
+def test_list_of_runs_has_the_figures_at_the_generalists_size_where_all_seeds_have_them(runs, tmp_path):
+    for seed, value in enumerate((70.0, 72.0)):
+        results = leave_run(runs, tmp_path, "CenterNet", "test", 170, 0.002, seed, value)
+        path = tmp_path / "test" / f"CenterNet_170_0.002_{seed}" / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "larger": {"size": 112, "results": results}}))
+    assert "| box AP 71.0 ± 1.4; at 112 pixels box AP 71.0 ± 1.4 |" in runs.list_of_runs(runs.reports(tmp_path))
+    leave_run(runs, tmp_path, "CenterNet", "test", 170, 0.002, 2, 71.0)
+    assert "| box AP 71.0 ± 1.0 |" in runs.list_of_runs(runs.reports(tmp_path))
 
 
 def scene(masks: torch.Tensor, classes: list[int]) -> Instances:

@@ -84,8 +84,10 @@ class Run:
     def folder(self) -> Path:
         return self.output / f"{self.name.replace(' ', '_')}_{self.seconds:g}_{self.rate:g}_{self.seed}"
 
-    def configuration(self) -> CfgNode:
-        size = load_config(str(CONFIG)).INPUT.MIN_SIZE_TRAIN[0]  # also in tests, where the generalist's is larger
+    def configuration(self, larger: bool = False) -> CfgNode:
+        """The settings of the run. Scenes of tests have the size of training, or the generalist's larger one."""
+        sizes = load_config(str(CONFIG)).INPUT
+        size = sizes.MIN_SIZE_TEST if larger else sizes.MIN_SIZE_TRAIN[0]
         settings = {"SEED": self.seed, "INPUT.MIN_SIZE_TEST": size, **self.specialist.settings}
         return load_config(str(CONFIG), settings_of(settings))
 
@@ -100,7 +102,10 @@ def do(run: Run) -> None:
         torch.manual_seed(run.seed)
         model = run.specialist.build(cfg)
         log = train(model, run, cfg)
-        results = {name: evaluate(model, cfg, name, run.folder) for name in run.specialist.tests}
+        tested = {"results": evaluate(model, cfg, run)}
+        if run.specialist.any_size:
+            larger = run.configuration(larger=True)
+            tested["larger"] = {"size": larger.INPUT.MIN_SIZE_TEST, "results": evaluate(model, larger, run)}
         keep_log(run.folder, log)
         keep_report(
             run.folder,
@@ -112,7 +117,7 @@ def do(run: Run) -> None:
                 "split": split_of_data(),
                 "iterations": run.iterations,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "results": results,
+                **tested,
             },
         )
         (run.folder / "checkpoint.pth").unlink()
@@ -157,10 +162,14 @@ def rate_share(share: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, cfg: CfgNode, dataset: str, folder: Path) -> dict[str, Any]:
-    """The results of the dataset's own evaluator, whose files go into the folder."""
-    evaluator = build_evaluator(cfg, dataset, str(folder / "inference" / dataset))
-    return inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
+def evaluate(model: nn.Module, cfg: CfgNode, run: Run) -> dict[str, Any]:
+    """The results of the specialist's tests, {dataset: results}, by each one's own evaluators. Their files go into the
+    run's folder."""
+    results = {}
+    for dataset in run.specialist.tests:
+        evaluator = build_evaluator(cfg, dataset, str(run.folder / "inference" / dataset))
+        results[dataset] = inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
+    return results
 
 
 def reports(output: Path) -> list[dict[str, Any]]:
@@ -211,15 +220,22 @@ def list_of_runs(runs: Sequence[Mapping[str, Any]]) -> str:
         same = list(group)
         name, parameters = same[0]["specialist"], same[0]["parameters"] / 1e6
         iterations = f"{sum(run['iterations'] for run in same) / len(same):,.0f}"
-        figures = ", ".join(
-            f"{figure} {mean_and_spread([run['results'][dataset][kind][key] for run in same])}"
-            for figure, dataset, kind, key in figures_of(name)
-        )
+        figures = _figures(name, [run["results"] for run in same])
+        if all("larger" in run for run in same):
+            size = same[0]["larger"]["size"]
+            figures += f"; at {size} pixels {_figures(name, [run['larger']['results'] for run in same])}"
         seeds = ", ".join(str(run["seed"]) for run in same)
         lines.append(
             f"| {name} | {parameters:.1f}M | {split} | {seconds:g} | {rate:g} | {seeds} | {iterations} | {figures} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _figures(name: str, results: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{figure} {mean_and_spread([run[dataset][kind][key] for run in results])}"
+        for figure, dataset, kind, key in figures_of(name)
+    )
 
 
 def write_document(output: Path, generalists: Mapping[str, str]) -> None:

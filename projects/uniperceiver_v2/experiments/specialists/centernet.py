@@ -185,6 +185,7 @@ DETECTOR = Specialist(
     pace=5.6,
     weight_decay=0.05,
     settings={"MODEL.MASK_ON": False},
+    any_size=True,
 )
 PHRASE_DETECTOR = Specialist(
     task="scene_phrases",
@@ -194,4 +195,5 @@ PHRASE_DETECTOR = Specialist(
     pace=4.4,
     weight_decay=0.05,
     settings={"MODEL.MASK_ON": False},
+    any_size=True,
 )

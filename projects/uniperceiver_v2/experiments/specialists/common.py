@@ -33,6 +33,8 @@ class Specialist:
         weight_decay: of AdamW.
         clip: the largest norm of a gradient.
         settings: settings that differ from the generalist's, such as the size of a batch.
+        any_size: whether it takes images of another size than that of its training. It is then tested at the
+            generalist's size of tests as well.
         needs: a module that not every installation has.
     """
 
@@ -44,6 +46,7 @@ class Specialist:
     weight_decay: float = 0.01
     clip: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    any_size: bool = False
     needs: str = "torch"
 
     @property

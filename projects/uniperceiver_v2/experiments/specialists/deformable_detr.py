@@ -85,4 +85,5 @@ SPECIALIST = Specialist(
     weight_decay=1e-4,
     clip=0.1,
     settings={"MODEL.MASK_ON": False},
+    any_size=True,
 )

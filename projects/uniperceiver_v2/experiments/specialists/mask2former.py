@@ -67,4 +67,5 @@ SPECIALIST = Specialist(
     pace=3.3,
     weight_decay=0.05,
     clip=0.1,
+    any_size=True,
 )

@@ -71,4 +71,5 @@ SPECIALIST = Specialist(
     rate=5e-4,
     pace=1.0,
     needs="detectron2.modeling.roi_heads",
+    any_size=True,
 )
