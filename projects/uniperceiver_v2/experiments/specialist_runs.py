@@ -27,7 +27,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,11 @@ def do(run: Run) -> None:
         torch.manual_seed(run.seed)
         model = run.specialist.build(cfg)
         log = train(model, run, cfg)
-        tested = {"results": evaluate(model, cfg, run)}
+        tested = {"results": evaluate(model, cfg, run.specialist.tests, run.folder / "inference")}
         if run.specialist.any_size:
-            larger = run.configuration(larger=True)
-            tested["larger"] = {"size": larger.INPUT.MIN_SIZE_TEST, "results": evaluate(model, larger, run)}
+            cfg = run.configuration(larger=True)
+            results = evaluate(model, cfg, run.specialist.tests, run.folder / "inference_larger")
+            tested["larger"] = {"size": cfg.INPUT.MIN_SIZE_TEST, "results": results}
         keep_log(run.folder, log)
         keep_report(
             run.folder,
@@ -162,12 +163,11 @@ def rate_share(share: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, cfg: CfgNode, run: Run) -> dict[str, Any]:
-    """The results of the specialist's tests, {dataset: results}, by each one's own evaluators. Their files go into the
-    run's folder."""
+def evaluate(model: nn.Module, cfg: CfgNode, datasets: Iterable[str], folder: Path) -> dict[str, Any]:
+    """The results on test datasets, by dataset, each from its own evaluator, whose files go into the folder."""
     results = {}
-    for dataset in run.specialist.tests:
-        evaluator = build_evaluator(cfg, dataset, str(run.folder / "inference" / dataset))
+    for dataset in datasets:
+        evaluator = build_evaluator(cfg, dataset, str(folder / dataset))
         results[dataset] = inference_on_dataset(model, build_test_loader(cfg, dataset), evaluator)
     return results
 
