@@ -138,7 +138,7 @@ WITHOUT_CENTRES = {
 # Of a task alone. Under TBGN each weight moves in each iteration, whichever task is drawn. Alone, a task has only its
 # own iterations, so its best rate is another. The choice is that of the development tree.
 RATES = (0.0005, 0.001, 0.002)
-SINGLE_RATES = {**dict.fromkeys(TESTS, 0.0005), "corpus": 0.002}
+SINGLE_RATES = {**dict.fromkeys(TESTS, 0.0005), "scenes": 0.001, "scene_captions": 0.002, "corpus": 0.002}
 
 
 def single(task: str, rate: float) -> str:
