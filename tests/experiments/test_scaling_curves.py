@@ -130,6 +130,14 @@ def test_tables_compare_joint_with_alone_at_each_point(curves):
     assert curves.STUDY.document.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_widths_and_tasks_without_a_point_have_no_row(curves):
+    leave_points(curves, "scenes x1", {500: 30.0})
+    curves.STUDY.main(["--jobs", "0", "--output", str(curves.STUDY.output)])
+    values, gains, _ = curves.STUDY.document.read_text().split("\n\n|", 3)[1:]
+    for table in (values, gains):
+        assert re.findall(r"^\| ([^|]+) \| ([\d.]+) \|", table, re.MULTILINE) == [("box AP", "1")]
+
+
 def test_without_runs_there_is_no_plot(curves):
     curves.STUDY.main(["--jobs", "0", "--output", str(curves.STUDY.output)])
     assert "No run has a point yet." in curves.STUDY.document.read_text()

@@ -207,7 +207,7 @@ def _values_at(curves: Mapping[int, Curve], point: int) -> list[float]:
 
 def _tables(study: ScalingCurves, split: str, seeds: int) -> Iterator[str]:
     """The lines of a split's three tables: values, what sharing is worth, and fits."""
-    pairs = list(_pairs(study, split, seeds))
+    pairs = [pair for pair in _pairs(study, split, seeds) if any(pair[2:])]  # of runs that have a point
     points = sorted({point for *_, joint, alone in pairs for both in (joint, alone) for point in mean_curve(both)})
     head = [f"| split: {split} | width | {' | '.join(f'{point:,}' for point in points)} |"]
     head.append("|---|---:|" + "---:|" * len(points))
@@ -264,18 +264,25 @@ def plot(study: ScalingCurves, split: str, seeds: int, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
     for axis, (task, metric) in zip(axes.flat, FIGURES.items(), strict=True):
         for (colour, width), (tasks, style) in itertools.product(enumerate(WIDTHS), (("joint", "o-"), (task, "s--"))):
-            curve = mean_curve(study.curves(arm_name(tasks, width), metric, split, seeds))
+            if not (curve := mean_curve(study.curves(arm_name(tasks, width), metric, split, seeds))):
+                continue
             label = f"{'joint' if tasks == 'joint' else 'alone'}, width {width:g}"
             axis.plot(list(curve), [100 - value for value in curve.values()], style, color=f"C{colour}", label=label)
             if fit := power_law(curve):
                 axis.plot(list(curve), [fit.at(x) for x in curve], ":", color=f"C{colour}", linewidth=1)
         axis.set(title=metric, xscale="log", yscale="log", xlabel="iterations of a joint run", ylabel="errors, %")
+        points = [point for point in POINTS if point <= max(axis.dataLim.x1, POINTS[1])]
+        axis.set_xticks(points, [f"{point:,}" for point in points])
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
+        axis.yaxis.set_major_formatter(LogFormatter())  # 20 in place of 2 times 10 to the 1
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(which="both", alpha=0.3)
-    axes[0, 0].legend(fontsize="small")
+    max(axes.flat, key=lambda axis: len(axis.lines)).legend(fontsize="small")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
