@@ -264,7 +264,7 @@ def plot(study: ScalingCurves, split: str, seeds: int, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
     for axis, (task, metric) in zip(axes.flat, FIGURES.items(), strict=True):
@@ -276,9 +276,9 @@ def plot(study: ScalingCurves, split: str, seeds: int, path: Path) -> None:
             if fit := power_law(curve):
                 axis.plot(list(curve), [fit.at(x) for x in curve], ":", color=f"C{colour}", linewidth=1)
         axis.set(title=metric, xscale="log", yscale="log", xlabel="iterations of a joint run", ylabel="errors, %")
-        points = [point for point in POINTS if point <= max(axis.dataLim.x1, POINTS[1])]
-        axis.set_xticks(points, [f"{point:,}" for point in points])
-        axis.tick_params(axis="x", which="minor", labelbottom=False)
+        axis.xaxis.set_major_locator(FixedLocator(POINTS))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(LogFormatter())  # 20 in place of 2 times 10 to the 1
         axis.yaxis.set_minor_formatter(LogFormatter())
         axis.grid(which="both", alpha=0.3)
