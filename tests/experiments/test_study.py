@@ -1,8 +1,14 @@
 """The common part of the studies: which process does a run, where a run resumes, and which processes are started."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,12 +97,13 @@ def test_a_run_does_not_go_on_with_other_settings(study, two_arms, small_data, s
 def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, monkeypatch):
     commands = []
 
-    def call(command, env, stdout):
+    def popen(command, env, stdout):
         commands.append((command, env))
-        return int(command[-2:] == ["ten times", "0"])
+        code = int(command[-2:] == ["ten times", "0"])
+        return contextlib.nullcontext(SimpleNamespace(wait=lambda: code))
 
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(SystemExit, match=r"failed: ten times 0$"):
         two_arms.main(["--seeds", "2", "--jobs", "1", "--iterations", "7", "--output", "elsewhere"])
     assert [command[-3:] for command, _ in commands] == [
@@ -107,6 +114,32 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
     }
     assert all(environment["OMP_NUM_THREADS"] == "3" for _, environment in commands)
     assert "| usual rate |  |  | - |" in two_arms.document.read_text()
+
+
+def test_sigterm_to_the_program_stops_its_runs_and_begins_no_other(two_arms, tmp_path):
+    """Each run writes that it began, and on SIGTERM that it was told to stop."""
+    Path(two_arms.program).write_text(
+        "import pathlib, signal, sys, time\n"
+        "file = pathlib.Path(sys.argv[0]).with_name(f'{sys.argv[-2]}_{sys.argv[-1]}')\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (file.write_text('stopped'), sys.exit(143)))\n"
+        "file.write_text('begun')\n"
+        "time.sleep(60)\n"
+    )
+    first = tmp_path / "usual_0"
+
+    def stop_when_begun():
+        while not first.exists() or not first.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    usual = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=stop_when_begun).start()
+    with pytest.raises(SystemExit) as ended:
+        two_arms.main(["--seeds", "2", "--jobs", "1"])
+    assert ended.value.code == 143
+    assert first.read_text() == "stopped"
+    assert not (tmp_path / "ten times_0").exists()
+    assert signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_data_is_prepared_for_runs_and_not_for_a_table_alone(two_arms, monkeypatch):

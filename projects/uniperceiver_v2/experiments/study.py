@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -131,6 +132,7 @@ class Study:
     plateaus: dict[str, Plateau] = field(default_factory=dict)
     prepare: Callable[[], None] | None = None
     output: Path = field(init=False)
+    _started: list[subprocess.Popen] = field(init=False, default_factory=list)
     may_change: ClassVar[tuple[str, ...]] = ()  # settings of a run that goes on
 
     def __post_init__(self) -> None:
@@ -225,8 +227,31 @@ class Study:
     def train_in_process(self, name: str, seed: int, iterations: int, threads: int) -> bool:
         """Do a run in a separate process, with its own log, threads and memory. Returns whether it succeeded."""
         command = [sys.executable, self.program, "--iterations", str(iterations), "--output", str(self.output)]
+        command += ["--run", name, str(seed)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        return subprocess.call([*command, "--run", name, str(seed)], env=environment, stdout=subprocess.DEVNULL) == 0
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+            self._started.append(run)
+            return run.wait() == 0
+
+    def train_in_processes(self, runs: Sequence[tuple[str, int]], iterations: int, jobs: int) -> list[bool]:
+        """Do runs, several at a time. Returns which of them succeeded.
+
+        SIGTERM is passed on to the runs, which write a checkpoint and end; the others are not begun. The terminal sends
+        SIGINT to the runs itself.
+        """
+
+        def stop(number: int, frame: object) -> None:
+            for run in self._started:
+                run.terminate()
+            raise SystemExit(128 + number)
+
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // jobs))
+        usual = signal.signal(signal.SIGTERM, stop)
+        try:
+            with ThreadPoolExecutor(jobs) as pool:
+                return list(pool.map(lambda run: self.train_in_process(*run, iterations, threads), runs))
+        finally:
+            signal.signal(signal.SIGTERM, usual)
 
     def markdown(self, seeds: int, iterations: int) -> str:
         """What is written into the document: the tables of the finished runs."""
@@ -255,11 +280,9 @@ class Study:
             self.train(args.run[0], int(args.run[1]), args.iterations)
             return args
         if args.jobs:
-            threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs))
             chosen = [name for name in args.only if not self.arms[name].chooses or self._is_development()]
             runs = [(name, seed) for seed in range(args.seeds) for name in chosen]
-            with ThreadPoolExecutor(args.jobs) as pool:
-                done = list(pool.map(lambda run: self.train_in_process(*run, args.iterations, threads), runs))
+            done = self.train_in_processes(runs, args.iterations, args.jobs)
         self.write_document(args.seeds, args.iterations)
         if args.jobs and not all(done):
             sys.exit(f"failed: {', '.join(f'{name} {seed}' for (name, seed), well in zip(runs, done) if not well)}")
