@@ -62,6 +62,7 @@ FORMAT_VERSION = 6  # increase it when a change makes the same arguments give ot
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 SCENES_PER_CLIP = 5
+FEWEST_FOR_PROCESSES = 500  # scenes: fewer are drawn before other processes have started
 FIRST_IMAGE_ID = {"train": 1, "test": 1_000_001}  # ids are unique over both splits
 # Seeds: (seed, stream of a split, index) draws a scene and its captions, (seed, _TEXT_STREAM) the corpus,
 # (seed, _PHRASE_STREAM, stream of a split, index) a scene's phrases, with _QUESTION_STREAM its questions,
@@ -228,7 +229,7 @@ def _write_png(path: Path, image_rgb: np.ndarray) -> None:
 
 def _write_scenes(root: Path, seed: int, split: str, count: int, source: Source) -> list[dict]:
     draw = partial(_write_scene, root, split, seed, FIRST_IMAGE_ID[split], source)
-    if count < 500:  # faster than starting other processes
+    if count < FEWEST_FOR_PROCESSES:
         return [draw(index) for index in range(count)]
     workers = min(os.cpu_count() or 1, 8)
     # Processes are spawned, as a fork would inherit locks of OpenCV's threads. In each process OpenCV uses one thread.

@@ -54,14 +54,24 @@ def loggers():
 
 
 @pytest.fixture(scope="session")
-def prepare_digit_scenes() -> Callable[..., None]:
-    """``prepare`` of datasets/prepare_digit_scenes.py: (folder, train_scenes, test_scenes)."""
+def prepare_digit_scenes() -> Callable[[Path, int, int], None]:
+    """``prepare`` of datasets/prepare_digit_scenes.py, with a small corpus: (folder, train_scenes, test_scenes).
+
+    A tree of any number of scenes has 7,500 sentences, which a run reads at its start and its evaluation to the end.
+    """
     sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
     try:
         from prepare_digit_scenes import prepare
     finally:
         sys.path.pop(0)
-    return prepare
+
+    def prepare_small(output: Path, train_scenes: int, test_scenes: int) -> None:
+        prepare(output, train_scenes=train_scenes, test_scenes=test_scenes)
+        for split, count in (("train", 400), ("test", 60)):
+            corpus = output / "corpus" / f"{split}.txt"
+            corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:count]))
+
+    return prepare_small
 
 
 @pytest.fixture(scope="session")

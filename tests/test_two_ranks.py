@@ -206,7 +206,7 @@ def train_on_a_half(rank: int, folder: str) -> None:
 
 def test_two_ranks_learn_as_one(model, batches, tmp_path):
     torch.save((model, batches), tmp_path / "given.pth")
-    processes = mp.spawn(train_on_a_half, (str(tmp_path),), nprocs=2, join=False)
+    processes = mp.start_processes(train_on_a_half, (str(tmp_path),), nprocs=2, join=False, start_method="fork")
     with float64_without_chance():
         expected = {name: outcome(model, batch) for name, batch in batches.items()}
         alone = batches["retrieval, each rank alone"]

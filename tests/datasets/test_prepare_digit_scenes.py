@@ -42,9 +42,14 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(prepare, tree, t
 
 
 def test_several_processes_draw_the_same_scenes(prepare, tree, tmp_path, monkeypatch):
-    """500 scenes are drawn in several processes. The first 60 of them are those of the tree."""
+    """In chunks of 50. The first 60 scenes are those of the tree."""
+    module, pools = sys.modules[prepare.__module__], []
+    start = module.ProcessPoolExecutor
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    prepare(tmp_path / "more", train_scenes=500, test_scenes=1)
+    monkeypatch.setattr(module, "FEWEST_FOR_PROCESSES", 101)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *args, **kw: pools.append(args) or start(*args, **kw))
+    prepare(tmp_path / "more", train_scenes=101, test_scenes=1)
+    assert pools == [(2,)]
     for path in (tree / "images" / "train").iterdir():
         assert path.read_bytes() == (tmp_path / "more/images/train" / path.name).read_bytes()
 

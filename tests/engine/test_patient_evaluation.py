@@ -48,7 +48,7 @@ def evaluate(rank: int, folder: str, patient: bool) -> None:
 @pytest.mark.parametrize("patient", [False, True])
 def test_the_others_wait_as_long_as_it_takes(tmp_path, patient):
     if patient:
-        mp.spawn(evaluate, (str(tmp_path), True), nprocs=2)
+        mp.start_processes(evaluate, (str(tmp_path), True), nprocs=2, start_method="fork")
     else:  # what the time limit does otherwise
         with pytest.raises(mp.ProcessRaisedException, match=r"(?i)time|connection"):
-            mp.spawn(evaluate, (str(tmp_path), False), nprocs=2)
+            mp.start_processes(evaluate, (str(tmp_path), False), nprocs=2, start_method="fork")

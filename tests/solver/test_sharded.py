@@ -118,7 +118,7 @@ def run_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (str(folder),), nprocs=2)
+    mp.start_processes(run_rank, (str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 

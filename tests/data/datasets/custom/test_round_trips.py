@@ -190,7 +190,7 @@ def test_class_tables_come_back_by_their_names(classes, tmp_path):
 
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("ids", [ids for _, ids in IDS.values()], ids=list(IDS))
-def test_captions_come_back_in_the_users_ids(images, tmp_path, ids, complete):
+def test_captions_come_back_in_the_users_ids(images, tmp_path, ids, complete, few_paraphrases):
     entries = coco((1, 2, 3), ids)["images"]
     annotations = [{"id": n, "image_id": ids[i], "caption": f"boat {n}"} for n, i in enumerate((0, 2, 1, 0))]
     if not complete:
@@ -215,7 +215,7 @@ def test_captions_come_back_in_the_users_ids(images, tmp_path, ids, complete):
     assert {row["image_id"] for row in found["images"]} == set(ids)
 
 
-def test_caption_tables_come_back_by_their_paths(images, tmp_path):
+def test_caption_tables_come_back_by_their_paths(images, tmp_path, few_paraphrases):
     (tmp_path / "c.csv").write_text('image,caption\n1.png,"a boat, a buoy"\n0.png,birds\n1.png,two boats\n')
     register_custom_datasets({"own": {"FORMAT": "caption_csv", "FILE": str(tmp_path / "c.csv"), "IMAGES": str(images)}})
     records = load_dataset("own")
