@@ -97,15 +97,15 @@ def test_karpathys_splits_lie_where_the_documentation_says(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dataset_loads(tiny, name):
     records = load_dataset(f"tiny_{name}")
-    expected = {"digit_scenes": (40, 12), "digits": (1297, 500)}
-    family = "digits" if name.startswith("digits") else "digit_scenes"
+    expected = {"digits": (1297, 500), "digit_corpus": (400, 60), "digit_scenes": (40, 12)}
+    family = next(family for family in expected if name.startswith(family))
+    assert len(records) == expected[family]["test" in name]
     if "corpus" not in name:
-        assert len(records) == expected[family]["test" in name]
         assert all(set(r) >= {"file_name", "image_id"} for r in records)
     if "caption" in name or "retrieval" in name:
         assert all(len(r["captions"]) == 5 for r in records)
     elif "corpus" in name:
-        assert all(r["text"] for r in records) and len(records) > 500
+        assert all(r["text"] for r in records)
     else:
         assert candidate_names(f"tiny_{name}") == DIGITS
 
