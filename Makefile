@@ -84,8 +84,8 @@ packages: $(INSTALLED)
 test: setup $(WEB) $(EXPORT)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
 
-# What `make test` leaves out for its time, but for the campaign below: compiled kernels, divided models, exported files,
-# the site and its notebooks.
+# What `make test` leaves out for its time, but for the campaign below: compiled kernels, exported files, the site and
+# its notebooks.
 test-slow: setup $(EXPORT) $(DOCS)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) -m slow --ignore tests/faults --ignore tests/web/browser $(ARGS)
 

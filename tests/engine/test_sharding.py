@@ -70,52 +70,41 @@ def run(processes, tmp_path, ranks: int, work) -> None:
     assert [processes.exit_code(pid) for pid in processes.fork_ranks(work, tmp_path, ranks)] == [0] * ranks
 
 
-LENGTH = 3  # of each part of a run
+# The ranks of each part of a run, and how they divide the model.
+PARTS = [(2, "full"), (4, "hybrid"), (1, "full")]
+LENGTH = 3
 SEED = 120  # draws every task in the first two parts
 
 
 @needs_support
-@pytest.mark.parametrize(
-    ("parts", "divided"),
-    [
-        ([(2, "full"), (1, "full")], ("parts",)),
-        pytest.param([(2, "full"), (4, "hybrid"), (1, "full")], ("file", "parts"), marks=pytest.mark.slow),
-    ],
-    ids=["two parts", "three parts and both formats"],
-)
-def test_ranks_that_divide_the_model_train_it_as_ranks_that_do_not(real_cfg, processes, tmp_path, parts, divided):
-    """All tasks, in parts with other numbers of ranks, averages and moments included.
-
-    Args:
-        parts: the number of ranks of each part, and how they divide the model.
-        divided: the formats of checkpoints of the divided runs. They have the same bits.
-    """
+def test_ranks_that_divide_the_model_train_it_as_ranks_that_do_not(real_cfg, processes, tmp_path):
+    """All tasks, in three parts with other numbers of ranks, averages and moments included. Of the divided ones one run
+    writes files, the other directories of parts, and they have the same bits."""
     cfg = real_cfg
-    cfg.SEED, cfg.SOLVER.MAX_ITER = SEED, LENGTH * len(parts)
+    cfg.SEED, cfg.SOLVER.MAX_ITER = SEED, LENGTH * len(PARTS)
     schedule = TaskSchedule(sampling_ratios(cfg), cfg.SEED)
     assert {schedule.task_at(t) for t in range(LENGTH * 2)} == set(cfg.TASKS.NAMES)
-    for number, (ranks, how) in enumerate(parts):
+    for number, (ranks, how) in enumerate(PARTS):
 
         def work(until: int = LENGTH * (number + 1), how: str = how) -> None:
             if how == "hybrid":
                 comm.get_local_size = lambda: 2  # as on two machines
-            for folder in ("none", *divided):
+            for folder in ("none", "divided", "parts"):
                 cfg.SOLVER.CHECKPOINT_FORMAT = "parts" if folder == "parts" else "file"
                 trainer = train(cfg, tmp_path / folder, until, "none" if folder == "none" else how, resume=True)
-                local = [p for p in trainer.model.parameters() if hasattr(p, "to_local")]
-                assert bool(local) == (folder != "none" and comm.get_world_size() > 1)
-                if local:
-                    share = sum(p.to_local().numel() for p in local) / sum(p.numel() for p in local)
+                divided = [p for p in trainer.model.parameters() if hasattr(p, "to_local")]
+                assert bool(divided) == (folder != "none" and comm.get_world_size() > 1)
+                if divided:
+                    share = sum(p.to_local().numel() for p in divided) / sum(p.numel() for p in divided)
                     assert 0.3 < share < 0.7  # of two ranks, or of two on each machine
 
         run(processes, tmp_path, ranks, work)
-        none, first, *others = (final(tmp_path / folder) for folder in ("none", *divided))
-        for other in others:
-            assert first.keys() == other.keys() and all(torch.equal(first[key], other[key]) for key in first)
-        assert none.keys() == first.keys() and len(none) > 1000
+        none, divided, parts = (final(tmp_path / folder) for folder in ("none", "divided", "parts"))
+        assert divided.keys() == parts.keys() and all(torch.equal(divided[key], parts[key]) for key in divided)
+        assert none.keys() == divided.keys() and len(none) > 1000
         for key, value in none.items():
-            torch.testing.assert_close(first[key], value, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: key + text)
-    one, other = (values(tmp_path / folder, "total_loss") for folder in ("none", divided[0]))
+            torch.testing.assert_close(divided[key], value, rtol=1e-7, atol=1e-10, msg=lambda text, key=key: key + text)
+    one, other = (values(tmp_path / folder, "total_loss") for folder in ("none", "divided"))
     assert one and one == pytest.approx(other, rel=1e-6)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     found = 0
     for name in KINDS:
         kind = kind_of(name)
-        files = sorted({kind.damaged(random.Random(number)).name for number in range(100)})
+        files = sorted({kind.damaged(random.Random(number)).name for number in range(200)})
         print(name, len(files))
         for file in files:
             with tempfile.TemporaryDirectory() as folder:

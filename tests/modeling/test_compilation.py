@@ -63,7 +63,6 @@ def compiled(model, backend) -> torch.nn.Module:
     return other
 
 
-@pytest.mark.slow
 def test_every_part_computes_the_same_in_few_graphs_whatever_the_size_of_images(tiny_model):
     """Graphs run unchanged, so that results are equal to the last bit."""
     graphs = Graphs()
