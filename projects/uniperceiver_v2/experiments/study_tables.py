@@ -1,7 +1,7 @@
 """The tables of a study, from what is there of its runs.
 
-A row has means and standard deviations over seeds. With a reference arm, each row is also compared with it by a paired
-t-test over the seeds that both have. A task of a run has left its plateau if, at the end of training, it has learned
+A row has means and standard deviations over seeds. With a reference arm, each row is also compared with it by a t-test: a
+paired one over the seeds that both have, or one of a single seed against all of the reference. A task of a run has left its plateau if, at the end of training, it has learned
 ``LEARNED`` of what a model on the plateau does not know.
 """
 
@@ -60,7 +60,7 @@ def write_between_marks(document: Path, program: str, table: str) -> None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two arms over the seeds that both have: its mean, and the p of a paired t-test that there is none."""
+    """Of two arms: its mean, and the p of a t-test that there is none."""
 
     mean: float
     p: float
@@ -71,15 +71,21 @@ class Difference:
 
 
 def difference(values: Values, reference: Values) -> Difference | None:
-    """None with fewer than two common seeds. p is NaN if all differences are zero."""
-    from scipy.stats import ttest_rel
+    """Of the seeds that both have, paired. A single seed is compared with all of the reference, as if an arm's seeds
+    differed as much as the reference's. None if there are fewer than two; p is NaN if no values differ."""
+    from scipy.stats import ttest_ind, ttest_rel
 
     seeds = sorted(values.keys() & reference.keys())
-    if len(seeds) < 2:
+    if len(values) == 1 and len(reference) > 1:
+        own, others, test = list(values.values()), list(reference.values()), ttest_ind
+    elif len(seeds) > 1:
+        own, others = ([of_arm[seed] for seed in seeds] for of_arm in (values, reference))
+        test = ttest_rel
+    else:
         return None
-    own, others = ([of_arm[seed] for seed in seeds] for of_arm in (values, reference))
     mean = statistics.mean(own) - statistics.mean(others)
-    return Difference(mean, math.nan if own == others else float(ttest_rel(own, others).pvalue))
+    alike = own == others or len({*own, *others}) == 1
+    return Difference(mean, math.nan if alike else float(test(own, others).pvalue))
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,7 @@ class StudyTables:
                 yield name, split, [difference(*pair) for pair in pairs]
 
     def _differences(self) -> str:
-        """The paired differences, and how many are to be expected by chance."""
+        """The differences, and how many marks are to be expected by chance."""
         metrics, lines, all_found = list(self.study.metrics), [], []
         for row, split, compared in self._pairs():
             found = [one for one in compared if one and not math.isnan(one.p)]
@@ -223,6 +229,7 @@ class StudyTables:
         head = [f"| minus {self.study.reference}{others} | split | {' | '.join(metrics)} |"]
         head.append("|---|---|" + "---:|" * len(metrics))
         return "\n".join(head + lines) + (
-            f"\n\nPaired t-tests over seeds against the arm {self.study.reference!r}{others}. {certain} of {tests} "
+            f"\n\nt-tests over seeds against the arm {self.study.reference!r}{others}: paired, or of one seed against all "
+            f"of the other's. {certain} of {tests} "
             f"have p < {CERTAIN} and an arrow; {CERTAIN * tests:.1f} would by chance alone.\n"
         )
