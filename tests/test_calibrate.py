@@ -182,7 +182,6 @@ def test_a_run_and_its_checkpoint(tiny_config, tiny_model, scenes_tree, tmp_path
     for name, dataset in TRAINED.items():
         tiny_config.TASKS[name].DATASETS = [dataset]
         tiny_config.TASKS[name].TEMPERATURE = 0.2
-    tiny_config.INPUT.MIN_SIZE_TEST, tiny_config.TASKS.digits.IMAGE_SIZE = 64, 32
     (tmp_path / "config.yaml").write_text(tiny_config.dump())
     assert main([str(tmp_path)]) == 1
     assert "model_final.pth" in capsys.readouterr().err

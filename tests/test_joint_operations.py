@@ -43,7 +43,6 @@ def test_every_kind_of_the_joint_training_is_counted(counted, tiny_config):
     kinds = {tiny_config.TASKS[name].KIND: name for name in tiny_config.TASKS.NAMES}
     kinds.pop("grounding", None)
     assert len(kinds) == 5
-    tiny_config.INPUT.MIN_SIZE_TRAIN = (64,)
     tiny_config.MODEL.UNIPERCEIVER_V2.ACTIVATION_CHECKPOINTING = ["text_encoder"]
     for kind, name in kinds.items():
         image, _ = joint_operations.of_task(counted, tiny_config, name)

@@ -147,7 +147,6 @@ def real_cfg(tiny_config, small_tree, catalogs, tmp_path) -> CfgNode:
         ("phrases", "small_digit_scenes_phrases_train"),
     ):
         cfg.TASKS[task].DATASETS, cfg.TASKS[task].IMS_PER_BATCH = [dataset], 4
-    cfg.TASKS.digits.IMAGE_SIZE = 32
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR = 10, 2, 1e-3
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.SOLVER.WEIGHT_AVERAGING = 0.9

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,31 @@ def test_rows_are_compared_with_the_whole_model_over_the_seeds_of_both(ablations
     assert "| mixed | test | 3 |" + " 10.0 ± 2.6 |" * 9 in text
     assert "| all tasks, no MoE | test |" + " -6.1 (p 9e-05) ↓ |" * 9 in text
     assert "| mixed | test |" + " -0.1 (p 0.95) |" * 9 in text
-    assert "the arm 'whole' or as named. 9 of 18 have p < 0.05 and an arrow; 0.9 would by chance alone." in text
+    assert "the arm 'whole' or as named: paired, or of one seed against all of the other's." in text
+    assert " 9 of 18 have p < 0.05 and an arrow; 0.9 would by chance alone." in text
+
+
+def test_a_single_seed_is_compared_with_all_of_the_whole_model(ablations):
+    """It lies t standard errors from their mean, where both means' variances add up. The p of two degrees of freedom has
+    a closed form."""
+    whole, one = [10.0, 10.1, 10.4], 11.3
+    for seed, value in enumerate(whole):
+        leave_run(ablations, "whole", seed, value)
+    leave_run(ablations, "dense", 1, one)
+    mean = sum(whole) / 3
+    variance = sum((value - mean) ** 2 for value in whole) / 2
+    t = (one - mean) / math.sqrt(variance * (1 + 1 / 3))
+    p = 1 - t / math.sqrt(2 + t**2)
+    assert p < 0.05
+    text = ablations.STUDY.markdown(seeds=3, iterations=800)
+    assert "| all tasks, no MoE | test | 1 |" + " 11.3 ↑ |" * 9 in text
+    assert "| all tasks, no MoE | test |" + f" {one - mean:+.1f} (p {p:.2g}) ↑ |" * 9 in text
+
+
+def test_a_single_seed_is_not_compared_with_another(ablations):
+    leave_run(ablations, "whole", 0, 10.0)
+    leave_run(ablations, "dense", 0, 20.0)
+    assert "t-tests" not in ablations.STUDY.markdown(seeds=1, iterations=800)
 
 
 def test_arms_are_compared_with_each_other_as_named(ablations):

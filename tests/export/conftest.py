@@ -44,7 +44,7 @@ def predictor(make_tiny_config) -> Predictor:
     from detectron2.modeling import build_model
 
     cfg = make_tiny_config()
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.TASKS.digits.IMAGE_SIZE = 64, 128, 32
+    cfg.INPUT.MAX_SIZE_TEST = 128
     cfg.TASKS.captions.MAX_LENGTH = 6
     cfg.TASKS.digits.FURTHER_PROMPTS = ["the digit {}"]
     cfg.TASKS.scenes.TEMPERATURE, cfg.TASKS.digits.TEMPERATURE = 0.6, 1.5

@@ -23,7 +23,6 @@ def predictor(tiny_config, tiny_model):
     """Random weights; images are made 64 pixels high, or the square 32."""
     from uniperceiver_v2 import Predictor
 
-    tiny_config.INPUT.MIN_SIZE_TEST = 64
     tiny_config.INPUT.MAX_SIZE_TEST = 128
     tiny_model.tasks["classification"].settings = tiny_model.tasks["classification"].settings.__class__(image_size=32)
     tiny_model.tasks["detection"].labels = tiny_model.tasks["classification"].labels = LABELS
@@ -159,7 +158,6 @@ def demo(demo_module) -> Callable[..., int]:
 @pytest.fixture
 def directory(predictor, tmp_path) -> Path:
     """The predictor, as a directory in Hugging Face's form."""
-    predictor.cfg.TASKS.digits.IMAGE_SIZE = 32
     predictor.cfg.TEST.IMS_PER_BATCH = 3
     predictor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

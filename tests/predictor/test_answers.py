@@ -442,7 +442,6 @@ def test_upstreams_predictor_takes_labels_from_the_metadata(tiny_config, tmp_pat
     from detectron2.engine import DefaultPredictor
 
     tiny_config.TASKS.scenes.DATASETS = ["digit_scenes_train"]
-    tiny_config.INPUT.MIN_SIZE_TEST = 64
     tiny_config.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
     torch.save({"model": build_model(tiny_config).state_dict()}, tiny_config.MODEL.WEIGHTS)
     image = pixels()

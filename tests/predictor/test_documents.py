@@ -26,7 +26,6 @@ def after_training(predictor, pixels, tmp_path, monkeypatch):
     run.mkdir(parents=True)
     images.mkdir(parents=True)
     predictor.cfg.TASKS.scenes.DATASETS, predictor.cfg.TASKS.digits.DATASETS = ["digit_scenes_train"], ["digits_train"]
-    predictor.cfg.TASKS.digits.IMAGE_SIZE = 32
     (run / "config.yaml").write_text(predictor.cfg.dump())
     torch.save({"model": predictor.model.state_dict()}, run / "model_final.pth")
     for number in (1, 2, 3):

@@ -79,7 +79,6 @@ def test_a_backbone_of_a_directory_is_carried_along(tiny_config, tmp_path, files
     AutoConfig.for_model(fields.pop("model_type"), **fields).save_pretrained(tmp_path / "resnet")
     tiny_config.MODEL.UNIPERCEIVER_V2.BACKBONE.CONFIG.clear()
     tiny_config.MODEL.UNIPERCEIVER_V2.BACKBONE.PATH = str(tmp_path / "resnet")
-    tiny_config.INPUT.MIN_SIZE_TEST = 64
     predictor = Predictor.from_model(build_model(tiny_config), tiny_config)
     predictor.save_pretrained(tmp_path / "model")
     (tmp_path / "resnet" / "config.json").unlink()

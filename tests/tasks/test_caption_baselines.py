@@ -38,7 +38,6 @@ def captioned(tmp_path):
 def cfg(tiny_config, captioned, tmp_path):
     tiny_config.TASKS.NAMES = ["captions"]
     tiny_config.TASKS.captions = CfgNode({**task_defaults("captions", "captioning"), "DATASETS": [NAME]})
-    tiny_config.INPUT.MIN_SIZE_TEST = 64
     tiny_config.DATASETS.TEST = (NAME,)
     tiny_config.OUTPUT_DIR = str(tmp_path / "output")
     tiny_config.DATALOADER.NUM_WORKERS = 0
