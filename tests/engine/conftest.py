@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # it and tensorboard are imported by a run, which takes one that was forked before some seconds
 import torch.distributed as dist
+import torch.utils.tensorboard
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator

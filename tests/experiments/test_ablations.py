@@ -225,8 +225,8 @@ def test_rows_are_compared_with_the_whole_model_over_the_seeds_of_both(ablations
 
 
 def test_a_single_seed_is_compared_with_all_of_the_whole_model(ablations):
-    """It lies t standard errors from their mean, where both means' variances add up. The p of two degrees of freedom has
-    a closed form."""
+    """It lies t standard errors from their mean, where both means' variances add up. For two degrees of freedom p has a
+    closed form."""
     whole, one = [10.0, 10.1, 10.4], 11.3
     for seed, value in enumerate(whole):
         leave_run(ablations, "whole", seed, value)

@@ -1,8 +1,8 @@
 """The tables of a study, from what is there of its runs.
 
-A row has means and standard deviations over seeds. With a reference arm, each row is also compared with it by a t-test: a
-paired one over the seeds that both have, or one of a single seed against all of the reference. A task of a run has left its plateau if, at the end of training, it has learned
-``LEARNED`` of what a model on the plateau does not know.
+A row has means and standard deviations over seeds. With a reference arm, each row is also compared with it by a t-test:
+a paired one over the seeds that both have, or one of a single seed against all of the reference. A task of a run has
+left its plateau if, at the end of training, it has learned ``LEARNED`` of what a model on the plateau does not know.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class StudyTables:
         head = [f"| minus {self.study.reference}{others} | split | {' | '.join(metrics)} |"]
         head.append("|---|---|" + "---:|" * len(metrics))
         return "\n".join(head + lines) + (
-            f"\n\nt-tests over seeds against the arm {self.study.reference!r}{others}: paired, or of one seed against all "
-            f"of the other's. {certain} of {tests} "
-            f"have p < {CERTAIN} and an arrow; {CERTAIN * tests:.1f} would by chance alone.\n"
+            f"\n\nt-tests over seeds against the arm {self.study.reference!r}{others}: paired, or of one seed against "
+            f"all of the other's. {certain} of {tests} have p < {CERTAIN} and an arrow; {CERTAIN * tests:.1f} would by "
+            "chance alone.\n"
         )
