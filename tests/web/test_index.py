@@ -11,7 +11,6 @@ from uniperceiver_v2.predictor import api
 from uniperceiver_v2.web import index as module
 from uniperceiver_v2.web.index import Index, pictures_in
 from uniperceiver_v2.web.limits import Limits
-from uniperceiver_v2.web.page import Page
 
 WAIT = 120
 
@@ -132,6 +131,9 @@ def test_closing_stops_it(answers, folder):
 
 def test_a_search_by_text_is_one_step_of_the_models_thread(answers, folder, monkeypatch):
     """What compares the pictures again is the model, which one thread owns, and it is told on the page."""
+    pytest.importorskip("gradio", reason='gradio is not installed (pip install ".[web]")')
+    from uniperceiver_v2.web.page import Page
+
     task = answers.predictor.task("retrieval")
     task.settings = replace(task.settings, rerank=24)
     index = Index(folder, answers.predictor, answers.worker, answers.limits).start()
