@@ -24,7 +24,6 @@ def predictor(tiny_config, tiny_model):
     from uniperceiver_v2 import Predictor
 
     tiny_config.INPUT.MAX_SIZE_TEST = 128
-    tiny_model.tasks["classification"].settings = tiny_model.tasks["classification"].settings.__class__(image_size=32)
     tiny_model.tasks["detection"].labels = tiny_model.tasks["classification"].labels = LABELS
     return Predictor.from_model(tiny_model, tiny_config)
 

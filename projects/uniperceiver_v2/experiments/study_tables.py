@@ -71,8 +71,8 @@ class Difference:
 
 
 def difference(values: Values, reference: Values) -> Difference | None:
-    """Of the seeds that both have, paired. A single seed is compared with all of the reference, as if an arm's seeds
-    differed as much as the reference's. None if there are fewer than two; p is NaN if no values differ."""
+    """Of the seeds that both have, in pairs; None if there are fewer than two. A single seed is compared with all of
+    the reference, as if its arm's differed as much. p is NaN if there is no difference at all."""
     from scipy.stats import ttest_ind, ttest_rel
 
     seeds = sorted(values.keys() & reference.keys())
