@@ -38,7 +38,7 @@ from detectron2.evaluation import inference_on_dataset
 from run_records import claimed, keep_log, keep_report, records_of, report_of, split_of_data
 from specialists import SPECIALISTS, Specialist
 from study import settings_of
-from study_tables import mean_and_spread, write_between_marks
+from study_tables import document_of, mean_and_spread, write_between_marks
 from torch import nn
 
 from uniperceiver_v2.config import load_config
@@ -239,12 +239,12 @@ def _figures(name: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_document(output: Path, generalists: Mapping[str, str]) -> None:
-    """Write the tables of the finished runs into the document, and print them."""
+    """Write the tables of the finished runs into their document, and print them."""
     runs = reports(output)
     found = {name: sorted(glob.glob(pattern)) for name, pattern in generalists.items()}
     evaluated = {name: list(map(_results_of, paths)) for name, paths in found.items() if paths}
     table = comparison(runs, evaluated) + "\n" + list_of_runs(runs)
-    write_between_marks(DOCUMENT, "specialist_runs", table)
+    write_between_marks(document_of(output, DOCUMENT, OUTPUT), "specialist_runs", table)
     print(table)
 
 
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread")
     parser.add_argument("--rates", nargs="+", type=float, help="peak learning rates, in place of the chosen ones")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="of the runs; another has own tables")
     parser.add_argument("--table", action="store_true", help="no run, only the table of those that are finished")
     parser.add_argument(
         "--generalist",

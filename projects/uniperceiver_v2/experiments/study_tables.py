@@ -50,10 +50,17 @@ def marks_of(program: str) -> tuple[str, str]:
     return f"<!-- table: written by experiments/{program}.py -->\n", "<!-- end of table -->\n"
 
 
+def document_of(records: Path, document: Path, usual: Path) -> Path:
+    """Where the tables of a folder of records belong: in the document if it is the usual one, otherwise in a file of
+    the same name among the records."""
+    return document if records.resolve() == usual.resolve() else records / document.name
+
+
 def write_between_marks(document: Path, program: str, table: str) -> None:
-    """Replace the table that a program has written into a document."""
+    """Replace the table that a program has written into a document. One that is missing holds nothing but the table."""
     first, last = marks_of(program)
-    before, rest = document.read_text().split(first)
+    document.parent.mkdir(parents=True, exist_ok=True)
+    before, rest = (document.read_text() if document.exists() else first + last).split(first)
     text = before + first + table + last + rest.split(last, 1)[1]
     write_atomically(str(document), lambda file: file.write(text.encode()))
 
