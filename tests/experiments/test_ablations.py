@@ -293,6 +293,14 @@ def test_document_keeps_what_was_written_by_hand(ablations):
     assert ablations.STUDY.document.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_runs_of_another_folder_have_a_document_of_their_own(ablations, tmp_path):
+    usual = ablations.STUDY.document
+    before = usual.read_text()
+    ablations.STUDY.main(["--jobs", "0", "--output", str(tmp_path / "trial")])
+    assert "No run is finished." in (tmp_path / "trial" / usual.name).read_text()
+    assert usual.read_text() == before
+
+
 def test_without_runs_there_is_no_plot(ablations):
     ablations.STUDY.main(["--jobs", "0", "--output", str(ablations.STUDY.output)])
     assert "No run is finished." in ablations.STUDY.document.read_text()

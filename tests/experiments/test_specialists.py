@@ -33,9 +33,10 @@ INSTALLED = [
 
 @pytest.fixture
 def runs(imported, small_data, small_config, monkeypatch, tmp_path):
-    """The program as a module, on the small data and with its own document."""
+    """The program as a module, on the small data and with its own folder for runs and document."""
     module = imported("specialist_runs")
     monkeypatch.setattr(module, "CONFIG", small_config)
+    monkeypatch.setattr(module, "OUTPUT", tmp_path)
     monkeypatch.setattr(module, "DOCUMENT", tmp_path / "specialists.md")
     first, last = imported("study_tables").marks_of("specialist_runs")
     module.DOCUMENT.write_text(f"before\n{first}old\n{last}after\n")
@@ -177,6 +178,9 @@ def test_table_has_the_runs_that_are_there_and_nothing_of_the_choosing(runs, tmp
     assert "| RoBERTa | masked words | 99.0 | - |" in text
     assert f"| ResNet | 2.5M | development | 60 | {chosen:g} | 0 | 1,000 | top-1 99.0 |" in text
     assert f"| ResNet | 2.5M | test | 170 | {10 * chosen:g} | 0 | 1,000 | top-1 50.0 |" in text
+    runs.main(["--table", "--output", str(tmp_path / "others"), *options[2:]])
+    assert "2.5M | test | 170 | 1 |" in (tmp_path / "others" / "specialists.md").read_text()
+    assert runs.DOCUMENT.read_text() == text
 
 
 def test_list_of_runs_has_the_figures_at_the_generalists_size_where_all_seeds_have_them(runs, tmp_path):

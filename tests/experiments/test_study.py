@@ -94,8 +94,8 @@ def test_a_run_does_not_go_on_with_other_settings(study, two_arms, small_data, s
     assert study.report_of(folder) is None
 
 
-def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, monkeypatch):
-    commands = []
+def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, monkeypatch, tmp_path):
+    commands, elsewhere = [], str(tmp_path / "elsewhere")
 
     def popen(command, env, stdout):
         commands.append((command, env))
@@ -105,15 +105,15 @@ def test_program_starts_every_run_seed_by_seed_and_writes_the_table(two_arms, mo
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(SystemExit, match=r"failed: ten times 0$"):
-        two_arms.main(["--seeds", "2", "--jobs", "1", "--iterations", "7", "--output", "elsewhere"])
+        two_arms.main(["--seeds", "2", "--jobs", "1", "--iterations", "7", "--output", elsewhere])
     assert [command[-3:] for command, _ in commands] == [
         ["--run", name, seed] for seed in ("0", "1") for name in two_arms.arms
     ]
     assert {tuple(command[:6]) for command, _ in commands} == {
-        (sys.executable, two_arms.program, "--iterations", "7", "--output", "elsewhere")
+        (sys.executable, two_arms.program, "--iterations", "7", "--output", elsewhere)
     }
     assert all(environment["OMP_NUM_THREADS"] == "3" for _, environment in commands)
-    assert "| usual rate |  |  | - |" in two_arms.document.read_text()
+    assert "| usual rate |  |  | - |" in Path(elsewhere, two_arms.document.name).read_text()
 
 
 def test_sigterm_to_the_program_stops_its_runs_and_begins_no_other(two_arms, tmp_path):
