@@ -38,7 +38,7 @@ from detectron2.evaluation import inference_on_dataset
 from run_records import claimed, keep_log, keep_report, records_of, report_of, split_of_data
 from specialists import SPECIALISTS, Specialist
 from study import settings_of
-from study_tables import document_of, mean_and_spread, write_between_marks
+from study_tables import HELP_OF_OUTPUT, document_of, mean_and_spread, write_between_marks
 from torch import nn
 
 from uniperceiver_v2.config import load_config
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="of one thread")
     parser.add_argument("--rates", nargs="+", type=float, help="peak learning rates, in place of the chosen ones")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="of the runs; another has own tables")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=HELP_OF_OUTPUT)
     parser.add_argument("--table", action="store_true", help="no run, only the table of those that are finished")
     parser.add_argument(
         "--generalist",

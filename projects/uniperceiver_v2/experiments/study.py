@@ -42,7 +42,7 @@ from run_records import (
     rows_of,
     split_of_data,
 )
-from study_tables import Plateau, StudyTables, document_of, write_between_marks
+from study_tables import HELP_OF_OUTPUT, Plateau, StudyTables, document_of, write_between_marks
 
 import uniperceiver_v2  # noqa: F401  (registers the model and the datasets)
 from uniperceiver_v2.config import flat_settings, load_config
@@ -294,6 +294,6 @@ class Study:
         parser.add_argument("--seeds", type=int, default=self.seeds)
         parser.add_argument("--only", nargs="+", choices=list(self.arms), default=list(self.arms), metavar="ARM")
         parser.add_argument("--jobs", type=int, default=2, help="runs at a time; 0 only writes the document")
-        parser.add_argument("--output", type=Path, default=self.output, help="of the runs; another has own tables")
+        parser.add_argument("--output", type=Path, default=self.output, help=HELP_OF_OUTPUT)
         parser.add_argument("--run", nargs=2, metavar=("ARM", "SEED"), help="this run alone, in this process")
         return parser.parse_args(arguments)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LEARNED = 0.2  # of the share of wrong answers on the plateau
 END = 0.1  # of the log's lines are the end of training
 CERTAIN = 0.05  # a difference with a smaller p has a mark
+HELP_OF_OUTPUT = "folder of the runs; one that is not the usual gets tables of its own"
 
 Values = Mapping[int, float]  # of a metric by seed
 
