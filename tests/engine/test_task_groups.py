@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -146,7 +147,9 @@ def expected(toy_trainer, cfg):
 def test_the_step_is_the_papers_with_means_over_the_draws(toy_trainer, expected):
     weights, cfg = expected
     trainer = make(exact(toy_trainer), cfg)
-    trainer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as PyTorch's, that the rate is scheduled before a step
+        trainer.train()
     torch.testing.assert_close(weights_of(trainer), weights, rtol=1e-10, atol=1e-12)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uniperceiver_v2.solver import TaskBalancedAdamW, gradient_norm, task_balanced
+from uniperceiver_v2.solver import TaskBalancedAdamW, TaskGradient, gradient_norm, task_balanced
 
 TASKS = {"a": (0.5, 1.0), "b": (0.3, 2.0), "c": (0.2, 0.25)}
 # Which of the parameters each task reaches.
@@ -350,6 +350,13 @@ def test_a_closure_computes_the_gradient():
 def test_settings_outside_their_range_are_refused(settings):
     with pytest.raises(ValueError):
         TaskBalancedAdamW(make_parameters(), **settings)
+
+
+def test_a_step_is_by_the_gradient_of_a_task_or_by_draws():
+    optimizer = TaskBalancedAdamW(make_parameters(), tasks=TASKS)
+    for arguments in ({}, {"task": "a", "draws": [TaskGradient("a", {}, 1.0)]}):
+        with pytest.raises(TypeError, match="either a task or draws"):
+            optimizer.step(**arguments)
 
 
 def test_gradient_norm_is_that_of_all_parameters_together():

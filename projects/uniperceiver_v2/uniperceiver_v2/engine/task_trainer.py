@@ -321,7 +321,7 @@ class TaskTrainer(SimpleTrainer):
         if isinstance(self.optimizer, TaskBalancedAdamW):
             tasks = (next(iter(draw.shares)) for draw in draws)
             norms = (draw.norm for draw in draws)
-            self.optimizer.step_of_draws([*map(TaskGradient, tasks, of_draws, norms)])
+            self.optimizer.step(draws=[*map(TaskGradient, tasks, of_draws, norms)])
         else:
             put_mean_gradient(self._parameters, of_draws)
             self.optimizer.step()

@@ -159,7 +159,7 @@ def _update_block(
 
 @dataclass(frozen=True)
 class TaskGradient:
-    """The gradient of one draw of a task, for :meth:`TaskBalancedAdamW.step_of_draws`.
+    """The gradient of one draw of a task, for :meth:`TaskBalancedAdamW.step`.
 
     Attributes:
         task: the name of the task.
@@ -226,38 +226,42 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, task: str, norm: float | None = None) -> Any:
-        """Updates all parameters with the gradient of the drawn task.
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        task: str | None = None,
+        norm: float | None = None,
+        draws: Sequence[TaskGradient] = (),
+    ) -> Any:
+        """Updates all parameters with the gradient of the drawn task, or with those of several draws.
 
         Args:
             closure: optional, as in every optimizer: computes the loss and the gradient again and returns the loss.
             task: the name of the drawn task. The gradient in the parameters must be that of its loss.
             norm: of the gradient, if it is known. Computing it waits for the device.
+            draws: in place of ``task``, the gradients of several draws. Those in the parameters are then not read. A
+                task may be drawn more than once.
 
         Raises:
-            FloatingPointError: the gradient is not finite. No parameter has been changed.
+            TypeError: neither a task nor draws, or both.
+            FloatingPointError: a gradient is not finite. No parameter has been changed.
         """
+        if (task is None) == (not draws):
+            raise TypeError("step needs either a task or draws")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.last_gradient_norm = gradient_norm(parameters) if norm is None else norm
-        gradients = {p: _local_gradient(p) for p in parameters if p.grad is not None}
-        self.step_of_draws([TaskGradient(task, gradients, self.last_gradient_norm)])
+        if task is not None:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            self.last_gradient_norm = gradient_norm(parameters) if norm is None else norm
+            gradients = {p: _local_gradient(p) for p in parameters if p.grad is not None}
+            draws = [TaskGradient(task, gradients, self.last_gradient_norm)]
+        self._update(draws)
         return loss
 
-    @torch.no_grad()
-    def step_of_draws(self, draws: Sequence[TaskGradient]) -> None:
-        """Updates all parameters with the gradients of several draws of tasks. The gradients in the parameters are not
-        read.
-
-        Args:
-            draws: at least one. A task may be drawn more than once.
-
-        Raises:
-            FloatingPointError: a gradient is not finite. No parameter has been changed.
-        """
+    def _update(self, draws: Sequence[TaskGradient]) -> None:
         factors = []
         for draw in draws:
             ratio, weight = self.tasks[draw.task]
