@@ -1,17 +1,23 @@
 import itertools
+import math
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from uniperceiver_v2.data.order import RepeatOrder, SampleOrder, ShapeOrder, ShardOrder, numpy_draws_from
+from uniperceiver_v2.data.order import RepeatOrder, SampleOrder, ShapeOrder, ShardOrder, entropy_of, numpy_draws_from
 from uniperceiver_v2.engine.schedules import TaskSchedule
 
 RATIOS = {"scenes": 0.5, "digits": 0.3, "captions": 0.2}
+both_samplings = pytest.mark.parametrize("even", [False, True])
 
 
-def test_draws_before_counts_what_task_at_says():
-    schedule, fresh = TaskSchedule(RATIOS, 7), TaskSchedule(RATIOS, 7)
+@both_samplings
+def test_draws_before_counts_what_task_at_says(even):
+    schedule, fresh = TaskSchedule(RATIOS, 7, even=even), TaskSchedule(RATIOS, 7, even=even)
     counts = Counter()
     checked = 0
     for iteration in range(9000):
@@ -22,10 +28,11 @@ def test_draws_before_counts_what_task_at_says():
     assert checked == 8
 
 
-def test_any_iteration_can_be_asked_first():
-    schedule = TaskSchedule(RATIOS, 7)
+@both_samplings
+def test_any_iteration_can_be_asked_first(even):
+    schedule = TaskSchedule(RATIOS, 7, even=even)
     backwards = [schedule.task_at(t) for t in reversed(range(4000, 4200))][::-1]
-    assert backwards == [TaskSchedule(RATIOS, 7).task_at(t) for t in range(4000, 4200)]
+    assert backwards == [TaskSchedule(RATIOS, 7, even=even).task_at(t) for t in range(4000, 4200)]
 
 
 def test_tasks_are_drawn_by_their_ratios():
@@ -40,9 +47,43 @@ def test_draws_are_independent_of_each_other():
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 4 / np.sqrt(2000)
 
 
-def test_the_seed_and_nothing_else_decides():
+def test_even_draws_are_those_of_the_plain_formula():
+    schedule = TaskSchedule(RATIOS, 5, even=True)
+    draws = [schedule.task_at(t) for t in range(9000)]
+    parts = {"captions": (Fraction(0), Fraction(1, 5)), "digits": (Fraction(1, 5), Fraction(1, 2))}  # sorted by name
+    golden = Fraction(11400714819323198485, 2**64)
+    start = Fraction(int(np.random.default_rng([5, entropy_of("tasks")]).integers(2**64, dtype=np.uint64)), 2**64)
+    for t in (*range(300), 4095, 4096, 8999):
+        place = (start + t * golden) % 1
+        wanted = next((name for name, (low, high) in parts.items() if low <= place < high), "scenes")
+        assert draws[t] == wanted, t
+
+
+@given(
+    shares=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+    begin=st.integers(0, 10_000),
+    length=st.integers(1, 5_000),
+)
+def test_even_draws_keep_to_the_ratios_everywhere(shares, seed, begin, length):
+    ratios = {f"task {index}": share / sum(shares) for index, share in enumerate(shares)}
+    schedule = TaskSchedule(ratios, seed, even=True)
+    before, after = (schedule.draws_before(t) for t in (begin, begin + length))
+    for name, ratio in ratios.items():
+        # Twice the discrepancy of the golden ratio's sequence, for an interval that may begin anywhere.
+        assert abs(after[name] - before[name] - length * ratio) <= 2 * (1 + math.log(length + 1)), name
+
+
+def test_an_even_draw_has_the_probabilities_of_the_ratios():
+    at_17 = Counter(TaskSchedule(RATIOS, seed, even=True).task_at(17) for seed in range(2000))
+    for name, ratio in RATIOS.items():
+        assert abs(at_17[name] - 2000 * ratio) < 4 * np.sqrt(2000 * ratio * (1 - ratio))
+
+
+@both_samplings
+def test_the_seed_and_nothing_else_decides(even):
     def first(ratios, seed):
-        return [TaskSchedule(ratios, seed).task_at(t) for t in range(200)]
+        return [TaskSchedule(ratios, seed, even=even).task_at(t) for t in range(200)]
 
     assert first(RATIOS, 0) == first(dict(reversed(RATIOS.items())), 0)
     assert first(RATIOS, 0) != first(RATIOS, 1)
@@ -52,6 +93,8 @@ def test_the_order_of_a_seed_is_never_changed():
     """Checkpoints save nothing about the order of data. So all versions must have the same order for a seed."""
     schedule = TaskSchedule({"a": 0.5, "b": 0.25, "c": 0.25}, 0)
     assert "".join(schedule.task_at(t) for t in range(24)) == "abbacbaccccacabcabcaaaca"
+    even = TaskSchedule({"a": 0.5, "b": 0.25, "c": 0.25}, 0, even=True)
+    assert "".join(even.task_at(t) for t in range(24)) == "acacbacaabacbacaabacaaba"
     order = SampleOrder(10, "a", 0)
     assert [order.index_at(p) for p in range(12)] == [0, 9, 2, 7, 8, 1, 4, 6, 3, 5, 9, 8]
     assert order.rng_at(3).integers(1000, size=3).tolist() == [963, 397, 6]

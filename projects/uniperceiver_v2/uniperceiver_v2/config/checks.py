@@ -12,7 +12,7 @@ from ..modeling.image_encoder.conventions import CONVENTIONS
 from .ranges import LARGEST_SIDE, check_ranges
 
 OPTIMIZERS = ("TaskBalancedAdamW", "AdamW")
-SAMPLINGS = ("unmixed", "mixed")
+SAMPLINGS = ("unmixed", "even", "mixed")
 PRECISIONS = ("bfloat16", "float16")
 _SHARES = (1e-3, 1, int | float, "two shares above 0 and at most 1")
 _PIXELS = (1, LARGEST_SIDE, int, f"two whole numbers of pixels, from 1 to {LARGEST_SIDE}")

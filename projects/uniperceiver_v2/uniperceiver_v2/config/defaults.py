@@ -27,7 +27,8 @@ def add_uniperceiver_v2_config(cfg: CN) -> None:
     cfg.PROCESSES.SILENCE = 300
 
     cfg.SOLVER.OPTIMIZER = "TaskBalancedAdamW"
-    # "unmixed": one batch of one task in an iteration. "mixed": a batch of each task, with losses weighted by s_k.
+    # "unmixed": one batch of one task in an iteration, drawn with the probabilities s_k. "even": the same, with each
+    # task's draws at nearly equal intervals. "mixed": a batch of each task, with losses weighted by s_k.
     cfg.SOLVER.SAMPLING = "unmixed"
     # The number of draws of a task in an iteration. The processes are split into as many groups. Each group computes
     # the gradient of its own draw, and all step by the mean over the draws.

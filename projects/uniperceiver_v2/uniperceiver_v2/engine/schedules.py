@@ -8,6 +8,7 @@ import numpy as np
 from ..data.order import CountFrom, entropy_of
 
 _BLOCK = 4096  # tasks are drawn in blocks, so that a draw does not need all the draws before it
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the fractional part of the golden ratio, times 2^64
 
 
 class TaskSchedule:
@@ -18,19 +19,26 @@ class TaskSchedule:
     with two groups an iteration has the draws that are those of two iterations with one group. The n-th draw of a task
     takes the task's batch number n, so no two groups take the same batch.
 
+    A draw takes the task whose part of [0, 1), of length s_k, holds a number u. The paper's draws have independent
+    uniform numbers. Even draws have u_n = u_0 + n·φ mod 1, with a random u_0 and the golden ratio φ. Each draw still has
+    the probabilities s_k, but a task comes at nearly equal intervals: among any N draws in a row, the number of its
+    draws differs from N·s_k by O(log N), not O(√N).
+
     Args:
         ratios: s_k by name of the task, in any order and scale.
         seed: 0 or more.
         groups: G, the number of task groups.
+        even: whether draws are spread evenly, and not independent.
 
     Raises:
         ValueError: there is no task, or a ratio is not above 0.
     """
 
-    def __init__(self, ratios: Mapping[str, float], seed: int, groups: int = 1):
+    def __init__(self, ratios: Mapping[str, float], seed: int, groups: int = 1, even: bool = False):
         if not ratios or min(ratios.values()) <= 0:
             raise ValueError(f"sampling ratios must be above 0, got {dict(ratios)}")
         self._groups = groups
+        self._even = even
         self._names = sorted(ratios)  # so that the order of the list of tasks does not matter
         shares = np.array([ratios[name] for name in self._names], dtype=np.float64)
         self._bounds = np.cumsum(shares / shares.sum())[:-1]
@@ -80,8 +88,13 @@ class TaskSchedule:
 
     def _draw(self, block: int) -> np.ndarray:
         """Indices into the sorted names for all draws of a block."""
-        rng = np.random.default_rng([self._seed, entropy_of("tasks"), block])
-        return np.searchsorted(self._bounds, rng.random(_BLOCK), side="right")
+        if self._even:
+            start = np.random.default_rng([self._seed, entropy_of("tasks")]).integers(2**64, dtype=np.uint64)
+            draws = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.uint64)
+            places = (start + draws * _GOLDEN) / 2.0**64  # unsigned numbers wrap around, so this is exact
+        else:
+            places = np.random.default_rng([self._seed, entropy_of("tasks"), block]).random(_BLOCK)
+        return np.searchsorted(self._bounds, places, side="right")
 
 
 class _NumbersOfGroups:

@@ -76,8 +76,11 @@ class UniPerceiverTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.averaging = WeightAveraging(model, cfg.SOLVER.WEIGHT_AVERAGING) if cfg.SOLVER.WEIGHT_AVERAGING else None
         seed, ratios = max(cfg.SEED, 0), sampling_ratios(cfg)
-        mixed = cfg.SOLVER.SAMPLING == "mixed"
-        schedule = MixedSchedule(ratios) if mixed else TaskSchedule(ratios, seed, cfg.SOLVER.TASK_GROUPS)
+        schedule: MixedSchedule | TaskSchedule
+        if cfg.SOLVER.SAMPLING == "mixed":
+            schedule = MixedSchedule(ratios)
+        else:
+            schedule = TaskSchedule(ratios, seed, cfg.SOLVER.TASK_GROUPS, even=cfg.SOLVER.SAMPLING == "even")
         self._trainer = TaskTrainer(
             model,
             optimizer,
