@@ -56,7 +56,9 @@ def test_every_task_has_its_losses_gradient_norm_and_scalars_in_metrics(toy_trai
     assert "signs/loss_square" not in seen
 
 
-def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, cfg):
+@pytest.mark.parametrize("sampling", ["unmixed", "even"])
+def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, cfg, sampling):
+    cfg.SOLVER.SAMPLING = sampling
     drawn = []
 
     class Spy(toy_trainer):
@@ -67,7 +69,7 @@ def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, 
                 yield batch
 
     train(Spy, cfg)
-    schedule = TaskSchedule({"lines": 2 / 3, "signs": 1 / 3}, seed=3)
+    schedule = TaskSchedule({"lines": 2 / 3, "signs": 1 / 3}, seed=3, even=sampling == "even")
     assert [task for task, _ in drawn] == [schedule.task_at(t) for t in range(60)]
     for task in ("lines", "signs"):
         inputs = [x for name, x in drawn if name == task]
@@ -77,9 +79,9 @@ def test_tasks_follow_the_schedule_and_take_their_batches_in_order(toy_trainer, 
             assert torch.equal(x, next(expected)[0]["x"])
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
-def test_a_resumed_run_ends_in_the_same_bytes(toy_trainer, cfg, tmp_path, averaging):
-    cfg.SOLVER.WEIGHT_AVERAGING = averaging
+@pytest.mark.parametrize(("averaging", "sampling"), [(0.0, "unmixed"), (0.9, "even")])
+def test_a_resumed_run_ends_in_the_same_bytes(toy_trainer, cfg, tmp_path, averaging, sampling):
+    cfg.SOLVER.WEIGHT_AVERAGING, cfg.SOLVER.SAMPLING = averaging, sampling
     cfg.SOLVER.CHECKPOINT_PERIOD = 23
     train(toy_trainer, cfg, OUTPUT_DIR=str(tmp_path / "whole"))
 

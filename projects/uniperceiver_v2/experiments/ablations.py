@@ -178,6 +178,7 @@ ARMS = {
     "gathered": Arm(settings=ADAMW),
     "equal ω": Arm(settings={f"TASKS.{task}.GRADIENT_WEIGHT": 1.0 for task in TESTS}),
     "no shares": Arm(replaced=step_without_shares),
+    "even": Arm(settings={"SOLVER.SAMPLING": "even"}),
     # As on a cluster, where each group has half of the ranks, and so half of a batch.
     "groups": Arm(settings={"SOLVER.TASK_GROUPS": 2, **HALVES}, levels={"scene_pairs": chance_of_pairs(IMAGES // 2)}),
     "ungrounded": Arm(tuple(task for task in TESTS if task != "scene_phrases")),
@@ -207,6 +208,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "beyond the paper": {
         "TBGN, every ω 1": ("equal ω",),
         "TBGN without 1/s": ("no shares",),
+        "even draws": ("even",),
         "two task groups": ("groups",),
         "without grounding": ("ungrounded",),
         "without the map of centres": ("without centres",),

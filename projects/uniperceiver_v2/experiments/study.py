@@ -174,6 +174,7 @@ class Study:
             "DATASETS.TEST": (),
             "TASKS.scene_pairs.RERANK": 0,  # each task by itself, also in arms without the other
             "TASKS.scene_captions.RERANK": False,
+            "SOLVER.SAMPLING": "unmixed",  # the paper's
             "SOLVER.STEPS": tuple(round(step * shortened) for step in whole.SOLVER.STEPS),
             "SOLVER.CHECKPOINT_PERIOD": 200,
             "SOLVER.CHECKPOINTS_KEPT": 1,
