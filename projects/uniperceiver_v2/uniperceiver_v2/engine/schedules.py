@@ -20,8 +20,8 @@ class TaskSchedule:
     takes the task's batch number n, so no two groups take the same batch.
 
     A draw takes the task whose part of [0, 1), of length s_k, holds a number u. The paper's draws have independent
-    uniform numbers. Even draws have u_n = u_0 + n·φ mod 1, with a random u_0 and the golden ratio φ. Each draw still has
-    the probabilities s_k, but a task comes at nearly equal intervals: among any N draws in a row, the number of its
+    uniform numbers. Even draws have u_n = u_0 + n·φ mod 1, with a random u_0 and the golden ratio φ. Each draw still
+    has the probabilities s_k, but a task comes at nearly equal intervals: among any N draws in a row, the number of its
     draws differs from N·s_k by O(log N), not O(√N).
 
     Args:
