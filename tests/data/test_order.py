@@ -74,6 +74,24 @@ def test_even_draws_keep_to_the_ratios_everywhere(shares, seed, begin, length):
         assert abs(after[name] - before[name] - length * ratio) <= 2 * (1 + math.log(length + 1)), name
 
 
+def test_even_draws_take_most_of_the_noise_from_the_first_moment():
+    """The figures of docs/architecture.md: what stands in for a task's part of m, if its gradient is always 1."""
+
+    def deviation(task: str, even: bool) -> int:
+        parts = []
+        for seed in range(8):
+            schedule, m = TaskSchedule(shares, seed, even=even), 0.0
+            for t in range(3000):
+                m = 0.9 * m + 0.1 * (schedule.task_at(t) == task) / shares[task]
+                parts += [m] if t > 100 else []
+        assert abs(np.mean(parts) - 1) < 0.05
+        return round(100 * np.std(parts))
+
+    shares = {"scenes": 0.32, "phrases": 0.07, "others": 0.61}
+    assert (deviation("scenes", False), deviation("phrases", False)) == (34, 83)
+    assert (deviation("scenes", True), deviation("phrases", True)) == (13, 49)
+
+
 def test_an_even_draw_has_the_probabilities_of_the_ratios():
     at_17 = Counter(TaskSchedule(RATIOS, seed, even=True).task_at(17) for seed in range(2000))
     for name, ratio in RATIOS.items():
