@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import gzip
 import logging
 import random
@@ -27,6 +28,12 @@ torch.set_num_threads(1)
 # The machine may be busy: how long an example takes says nothing about it. Each run has the same examples.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays to the end. The collector would go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
